@@ -1,0 +1,135 @@
+"""The second stage: the backbone is frozen, so its features are computed once for all classifiers.
+
+Two modes. "paper" keeps the backbone in evaluation mode, as freezing suggests. "released" leaves it in
+training mode as the released code does: batch-norm normalises by the batch's own statistics while its
+running ones drift, pass by pass, and the test images see the drifted ones. In both, each epoch draws new
+crops and flips.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ltr import runs
+from ltr.datasets import LongTailed
+from ltr.loader import Loader
+from ltr.models import CifarResNet
+from ltr.regularizers import row_norms
+
+MODES = ("released", "paper")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One epoch's training features [N, D] and labels [N], in the order of its batches, and the
+    batch-norm buffers after it."""
+
+    features: Tensor
+    labels: Tensor
+    buffers: dict[str, Tensor]
+
+
+class FrozenFeatures:
+    """Features of a frozen backbone, extracted when first asked for; `training.fit`'s data in stage 2.
+
+    Args:
+        model: the first stage's network; its buffers change in released mode, so hand over one of its own.
+        data: images.
+        device: where features live.
+        mode: one of `MODES`.
+        batch_size, seed: of the draws. In released mode a batch's features depend on the whole batch.
+    """
+
+    def __init__(
+        self,
+        model: CifarResNet,
+        data: LongTailed,
+        device: torch.device | str,
+        mode: str = "paper",
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.mode, self.batch_size, self.seed = model, mode, batch_size, seed
+        self.class_counts, self.test_labels = data.class_counts, data.test.labels
+        self.train = Loader(data.train.images, data.train.labels, data.mean, data.std, device)
+        self.test = Loader(data.test.images, data.test.labels, data.mean, data.std, device)
+        self.passes: list[Pass] = []
+        self.tested: dict[tuple[int, bool], Tensor] = {}
+
+    @torch.no_grad()
+    def extract_pass(self, epoch: int) -> Pass:
+        """Run the training images through the backbone once."""
+        self.model.train(self.mode == "released")
+        batches = self.train.train_batches(self.batch_size, self.seed, epoch)
+        total = -(-len(self.train) // self.batch_size)
+        progress = tqdm(batches, f"features, pass {epoch + 1}", total, leave=False, disable=None)
+        features, labels = zip(*((self.model.features(images), labels) for images, labels in progress), strict=True)
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
+        return Pass(torch.cat(features), torch.cat(labels), buffers)
+
+    def up_to(self, epoch: int) -> Pass:
+        """The pass of an epoch; earlier ones are made first, since batch-norm may drift through them."""
+        while len(self.passes) <= epoch:
+            if self.passes:
+                self.model.load_state_dict(self.passes[-1].buffers, strict=False)
+            self.passes.append(self.extract_pass(len(self.passes)))
+        return self.passes[epoch]
+
+    def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The features of the batches that the images' loader would have given.
+
+        Raises:
+            ValueError: another batch size or seed than the features were extracted with.
+        """
+        if (batch_size, seed) != (self.batch_size, self.seed):
+            raise ValueError(f"features are of batch size {self.batch_size} and seed {self.seed}")
+        this = self.up_to(epoch)
+        return zip(this.features.split(batch_size), this.labels.split(batch_size), strict=True)
+
+    def drifted(self) -> dict[str, Tensor]:
+        """Batch-norm buffers after the last pass, to be kept with a classifier; none where they do not drift."""
+        if self.mode == "paper":
+            return {}
+        return {name: value.cpu() for name, value in self.passes[-1].buffers.items()}
+
+    @torch.no_grad()
+    def test_features(self, epoch: int, flip: bool) -> Tensor:
+        """Features [N, D] of the test images, in evaluation mode, after an epoch's drift."""
+        key = (epoch if self.mode == "released" else 0, flip)
+        if key not in self.tested:
+            if self.mode == "released":
+                self.model.load_state_dict(self.up_to(epoch).buffers, strict=False)
+            self.model.eval()
+            batches = self.test.test_batches(flip=flip)
+            self.tested[key] = torch.cat([self.model.features(images) for images, _ in batches])
+        return self.tested[key]
+
+    @torch.no_grad()
+    def test_logits(self, model: nn.Module, epoch: int, flip: bool = False) -> np.ndarray:
+        """Logits [N, C] of a classifier; the mean of both images' logits with `flip`."""
+        logits = model(self.test_features(epoch, False))
+        if flip:
+            logits = (logits + model(self.test_features(epoch, True))) / 2
+        return logits.float().cpu().numpy()
+
+
+def copy_classifier(model: CifarResNet) -> nn.Linear:
+    """A classifier of its own with the first stage's weights, where the second stage starts."""
+    first = model.classifier
+    classifier = nn.Linear(first.in_features, first.out_features, device=first.weight.device)
+    classifier.load_state_dict(first.state_dict())
+    return classifier
+
+
+def evaluate(classifier: nn.Linear, data: FrozenFeatures) -> runs.Outcome:
+    """The outcome of a classifier that needs no training, as L2- or tau-normalised ones."""
+    plain, flipped = (data.test_logits(classifier, 0, flip) for flip in (False, True))
+    logits = {(selection, tta): flipped if tta == "flip" else plain for selection, tta in runs.VARIANTS}
+    norms = row_norms(classifier.weight.detach()).cpu().numpy()[None]
+    weights = {name: value.cpu() for name, value in classifier.state_dict().items()}
+    return runs.Outcome(pd.DataFrame({"epoch": [0]}), norms, logits, data.test_labels, weights, {"seconds": 0.0})

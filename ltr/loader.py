@@ -1,0 +1,113 @@
+"""Batches that are already on the device: the whole set lives there as uint8 and is cropped, flipped
+and normalised in bulk.
+
+For the same draws a batch equals torchvision's `RandomCrop(32, padding=4)`, `RandomHorizontalFlip`,
+`ToTensor` and `Normalize`. All draws of an epoch come from one generator made from (seed, epoch), so
+a resumed run sees the crops that the uninterrupted one would have seen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PADDING = 4  # pixels on each side, of raw zeros, as in the paper
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """A generator on the CPU that depends on the seed and the epoch only."""
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices of one epoch: order [N], crop corners [N, 2] (row, column), flips [N]."""
+
+    order: Tensor
+    corners: Tensor
+    flips: Tensor
+
+    @classmethod
+    def sample(cls, size: int, seed: int, epoch: int) -> "Draws":
+        """Draw for `size` images; entry i belongs to the i-th image *of the set*, not of the order."""
+        generator = epoch_generator(seed, epoch)
+        return cls(
+            order=torch.randperm(size, generator=generator),
+            corners=torch.randint(0, 2 * PADDING + 1, (size, 2), generator=generator),
+            flips=torch.rand(size, generator=generator) < 0.5,
+        )
+
+    def to(self, device: torch.device) -> "Draws":
+        """The same draws on another device."""
+        return Draws(self.order.to(device), self.corners.to(device), self.flips.to(device))
+
+
+def crop_and_flip(padded: Tensor, corners: Tensor, flips: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop every image at its own corner and mirror it where asked, in one indexing.
+
+    Args:
+        padded: uint8 [B, H + 2 * PADDING, W + 2 * PADDING, 3].
+        corners: int64 [B, 2], row and column of the crop's upper left pixel.
+        flips: bool [B].
+        size: H, W of the crop.
+
+    Returns:
+        uint8 [B, H, W, 3].
+    """
+    height, width = size
+    rows = corners[:, 0, None] + torch.arange(height, device=padded.device)  # [B, H]
+    columns = torch.arange(width, device=padded.device).expand(len(padded), width)  # [B, W]
+    columns = corners[:, 1, None] + torch.where(flips[:, None], width - 1 - columns, columns)
+    batch = torch.arange(len(padded), device=padded.device)[:, None, None]
+    return padded[batch, rows[:, :, None], columns[:, None, :]]
+
+
+class Loader:
+    """A labelled set of images on a device.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        labels: integers [N] in 0..C-1.
+        mean: RGB mean in 0..1, subtracted.
+        std: RGB standard deviation in 0..1, divided by.
+        device: where images and batches live.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.images = torch.from_numpy(images).to(self.device)
+        self.labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
+        self.mean = torch.tensor(mean, device=self.device).view(1, 1, 1, 3)
+        self.std = torch.tensor(std, device=self.device).view(1, 1, 1, 3)
+        self.padded = F.pad(self.images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] to normalised float [B, 3, H, W], in channels-last memory."""
+        return ((images.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield shuffled, cropped, flipped batches ([B, 3, H, W], [B]); the last one may be short."""
+        draws = Draws.sample(len(self), seed, epoch).to(self.device)
+        size = tuple(self.images.shape[1:3])
+        for chosen in draws.order.split(batch_size):
+            images = crop_and_flip(self.padded[chosen], draws.corners[chosen], draws.flips[chosen], size)
+            yield self.normalise(images), self.labels[chosen]
+
+    def test_batches(self, batch_size: int = 500, flip: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images in their order, whole; mirrored where `flip` is set."""
+        for images, labels in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
+            yield self.normalise(images.flip(2) if flip else images), labels

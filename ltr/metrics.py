@@ -1,0 +1,98 @@
+"""From logits to figures: accuracy by class and by group, confusion, calibration, norms.
+
+Everything is NumPy. Accuracies are percentages. An empty group is NaN and shows as an en dash, never as 0.
+"""
+
+import numpy as np
+import pandas as pd
+
+GROUPS = ("many", "medium", "few")
+
+
+def group_of(counts: np.ndarray) -> np.ndarray:
+    """Name each class's group by its training images: many (> 100), medium (20..100), few (< 20).
+
+    Source: Liu et al. 2019 (the field's split).
+    """
+    counts = np.asarray(counts)
+    return np.where(counts > 100, "many", np.where(counts >= 20, "medium", "few"))
+
+
+def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts [C, C]: row = true class, column = predicted class."""
+    pairs = np.asarray(labels, np.int64) * num_classes + np.asarray(predictions, np.int64)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def per_class_accuracy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Percent of each class's test images whose largest logit is their class's; NaN where there are none.
+
+    Args:
+        logits: [N, C].
+        labels: [N].
+    """
+    matrix = confusion_matrix(logits.argmax(1), labels, logits.shape[1])
+    images = matrix.sum(1)
+    return np.divide(100.0 * matrix.diagonal(), images, out=np.full(len(matrix), np.nan), where=images > 0)
+
+
+def group_accuracy(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """Top-1 accuracy in percent over all test images and over those of each group of classes.
+
+    Args:
+        logits: [N, C].
+        labels: [N].
+        counts: [C], training images of each class, which decide the groups.
+
+    Returns:
+        keys all, many, medium, few; NaN for a group with no class.
+    """
+    hit = logits.argmax(1) == labels
+    groups = group_of(counts)[labels]
+    result = {"all": 100.0 * float(hit.mean())}
+    for group in GROUPS:
+        inside = groups == group
+        result[group] = 100.0 * float(hit[inside].mean()) if inside.any() else float("nan")
+    return result
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities [N, C], in float64 so that float16 logits do not overflow."""
+    logits = logits.astype(np.float64)
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> pd.DataFrame:
+    """Mean confidence and accuracy in equal-width bins of the confidence.
+
+    Returns:
+        a row for each bin that holds images: confidence and accuracy in 0..1, weight = share of the images.
+    """
+    probabilities = softmax(logits)
+    confidence, hit = probabilities.max(1), probabilities.argmax(1) == labels
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are (a, b]
+    images = np.bincount(index, minlength=bins)
+    filled = images > 0
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(index, values, minlength=bins)[filled] / images[filled]
+
+    weight = images[filled] / len(labels)
+    return pd.DataFrame({"confidence": mean(confidence), "accuracy": mean(hit.astype(float)), "weight": weight})
+
+
+def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Weighted mean distance between confidence and accuracy, in percent (Guo et al. 2017, equation 3)."""
+    table = reliability(logits, labels, bins)
+    return 100.0 * float((table.weight * (table.confidence - table.accuracy).abs()).sum())
+
+
+def summarise(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """All figures of one evaluated model: all, many, medium, few and ece, in percent."""
+    return {**group_accuracy(logits, labels, counts), "ece": expected_calibration_error(logits, labels)}
+
+
+def percent(value: float) -> str:
+    """Two decimals, or an en dash where there is no number."""
+    return "–" if value is None or np.isnan(value) else f"{value:.2f}"

@@ -1,0 +1,119 @@
+"""Residual networks for 32x32 images: ResNet-32 (narrow and wide) and ResNet-34 with a CIFAR stem.
+
+"ResNet-32" names two networks in this field. The narrow one (16-32-64 channels, He et al. 2015,
+section 4.2) has 0.46 M weights; the wide one (64-128-256) has 7.4 M. The numbers of the weight
+balancing paper come from neither: its network is a ResNet-34 whose stem is one 3x3 convolution.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2015, figure 5 left).
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the output.
+        stride: stride of the first convolution.
+        projection: True for a 1x1 convolution where the shapes differ (option B), False to
+            subsample and pad with zero channels, which has no weights (option A).
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, projection: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.new_channels = channels - in_channels
+        self.downsample = None
+        if projection and (stride != 1 or self.new_channels):
+            conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(channels))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Bring the input [B, in_channels, H, W] to the shape of the output."""
+        if self.downsample is not None:
+            return self.downsample(x)
+        if self.stride == 1 and not self.new_channels:
+            return x
+        before = self.new_channels // 2
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, before, self.new_channels - before))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, in_channels, H, W] to [B, channels, H / stride, W / stride]."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """A 3x3 stem, stages of basic blocks, global average pooling and a linear classifier.
+
+    Args:
+        num_classes: C, the rows of the classifier.
+        widths: channels of each stage; every stage but the first halves the resolution.
+        depths: blocks of each stage.
+        projection: the kind of shortcut, see `BasicBlock`.
+    """
+
+    def __init__(self, num_classes: int, widths: Sequence[int], depths: Sequence[int], projection: bool) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+        )
+        blocks, in_channels = [], widths[0]
+        for stage, (channels, depth) in enumerate(zip(widths, depths, strict=True)):
+            for block in range(depth):
+                stride = 2 if stage > 0 and block == 0 else 1
+                blocks.append(BasicBlock(in_channels, channels, stride, projection))
+                in_channels = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(in_channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features of normalised images."""
+        x = self.stem(x)  # [B, 3, H, W] -> [B, widths[0], H, W]
+        x = self.blocks(x)  # [B, D, H / 4, W / 4] with three stages, H / 8 with four
+        return x.mean((2, 3))  # [B, D]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised images [B, 3, H, W] to logits [B, C]."""
+        return self.classifier(self.features(x))
+
+
+BACKBONES = {
+    "resnet32": {"widths": (16, 32, 64), "depths": (5, 5, 5), "projection": False},
+    "resnet32-wide": {"widths": (64, 128, 256), "depths": (5, 5, 5), "projection": False},
+    "resnet34": {"widths": (64, 128, 256, 512), "depths": (3, 4, 6, 3), "projection": True},
+}
+
+
+def build_model(backbone: str, num_classes: int, seed: int = 0) -> CifarResNet:
+    """Make a freshly initialised network, the same weights for the same seed.
+
+    Args:
+        backbone: a key of `BACKBONES`.
+        num_classes: C, the number of classes.
+        seed: seed of the initial weights; the global random state is left as it was.
+
+    Raises:
+        KeyError: the backbone is not known.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CifarResNet(num_classes, **BACKBONES[backbone])
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trained weights, batch-norm's included."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,517 @@
+"""Figures of the notebooks: data frames or arrays in, a matplotlib Figure out.
+
+Every function draws under its own `STYLE` and leaves matplotlib's global settings alone. Colours are
+those of Okabe and Ito (2008), which colour-blind readers tell apart; line style, marker or hatch always
+repeats what the colour says, so that a grey print reads the same. Models keep the order in which a table
+first names them, which also fixes their colours: name them in the same order to compare two figures.
+
+Accuracies are in percent. "The paper" is Alshammari et al., CVPR 2022 (arXiv 2203.14197).
+"""
+
+import functools
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": 90,
+    "savefig.dpi": "figure",
+    "savefig.facecolor": "white",
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "lines.linewidth": 1.6,
+    "hatch.linewidth": 0.7,
+}
+
+# Blue, vermilion, green, purple, orange, black, sky blue, yellow.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#F0E442")
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 2)))
+HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oo")
+
+GROUPS = ("many", "medium", "few")
+GROUP_COLORS = {"many": "#0072B2", "medium": "#E69F00", "few": "#D55E00", "all": "#000000"}
+GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^", "all": "D"}
+GROUP_LINES = {"many": LINES[0], "medium": LINES[1], "few": LINES[2], "all": LINES[3]}
+GROUP_NAMES = {"many": "many (> 100 images)", "medium": "medium (20–100)", "few": "few (< 20)"}
+
+CLASS_AXIS = "class, from common to rare"
+ACCURACY_AXIS = "accuracy (%)"
+FIGURE_BYTES = 60_000  # a notebook keeps its figures as text, so a large one bloats it
+NON_INTERACTIVE = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
+
+P = ParamSpec("P")
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Run `draw` under `STYLE`; lay the figure out there too, as ticks take their style when first drawn."""
+
+    @functools.wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with plt.rc_context(STYLE):
+            fig = draw(*args, **kwargs)
+            fig.draw_without_rendering()
+        return fig
+
+    return styled
+
+
+def _models(table: pd.DataFrame) -> list[str]:
+    """Names in column `model`, in the order of their first row."""
+    return list(dict.fromkeys(table["model"]))
+
+
+def _line_style(index: int) -> dict[str, Any]:
+    """Colour and line style of the model at `index`; the pair repeats after 24 models."""
+    return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
+
+
+def _common_to_rare(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows sorted by falling `count` (by `class_index` alone where there is none)."""
+    if "count" not in table:
+        return table.sort_values("class_index", kind="stable").reset_index(drop=True)
+    return table.sort_values(["count", "class_index"], ascending=[False, True]).reset_index(drop=True)
+
+
+def _moving_average(values: pd.Series) -> pd.Series:
+    """Centred mean over 9 of 100 classes (3 of 20), with a shorter window at both ends."""
+    window = max(3, round(0.09 * len(values)) | 1)  # | 1 makes it odd, hence symmetric
+    return values.rolling(window, center=True, min_periods=1).mean()
+
+
+def _legend_below(fig: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """One legend under the axes, in as many columns as fit the figure's width."""
+    widths = [0.65 + 0.066 * len(label) for label in labels]  # inches: line and gaps, then the letters
+    columns = len(labels)
+    while columns > 1 and sum(map(max, np.array_split(widths, columns))) > fig.get_figwidth() - 0.2:
+        columns -= 1
+    rows = math.ceil(len(labels) / columns)
+    fig.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(labels) / rows))
+
+
+def _mark_groups(axes: Axes, counts: pd.DataFrame) -> None:
+    """Light vertical lines between many, medium and few, with their names above the axes."""
+    groups = list(_common_to_rare(counts)["group"])
+    for group in GROUPS:
+        places = [place for place, name in enumerate(groups) if name == group]
+        if not places:
+            continue
+        if places[0] > 0:
+            axes.axvline(places[0] - 0.5, color="0.75", linewidth=1, zorder=0)
+        middle = (places[0] + places[-1]) / 2
+        axes.text(middle, 1.01, group, transform=axes.get_xaxis_transform(), ha="center", color="0.4", size=8)
+
+
+def _panels(number: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A grid of `number` panels, three to a row at most, each `width` by `height` inches, sharing y."""
+    columns = 2 if number == 4 else min(number, 3)
+    rows = math.ceil(number / columns)
+    size = (width * columns + 0.6, height * rows + 0.4)
+    fig, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[number:]:
+        axes.remove()
+    return fig, panels[:number]
+
+
+def _class_ticks(axis: Axis) -> None:
+    """Whole numbers at round steps for an axis of classes."""
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
+def _log_ticks(axis: Axis) -> None:
+    """Plain numbers at 1, 2, 5, 10, 20, ... for a log axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _tick(value: Any) -> str:
+    """A setting's value as a tick label: numbers short, everything else as it prints."""
+    return f"{value:g}" if isinstance(value, (int, float, np.number)) else str(value)
+
+
+@_styled
+def class_counts(counts: pd.DataFrame) -> Figure:
+    """Training images of each class, on a log axis: the long tail.
+
+    Args:
+        counts: columns class_index, count, group ('many', 'medium' or 'few'), one row a class.
+    """
+    table = _common_to_rare(counts)
+    fig, axes = plt.subplots(figsize=(7.2, 3.0))
+    for group in GROUPS:
+        rows = table[table["group"] == group]
+        color, marker = GROUP_COLORS[group], GROUP_MARKERS[group]
+        label = f"{GROUP_NAMES[group]}: {len(rows)} {'class' if len(rows) == 1 else 'classes'}"
+        axes.bar(rows.index, rows["count"], width=0.85, color=color, alpha=0.45)
+        axes.plot(rows.index, rows["count"], marker, color=color, markersize=3.5, label=label)
+    axes.set(yscale="log", xlabel=CLASS_AXIS, ylabel="training images", xlim=(-0.8, len(table) - 0.2))
+    axes.set_ylim(bottom=max(0.8, 0.5 * table["count"].min()))
+    _log_ticks(axes.yaxis)
+    _class_ticks(axes.xaxis)
+    axes.legend(loc="upper right", markerscale=1.6, handlelength=1)
+    return fig
+
+
+@_styled
+def montage(images: np.ndarray, row_labels: Sequence[str], title: str | None = None) -> Figure:
+    """Example images, a row to a class, each pixel drawn as exactly 1 or 2 x 2 pixels of the figure.
+
+    Args:
+        images: uint8 [R, K, H, W, 3], K images of each of R classes.
+        row_labels: R names, such as "apple (500)".
+        title: a line above the images.
+    """
+    rows, _, height, _, _ = images.shape
+    scale, gap, dpi = (2 if height <= 64 else 1), 4, STYLE["figure.dpi"]
+    tiles = images.repeat(scale, axis=2).repeat(scale, axis=3)
+    tiles = np.pad(tiles, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    canvas = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])  # [R(H+gap), K(W+gap), 3]
+    left, top = 12 + 7 * max(len(label) for label in row_labels), (22 if title else gap)
+    size = np.array([left + canvas.shape[1], top + canvas.shape[0]])
+    fig = plt.figure(figsize=tuple(size / dpi), layout="none")
+    axes = fig.add_axes((left / size[0], 0, canvas.shape[1] / size[0], canvas.shape[0] / size[1]))
+    axes.imshow(canvas, interpolation="nearest")
+    axes.axis("off")
+    for row, label in enumerate(row_labels):
+        middle = (row + 0.5) * canvas.shape[0] / rows - gap / 2
+        axes.text(-8, middle, label, ha="right", va="center")
+    if title:
+        axes.text(0, -8, title, va="bottom")
+    return fig
+
+
+@_styled
+def learning_curves(history: pd.DataFrame) -> Figure:
+    """Accuracy over the epochs, train dashed and test solid, one panel a model.
+
+    Args:
+        history: columns model, epoch, train_accuracy, test_accuracy (NaN where an epoch was not tested).
+            The number in a panel is the last tested epoch's.
+    """
+    names = _models(history)
+    fig, panels = _panels(len(names), *((4.6, 2.7) if len(names) == 1 else (2.7, 2.2)))
+    for index, (name, axes) in enumerate(zip(names, panels, strict=True)):
+        rows, color = history[history["model"] == name].sort_values("epoch"), COLORS[index % len(COLORS)]
+        tested = rows.dropna(subset=["test_accuracy"])
+        axes.plot(rows["epoch"], rows["train_accuracy"], "--", color=color, linewidth=1.2)
+        axes.plot(tested["epoch"], tested["test_accuracy"], "-", color=color, linewidth=2)
+        if len(tested):
+            epoch, last = tested["epoch"].iloc[-1], tested["test_accuracy"].iloc[-1]
+            axes.plot(epoch, last, "o", color=color, markersize=4, clip_on=False)
+            axes.annotate(f"{last:.1f}", (epoch, last), (5, 0), textcoords="offset points", va="center")
+        axes.set(title=name, xlabel="epoch", ylim=(0, 102))
+        axes.set_ylabel(ACCURACY_AXIS if axes.get_subplotspec().is_first_col() else "")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        axes.grid(axis="y")
+    train = Line2D([], [], color="0.3", linestyle="--", linewidth=1.2)
+    test = Line2D([], [], color="0.3", linestyle="-", linewidth=2)
+    _legend_below(fig, [train, test], ["training images", "test images (number: last epoch)"])
+    return fig
+
+
+@_styled
+def per_class_accuracy(table: pd.DataFrame, counts: pd.DataFrame | None = None) -> Figure:
+    """Accuracy of each class, common to rare, models overlaid on the class counts (grey area, right axis).
+
+    Points are classes; lines are moving averages over 9 of 100 classes. As the figure of per-class
+    accuracy in the paper and in its released code's readme.
+
+    Args:
+        table: columns model, class_index, count, accuracy (percent), one row a model and class.
+        counts: as for `class_counts`; where given, lines separate many, medium and few.
+    """
+    names = _models(table)
+    fig, axes = plt.subplots(figsize=(7.4, 3.7))
+    behind = axes.twinx()
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    for index, name in enumerate(names):
+        rows = _common_to_rare(table[table["model"] == name])
+        style = _line_style(index)
+        axes.plot(rows.index, rows["accuracy"], ".", color=style["color"], markersize=4, alpha=0.25)
+        axes.plot(rows.index, _moving_average(rows["accuracy"]), **style, linewidth=2, label=name)
+    images = _common_to_rare(table[table["model"] == names[0]])["count"]
+    behind.fill_between(images.index, images, 0.5, step="mid", color="0.92", linewidth=0)
+    behind.set(yscale="log", ylim=(1, images.max() * 1.1), ylabel="training images (grey area)")
+    _log_ticks(behind.yaxis)
+    behind.spines["right"].set_visible(True)
+    axes.set(xlabel=CLASS_AXIS, ylabel=ACCURACY_AXIS, ylim=(-2, 102), xlim=(-0.5, len(images) - 0.5))
+    _class_ticks(axes.xaxis)
+    if counts is not None:
+        _mark_groups(axes, counts)
+    _legend_below(fig, *axes.get_legend_handles_labels())
+    return fig
+
+
+@_styled
+def class_norms(table: pd.DataFrame, counts: pd.DataFrame | None = None, log: bool = False) -> Figure:
+    """L2 norm of each class's row of the classifier, models overlaid: balanced weights are a flat line.
+
+    As the paper's figure of per-class weight norms.
+
+    Args:
+        table: columns model, class_index, norm, one row a model and class.
+        counts: as for `class_counts`; where given, it sorts the classes (otherwise class_index does) and
+            lines separate many, medium and few.
+        log: a log axis, for models whose norms differ tenfold.
+    """
+    if counts is not None:
+        table = table.drop(columns="count", errors="ignore")
+        table = table.merge(counts[["class_index", "count"]], on="class_index")
+    fig, axes = plt.subplots(figsize=(7.2, 3.4))
+    for index, name in enumerate(_models(table)):
+        rows = _common_to_rare(table[table["model"] == name])
+        axes.plot(rows.index, rows["norm"], **_line_style(index), label=name)
+    classes = table["class_index"].nunique()
+    axes.set(xlabel=CLASS_AXIS, ylabel="L2 norm of the class's weights", xlim=(-0.5, classes - 0.5))
+    _class_ticks(axes.xaxis)
+    axes.grid(axis="y")
+    if log:
+        axes.set_yscale("log")
+        _log_ticks(axes.yaxis)
+    else:
+        axes.set_ylim(bottom=0)
+    if counts is not None:
+        _mark_groups(axes, counts)
+    _legend_below(fig, *axes.get_legend_handles_labels())
+    return fig
+
+
+@_styled
+def norm_evolution(norms: dict[str, np.ndarray], shared: bool = True, first_epoch: int = 1) -> Figure:
+    """Heat map of the norms of the classifier's rows, epoch by class, one panel a model (paper, figure 2).
+
+    Args:
+        norms: model -> [E, C], the norm of each class's weights after each epoch, common classes first.
+        shared: one colour scale for all panels; otherwise each panel has its own bar.
+        first_epoch: the epoch of row 0.
+    """
+    fig, panels = _panels(len(norms), *((4.8, 2.8) if len(norms) == 1 else (2.6, 2.2)))
+    top = max(float(np.nanmax(values)) for values in norms.values())
+    label = "norm of the class's weights"
+    for (name, values), axes in zip(norms.items(), panels, strict=True):
+        epochs, classes = values.shape
+        extent = (first_epoch - 0.5, first_epoch + epochs - 0.5, classes - 0.5, -0.5)
+        limits = {"vmin": 0, "vmax": top} if shared else {"vmin": 0}
+        image = axes.imshow(values.T, aspect="auto", extent=extent, cmap="viridis", **limits)
+        axes.set(title=name, xlabel="epoch")
+        axes.set_ylabel(CLASS_AXIS if axes.get_subplotspec().is_first_col() else "")
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        _class_ticks(axes.yaxis)
+        if not shared:
+            fig.colorbar(image, ax=axes, label=label if axes.get_subplotspec().is_last_col() else "")
+    if shared:
+        fig.colorbar(image, ax=panels, label=label, aspect=30)
+    return fig
+
+
+@_styled
+def group_bars(table: pd.DataFrame) -> Figure:
+    """Accuracy on many, medium, few and all classes, a bar for each model: Table 1 of the paper, drawn.
+
+    Args:
+        table: columns model, many, medium, few, all (percent; NaN for a group without classes, shown as "–").
+    """
+    columns, number = [*GROUPS, "all"], len(table)
+    fig, axes = plt.subplots(figsize=(min(max(5.6, 1.2 + 1.2 * number), 8.0), 3.4))
+    width, turn = 0.84 / number, 90 if number > 6 else 0
+    for index, (_, row) in enumerate(table.iterrows()):
+        places = np.arange(len(columns)) + (index - (number - 1) / 2) * width
+        values = row[columns].to_numpy(dtype=float)
+        color, hatch = COLORS[index % len(COLORS)], HATCHES[index % len(HATCHES)]
+        look = {"facecolor": color, "hatch": hatch, "edgecolor": "white", "label": row["model"]}
+        axes.bar(places, values, 0.92 * width, **look)
+        for place, value in zip(places, values, strict=True):
+            text = "–" if np.isnan(value) else f"{value:.1f}"
+            above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+            axes.annotate(text, (place, np.nan_to_num(value)), **above, size=7, rotation=turn)
+    axes.set(ylabel=ACCURACY_AXIS, xlim=(-0.5, len(columns) - 0.5))
+    axes.set_xticks(range(len(columns)), [*GROUP_NAMES.values(), "all"])
+    axes.tick_params(axis="x", length=0)
+    axes.margins(y=0.12 if turn else 0.08)
+    _legend_below(fig, *axes.get_legend_handles_labels())
+    return fig
+
+
+@_styled
+def sweep(table: pd.DataFrame, x: str, xlabel: str, best: float | None = None, log: bool = False) -> Figure:
+    """Accuracy of each group over a swept setting; a vertical line marks the choice.
+
+    As the paper's weight-decay sweep.
+
+    Args:
+        table: columns `x`, many, medium, few, all (percent; a group of NaN alone is left out).
+        x: the column with the swept values.
+        xlabel: the name of the setting, with its unit.
+        best: the chosen value.
+        log: a log axis; where a value is 0 (no weight decay), linear below the smallest positive value.
+    """
+    rows = table.sort_values(x)
+    fig, axes = plt.subplots(figsize=(5.6, 3.6))
+    for group in [*GROUPS, "all"]:
+        if rows[group].notna().any():
+            color, line, marker = GROUP_COLORS[group], GROUP_LINES[group], GROUP_MARKERS[group]
+            name = GROUP_NAMES.get(group, group)
+            axes.plot(rows[x], rows[group], color=color, linestyle=line, marker=marker, label=name)
+    if log and (rows[x] <= 0).any():
+        axes.set_xscale("symlog", linthresh=rows.loc[rows[x] > 0, x].min(), linscale=0.5)
+    elif log:
+        axes.set_xscale("log")
+    if best is not None:
+        axes.axvline(best, color="0.5", linewidth=1, zorder=0)
+        axes.text(best, 1.01, f"chosen: {best:g}", transform=axes.get_xaxis_transform(), ha="center", size=8)
+    axes.set(xlabel=xlabel, ylabel=ACCURACY_AXIS)
+    axes.grid(axis="y")
+    _legend_below(fig, *axes.get_legend_handles_labels())
+    return fig
+
+
+@_styled
+def heatmap(table: pd.DataFrame, xlabel: str, ylabel: str, label: str) -> Figure:
+    """Annotated heat map over a grid of two settings.
+
+    Args:
+        table: one setting in the columns, the other in the index, a number in each cell (NaN: not run).
+        xlabel: the name of the columns' setting.
+        ylabel: the name of the index's setting.
+        label: what a cell holds, with its unit.
+    """
+    values = table.to_numpy(dtype=float)
+    rows, columns = values.shape
+    fig, axes = plt.subplots(figsize=(2.0 + 0.62 * columns, max(2.4, 1.0 + 0.42 * rows)))
+    image = axes.imshow(values, aspect="auto", cmap="cividis")
+    for (row, column), value in np.ndenumerate(values):
+        text = "–" if np.isnan(value) else f"{value:.1f}"
+        dark = not np.isnan(value) and image.norm(value) < 0.55
+        axes.text(column, row, text, ha="center", va="center", size=8, color="white" if dark else "black")
+    axes.set_xticks(range(columns), [_tick(name) for name in table.columns])
+    axes.set_yticks(range(rows), [_tick(name) for name in table.index])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    fig.colorbar(image, ax=axes, label=label)
+    return fig
+
+
+@_styled
+def confusion(matrix: np.ndarray, group_edges: Sequence[int]) -> Figure:
+    """Confusion matrix, each row scaled to 100 %, with lines between many, medium and few.
+
+    The colour scale grows with the square root, since most confusions are far rarer than the hits.
+
+    Args:
+        matrix: [C, C] numbers of test images, true class by predicted class, common classes first.
+        group_edges: the class at which medium starts and the one at which few starts.
+    """
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(100.0 * matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
+    fig, axes = plt.subplots(figsize=(5.2, 4.4))
+    norm = PowerNorm(0.5, vmin=0, vmax=100)
+    image = axes.imshow(shares, cmap="viridis", norm=norm, interpolation="nearest")
+    for edge in group_edges:
+        axes.axvline(edge - 0.5, color="white", linewidth=0.8)
+        axes.axhline(edge - 0.5, color="white", linewidth=0.8)
+    starts, above = [0, *group_edges, len(matrix)], axes.get_xaxis_transform()
+    for group, first, end in zip(GROUPS, starts, starts[1:], strict=False):
+        if end > first:
+            axes.text((first + end - 1) / 2, 1.01, group, transform=above, ha="center", size=8)
+    axes.set(xlabel=f"predicted {CLASS_AXIS}", ylabel=f"true {CLASS_AXIS}")
+    _class_ticks(axes.xaxis)
+    _class_ticks(axes.yaxis)
+    bar = fig.colorbar(image, ax=axes, label="share of the class's test images (%)")
+    bar.set_ticks([0, 1, 5, 10, 25, 50, 100])
+    return fig
+
+
+@_styled
+def reliability(bins: pd.DataFrame) -> Figure:
+    """Reliability diagram: accuracy over confidence; under the diagonal a model is too sure of itself.
+
+    A point's area is its share of the images. The legend gives the expected calibration error (ECE),
+    the mean gap between the two, weighted by those shares (Guo et al. 2017).
+
+    Args:
+        bins: columns model, confidence and accuracy (means in the bin, 0 to 1), weight (images, or their
+            share); `metrics.reliability` with the model's name added.
+    """
+    fig, axes = plt.subplots(figsize=(5.4, 4.9))
+    axes.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="calibrated")
+    for index, name in enumerate(_models(bins)):
+        rows = bins[(bins["model"] == name) & (bins["weight"] > 0)].sort_values("confidence")
+        share = rows["weight"] / rows["weight"].sum()
+        error = 100 * (share * (rows["accuracy"] - rows["confidence"]).abs()).sum()
+        style = _line_style(index)
+        x, y = 100 * rows["confidence"], 100 * rows["accuracy"]
+        axes.plot(x, y, **style, label=f"{name} (ECE {error:.1f} %)")
+        axes.scatter(x, y, 6 + 150 * share, color=style["color"], alpha=0.6)
+    axes.set(xlabel="confidence (%)", ylabel=ACCURACY_AXIS, xlim=(0, 102), ylim=(0, 102), aspect="equal")
+    axes.grid()
+    _legend_below(fig, *axes.get_legend_handles_labels())
+    return fig
+
+
+def _png(fig: Figure) -> bytes:
+    """The figure as PNG at its own resolution; past 60 KB with a palette of as many colours as fit."""
+    with plt.rc_context(STYLE), io.BytesIO() as file:
+        fig.savefig(file, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+        png = file.getvalue()
+        picture = Image.open(file).convert("RGB")
+    for colors in (256, 128, 64, 32):
+        if len(png) <= FIGURE_BYTES:
+            break
+        with io.BytesIO() as file:
+            method = Image.Quantize.MAXCOVERAGE  # unlike the median cut, keeps the colours of thin lines
+            small = picture.quantize(colors, method=method, kmeans=5, dither=Image.Dither.NONE)
+            small.save(file, format="png", optimize=True)
+            png = file.getvalue()
+    return png
+
+
+def show(fig: Figure, path: Path | None = None) -> None:
+    """Save the figure as PNG, show it where someone can see it, and close it.
+
+    A notebook shows the very bytes of the file; a script without a screen (Agg) only saves.
+
+    Args:
+        fig: the figure; closed afterwards.
+        path: the PNG to write, its folder made where missing; None to write nothing.
+    """
+    png = _png(fig)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(png)
+    backend = plt.get_backend().lower()
+    if "inline" in backend:
+        from IPython.display import Image as Picture  # only a notebook has it
+        from IPython.display import display
+
+        display(Picture(data=png))
+    elif backend not in NON_INTERACTIVE:
+        plt.show()
+    plt.close(fig)

@@ -1,0 +1,93 @@
+"""Balancing the norms of a classifier's rows: L2- and tau-normalisation, and the MaxNorm projection.
+
+Row k of a weight matrix [C, D] is class k's weight vector. The functions are pure; `MaxNorm` projects a
+matrix in place and counts how often it had to. Biases are left alone, as in the released code.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """Euclidean norm of each row: [C, D] -> [C]."""
+    return torch.linalg.vector_norm(weight, dim=1)
+
+
+def tau_normalize(weight: Tensor, tau: float) -> Tensor:
+    r"""Divide each row by its norm to the power tau; rows of zeros stay zeros.
+
+    .. math:: w_k \leftarrow w_k / \lVert w_k \rVert^\tau
+
+    Source: Kang et al. 2020, equation 3; the paper's section 4.3.
+    """
+    norms = row_norms(weight)
+    scale = torch.where(norms > 0, norms, torch.ones_like(norms)) ** -tau
+    return weight * scale[:, None]
+
+
+def l2_normalize(weight: Tensor) -> Tensor:
+    """Bring each row to unit norm (the paper's section 4.3); rows of zeros stay zeros."""
+    return tau_normalize(weight, 1.0)
+
+
+def max_norm_project(weight: Tensor, radius: float | Tensor) -> Tensor:
+    r"""Project each row onto the ball of the given radius.
+
+    .. math:: w_k \leftarrow \min\left(1, \delta / \lVert w_k \rVert\right) w_k
+
+    Args:
+        weight: [C, D].
+        radius: delta, a number or [C], not negative.
+
+    Source: the paper's section 4.3 (projected gradient descent on the MaxNorm constraint).
+    """
+    norms = row_norms(weight)
+    radius = torch.as_tensor(radius, dtype=weight.dtype, device=weight.device)
+    return torch.where((norms > radius)[:, None], weight * (radius / norms)[:, None], weight)
+
+
+def relative_radius(weight: Tensor, fraction: float) -> float:
+    """The released radius: min + fraction * (max - min) of the row norms (its fraction is 0.1)."""
+    norms = row_norms(weight)
+    return float(norms.min() + fraction * (norms.max() - norms.min()))
+
+
+@dataclass
+class MaxNorm:
+    """A ball for every class's weights, and a count of how often it was left.
+
+    Args:
+        radius: delta.
+        every: "step" to project after each update (the paper), "epoch" once an epoch (the released code).
+
+    Attributes:
+        checked: rows looked at so far.
+        fired: rows that lay outside and were pulled back, a tensor so that counting needs no
+            synchronisation with the device.
+    """
+
+    radius: float
+    every: str = "step"
+    checked: int = 0
+    fired: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+
+    def __post_init__(self) -> None:
+        if self.radius < 0:
+            raise ValueError(f"radius: must not be negative, got {self.radius}")
+        if self.every not in ("step", "epoch"):
+            raise ValueError(f"every: must be step or epoch, got {self.every}")
+
+    @torch.no_grad()
+    def apply(self, weight: Tensor) -> None:
+        """Project a weight matrix [C, D] in place."""
+        outside = (row_norms(weight) > self.radius).sum()
+        self.fired = self.fired.to(weight.device) + outside
+        self.checked += len(weight)
+        weight.copy_(max_norm_project(weight, self.radius))
+
+    @property
+    def fired_share(self) -> float:
+        """Share of the rows checked so far that the projection moved, in 0..1; 0 before the first check."""
+        return int(self.fired) / self.checked if self.checked else 0.0

@@ -1,0 +1,372 @@
+"""A run's folder: what was asked, what came out, and how to go on after an interruption.
+
+`config.json` (settings, data fingerprint, versions, device, commit), `metrics.csv` (a row an epoch),
+`norms.npy` (the classifier's row norms, epoch by class), `test_logits.npz` (float16, last epoch, plain),
+`summary.json`, `weights.pt`, and while it trains `checkpoint.pt`. A folder with a summary is finished: it
+is loaded, not repeated. Every file is written whole or not at all.
+"""
+
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+
+from ltr import InputError, metrics
+from ltr.datasets import LongTailed
+
+COLUMNS = (
+    "dataset,imbalance_factor,profile,backbone,stage1_epochs,stage1_weight_decay,method,loss,weight_decay,"
+    "max_norm,max_norm_every,max_norm_fired,tau,mode,seed,selection,tta,all,many,medium,few,ece,run,device,"
+    "torch,seconds"
+).split(",")
+VARIANTS = (("last", "none"), ("last", "flip"), ("best_test", "none"), ("best_test", "flip"))
+COMMIT_LIMIT = 4 * 2**20  # bytes; a larger file of a run is kept out of git
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "matplotlib")
+
+
+@dataclass
+class Outcome:
+    """What training gives back.
+
+    Attributes:
+        history: a row an epoch.
+        norms: float32 [E + 1, C], the classifier's row norms before the first and after each epoch.
+        logits: [N, C] for each (selection, tta) of `VARIANTS`.
+        labels: [N] of the test images.
+        weights: state dict to keep.
+        extra: further entries of summary.json.
+    """
+
+    history: pd.DataFrame
+    norms: np.ndarray
+    logits: dict[tuple[str, str], np.ndarray]
+    labels: np.ndarray
+    weights: dict[str, torch.Tensor]
+    extra: dict[str, Any]
+
+
+def write_whole(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None:
+    """Write through a temporary file beside `path`, so that readers see the old file or the new one.
+
+    Raises:
+        OSError: the disk is full or the folder not writable; `path` is as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON a person can read, whole or not at all; NaN becomes null."""
+    clean = json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
+    write_text(path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Save tensors and plain values, whole or not at all."""
+    write_whole(path, lambda file: torch.save(dict(state), file))
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Load what `save_checkpoint` wrote; nothing in the file is executed."""
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def commit() -> str:
+    """The source's git commit, with `+` where tracked files differ from it; `unknown` outside git."""
+    where = Path(__file__).resolve().parent
+    try:
+        return subprocess.run(
+            ["git", "-C", str(where), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def device_name(device: torch.device | str) -> str:
+    """A GPU's own name, or the processor's number of cores used."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.device(device).type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def environment(device: torch.device | str) -> dict[str, str]:
+    """Versions, device and commit, for the config."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "device": device_name(device),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(terse=True),
+        "commit": commit(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **versions,
+    }
+
+
+class Run:
+    """A folder below `exp/demo_1` or `exp/demo_2`.
+
+    Args:
+        path: the folder.
+        identity: every setting that decides the result; two runs with equal identity and equal data
+            are the same run. The columns of `COLUMNS` that describe a model are taken from here.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.identity = identity
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        """True once everything is written; the summary comes last."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training keeps its state."""
+        return self.path / "checkpoint.pt"
+
+    def begin(self, data: LongTailed | None, device: torch.device | str, retrain: bool = False) -> None:
+        """Make the folder and write its config; `retrain` first clears what an earlier run left.
+
+        Raises:
+            InputError: the images are not at hand.
+        """
+        if data is None:
+            raise InputError(f"--data-root: {self.name} is not finished and the images to train on are not there")
+        self.path.mkdir(parents=True, exist_ok=True)
+        if retrain:
+            for name in ("summary.json", "checkpoint.pt"):
+                (self.path / name).unlink(missing_ok=True)
+        config = {"settings": self.identity, "data": data.describe(), "environment": environment(device)}
+        write_json(self.path / "config.json", config)
+
+    def save(self, outcome: Outcome, counts: np.ndarray) -> None:
+        """Write all files of a finished run, the summary last, and drop the checkpoint."""
+        write_text(self.path / "metrics.csv", outcome.history.to_csv(index=False))
+        write_whole(self.path / "norms.npy", lambda file: np.save(file, outcome.norms.astype(np.float32)))
+        last = {"logits": outcome.logits["last", "none"].astype(np.float16), "labels": outcome.labels.astype(np.int16)}
+        write_whole(self.path / "test_logits.npz", lambda file: np.savez_compressed(file, **last))
+        save_checkpoint(self.path / "weights.pt", outcome.weights)
+        big = [file.name for file in sorted(self.path.iterdir()) if file.stat().st_size > COMMIT_LIMIT]
+        if big:
+            write_text(self.path / ".gitignore", "\n".join(big) + "\n")
+        summary = dict(outcome.extra)
+        for (selection, tta), logits in outcome.logits.items():
+            per_class = metrics.per_class_accuracy(logits, outcome.labels).round(4).tolist()
+            figures = metrics.summarise(logits, outcome.labels, counts)
+            summary[f"{selection}/{tta}"] = {**figures, "per_class": per_class}
+        write_json(self.path / "summary.json", summary)
+        self.checkpoint.unlink(missing_ok=True)
+
+    def load(self) -> "Result":
+        """Read a finished run.
+
+        Raises:
+            InputError: the run is not finished, or a file of it cannot be read.
+        """
+        try:
+            return Result.read(self.path)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"--out: the run {self.path} cannot be read: {error}; --retrain repeats it") from error
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run as the notebooks read it; everything comes from the folder."""
+
+    path: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    history: pd.DataFrame
+    norms: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> "Result":
+        """Read the folder's files."""
+        config, summary = (json.loads((path / name).read_text("utf-8")) for name in ("config.json", "summary.json"))
+        norms = np.load(path / "norms.npy", allow_pickle=False)
+        return cls(path, config, summary, pd.read_csv(path / "metrics.csv"), norms)
+
+    @property
+    def label(self) -> str:
+        """The model's name in tables: its method, and the mode of the second stage."""
+        settings = self.config["settings"]
+        return settings["method"] + (f" ({settings['mode']})" if settings.get("mode") else "")
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Training images of each class, [C]."""
+        return np.asarray(self.config["data"]["class_counts"])
+
+    @cached_property
+    def test_logits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [N, C] of the last epoch, plain, and labels [N]."""
+        with np.load(self.path / "test_logits.npz", allow_pickle=False) as stored:
+            return stored["logits"].astype(np.float32), stored["labels"].astype(np.int64)
+
+    def weights(self, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """The state dict.
+
+        Raises:
+            InputError: weights.pt is not there (larger ones are not in git).
+        """
+        if not (self.path / "weights.pt").exists():
+            raise InputError(f"--out: {self.path} has no weights.pt; run the first stage with --retrain")
+        return load_checkpoint(self.path / "weights.pt", device)
+
+    def accuracy(self, selection: str = "last", tta: str = "none") -> dict[str, float]:
+        """all, many, medium, few, ece in percent; NaN for an empty group."""
+        figures = self.summary[f"{selection}/{tta}"]
+        return {k: float("nan") if figures[k] is None else figures[k] for k in ("all", *metrics.GROUPS, "ece")}
+
+    def per_class(self, selection: str = "last", tta: str = "none") -> pd.DataFrame:
+        """A row a class: model, class_index, count, accuracy (percent), norm."""
+        counts = self.class_counts
+        return pd.DataFrame(
+            {
+                "model": self.label,
+                "class_index": np.arange(len(counts)),
+                "count": counts,
+                "accuracy": self.summary[f"{selection}/{tta}"]["per_class"],
+                "norm": self.norms[-1],
+            }
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The run's four rows of results.csv."""
+        settings, environment = self.config["settings"], self.config["environment"]
+        shared = {column: settings.get(column) for column in COLUMNS}
+        shared |= {key: self.summary[key] for key in ("max_norm", "max_norm_fired", "seconds") if key in self.summary}
+        shared |= {"run": self.path.name, "device": environment["device"], "torch": environment["torch"]}
+        shared["dataset"] = self.config["data"]["name"]
+        return [
+            {**shared, "selection": selection, "tta": tta, **self.accuracy(selection, tta)}
+            for selection, tta in VARIANTS
+        ]
+
+
+def digest(*parts: Any) -> str:
+    """Eight hexadecimal digits that stand for plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def finished_runs(folder: Path) -> list[Result]:
+    """All finished runs of `exp/demo_1` or `exp/demo_2`, by name."""
+    return [Run(path.parent, {}).load() for path in sorted(folder.glob("*/summary.json"))]
+
+
+def find(folder: Path, wanted: dict[str, Any], fingerprint: dict[str, str] | None = None) -> Result:
+    """The finished run whose settings hold all that is wanted; the latest of several.
+
+    Args:
+        folder: `exp/demo_1` or `exp/demo_2`.
+        wanted: settings and their values.
+        fingerprint: of the data at hand; None takes any.
+
+    Raises:
+        InputError: there is none; the message says in what the nearest one differs.
+    """
+    wanted = json.loads(json.dumps(wanted, default=str))
+    candidates, differences = finished_runs(folder), []
+    for result in candidates:
+        have = result.config["settings"]
+        differs = [(key, have.get(key), value) for key, value in wanted.items() if have.get(key) != value]
+        if fingerprint and not differs and result.config["data"]["fingerprint"] != fingerprint:
+            differs = [("data_root", "another set of images", "the images loaded here")]
+        differences.append(differs)
+    fitting = [result for result, differs in zip(candidates, differences, strict=True) if not differs]
+    if fitting:
+        return max(fitting, key=lambda result: result.config["environment"]["started"])
+    if not candidates:
+        raise InputError(f"--out: there is no finished run in {folder}")
+    nearest = min(range(len(candidates)), key=lambda i: len(differences[i]))
+    key, have, value = differences[nearest][0]
+    option = f"--{key.replace('_', '-')}"
+    raise InputError(f"{option}: no finished run in {folder} with {value}; {candidates[nearest].path.name} has {have}")
+
+
+def open_run(folder: Path, label: str, identity: dict[str, Any], fingerprint: dict[str, str]) -> Run:
+    """The folder of a run, whether it was started before or not.
+
+    Args:
+        folder: `exp/demo_1` or `exp/demo_2`.
+        label: the readable part of the folder's name.
+        identity: see `Run`.
+        fingerprint: of the data, see `datasets.LongTailed.describe`.
+    """
+    return Run(folder / f"{label}-{digest(identity, fingerprint)}", identity)
+
+
+def table(results: list[Result], selection: str = "last", tta: str = "none") -> pd.DataFrame:
+    """Many, medium, few, all and ECE of each model as text, in percent."""
+    columns = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
+    rows = {
+        r.label: {name: metrics.percent(r.accuracy(selection, tta)[key]) for key, name in columns.items()}
+        for r in results
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def variants(results: list[Result]) -> pd.DataFrame:
+    """Accuracy over all test images of each model as text: {last, best test epoch} x {plain, flip}."""
+    names = {"last": "last epoch", "best_test": "best test epoch"}, {"none": "plain", "flip": "flip"}
+    rows = {
+        r.label: {f"{names[0][s]}, {names[1][t]}": metrics.percent(r.accuracy(s, t)["all"]) for s, t in VARIANTS}
+        for r in results
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def append_results(path: Path, results: list[Result]) -> pd.DataFrame:
+    """Put the rows of these runs into results.csv, in place of rows they had there; return the table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        table = pd.DataFrame([row for result in results for row in result.rows()], columns=COLUMNS)
+        if path.exists():
+            old = pd.read_csv(path)
+            old = old[~old.run.isin(table.run)]
+            table = pd.concat([old, table], ignore_index=True) if len(old) else table
+        table = table.sort_values(["dataset", "imbalance_factor", "backbone", "run", "selection", "tta"])
+        write_text(path, table.to_csv(index=False, float_format="%.6g"))
+    return pd.read_csv(path)

@@ -1,0 +1,335 @@
+"""Settings of the two stages: presets, and one parser for the command line and the notebook.
+
+Only this module looks at the command line and the environment. In Jupyter the same options come as one
+string in `LTR_ARGS`. Relative folders are taken from the repository's root, wherever one starts.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+
+from ltr import InputError, TrainingError, datasets, losses, models, training
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = ("demo", "paper")
+STAGE1_DECAY = {"resnet32": 2e-3, "resnet32-wide": 5e-3, "resnet34": 5e-3}  # the narrow one's: see the README
+STAGE2 = {  # of the paper's mode
+    "resnet32": {"weight_decay": 5e-3, "max_norm": 1.0, "tau": 1.9},
+    "resnet32-wide": {"weight_decay": 5e-3, "max_norm": 1.0, "tau": 1.9},
+    "resnet34": {"weight_decay": 5e-3, "max_norm": 1.0, "tau": 1.9},
+}
+DEMO_EPOCHS = 30
+DEMO = {"dataset": "synthetic", "backbone": "resnet32", "imbalance_factor": 100.0, "out": ROOT / "build" / "demo"}
+PAPER = {"dataset": "cifar100", "backbone": "resnet32-wide", "imbalance_factor": 100.0, "out": ROOT / "exp"}
+S = TypeVar("S", bound="Common")
+
+
+def whole(text: str) -> int:
+    """A whole number."""
+    return int(text)
+
+
+def real(text: str) -> float:
+    """A finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def folder(text: str) -> Path:
+    """A folder, from the repository's root where it is relative."""
+    return ROOT / Path(text).expanduser()
+
+
+def option(
+    default: Any,
+    help: str,
+    read: Callable[[str], Any] = str,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field that is an option; a default of None is filled from the preset."""
+    metadata = {"help": help, "read": read, "choices": choices, "low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def allowed(metadata: Mapping[str, Any]) -> str:
+    """Say in words what an option takes."""
+    if metadata["choices"]:
+        return "one of " + ", ".join(metadata["choices"])
+    kind = {whole: "a whole number", real: "a number", folder: "a folder"}.get(metadata["read"], "text")
+    bounds = [
+        f"{word} {metadata[key]:g}"
+        for key, word in (("low", "at least"), ("above", "above"), ("high", "at most"))
+        if metadata[key] is not None
+    ]
+    return " ".join([kind, " and ".join(bounds)]).strip()
+
+
+def flag(name: str) -> str:
+    """The option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def check(name: str, text: Any, metadata: Mapping[str, Any]) -> Any:
+    """Turn an option's text into its value.
+
+    Raises:
+        InputError: it is not allowed; the message says what is, and the nearest valid name.
+    """
+    try:
+        value = metadata["read"](text) if isinstance(text, str) else text
+        good = not metadata["choices"] or value in metadata["choices"]
+        good &= metadata["low"] is None or value >= metadata["low"]
+        good &= metadata["above"] is None or value > metadata["above"]
+        good &= metadata["high"] is None or value <= metadata["high"]
+    except (ValueError, RuntimeError):
+        good = False
+    if good:
+        return value
+    near = difflib.get_close_matches(str(text), metadata["choices"], 1, 0.5)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise InputError(f"{flag(name)}: must be {allowed(metadata)}, got {text}{hint}")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises one line instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message."""
+        raise InputError(message.replace("argument ", "", 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of both stages."""
+
+    preset: str = option(None, "demo: a few minutes on a CPU; paper: the paper's job", choices=PRESETS)
+    dataset: str = option(None, "where images come from", choices=datasets.SOURCES)
+    data_root: Path = option(ROOT / "data", "CIFAR-100's folder, or the tree with train/ and test/", folder)
+    imbalance_factor: float = option(None, "images of the largest class over the smallest's", real, low=1)
+    profile: str = option("exp", "shape of the tail", choices=datasets.PROFILES)
+    choice: str = option("first", "which images of a class stay", choices=datasets.CHOICES)
+    hold_out: int = option(0, "images a class kept for a validation set, before the tail is cut", whole, low=0)
+    normalization: str = option("cifar100", "mean and deviation", choices=tuple(datasets.STATISTICS))
+    backbone: str = option(None, "the network", choices=tuple(models.BACKBONES))
+    seed: int = option(0, "of weights, order, crops and flips", whole, low=0)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    out: Path = option(None, "folder of demo_1/, demo_2/, figures/ and results.csv", folder)
+    retrain: bool = option(False, "repeat finished runs instead of loading them")
+
+    @classmethod
+    def defaults(cls, preset: str) -> dict[str, Any]:
+        """What a preset fills in."""
+        return dict(DEMO if preset == "demo" else PAPER)
+
+    @classmethod
+    def parser(cls) -> Parser:
+        """The command line's parser, one option a field."""
+        parser = Parser(description=cls.__doc__.splitlines()[0], allow_abbrev=False)
+        for field in dataclasses.fields(cls):
+            if isinstance(field.default, bool):
+                parser.add_argument(flag(field.name), action="store_true", default=None, help=field.metadata["help"])
+                continue
+            default = "by preset" if field.default is None else field.default
+            text = f"{field.metadata['help']}: {allowed(field.metadata)} (default: {default})"
+            parser.add_argument(flag(field.name), metavar=field.name.upper(), help=text.replace("%", "%%"))
+        return parser
+
+    @classmethod
+    def parse(cls: type[S], arguments: Sequence[str]) -> S:
+        """Settings from a list of words.
+
+        Raises:
+            InputError: a word is not known, or a value not allowed.
+        """
+        given = {k: v for k, v in vars(cls.parser().parse_args(list(arguments))).items() if v is not None}
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        values = {name: check(name, text, fields[name].metadata) for name, text in given.items()}
+        values.setdefault("preset", "paper" if torch.cuda.is_available() else "demo")
+        values = cls.defaults(values["preset"]) | values
+        settings = cls(**values)
+        return dataclasses.replace(settings, device=usable_device(settings.device))
+
+    @classmethod
+    def read(cls: type[S]) -> S:
+        """Settings from the command line, or in Jupyter from `LTR_ARGS`; prints what it chose.
+
+        In a script, bad input from here on ends in one line and exit code 2.
+        """
+        interactive = "ipykernel" in sys.modules
+        if not interactive:
+            sys.excepthook = one_line
+        arguments = shlex.split(os.environ.get("LTR_ARGS", "")) if interactive else sys.argv[1:]
+        settings = cls.parse(arguments)
+        check_writable(settings.out)
+        print(settings)
+        return settings
+
+    def __str__(self) -> str:
+        shown = [f"{flag(f.name)} {getattr(self, f.name)}" for f in dataclasses.fields(self) if f.name != "retrain"]
+        lines, line = [], "settings:"
+        for word in shown:
+            if len(line) + len(word) > 100:
+                lines.append(line)
+                line = " "
+            line += f" {word.replace(str(ROOT) + os.sep, '')}"
+        return "\n".join([*lines, line])
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Arguments of `datasets.load`."""
+        names = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization")
+        return {"source": self.dataset, "root": self.data_root, **{name: getattr(self, name) for name in names}}
+
+    def label(self, *words: Any) -> str:
+        """The readable part of a run's folder: what is given, then network, imbalance factor and seed."""
+        own = (self.backbone, f"if{self.imbalance_factor:g}", f"s{self.seed}")
+        text = "_".join(str(word).lower().replace(" + ", "-").replace(" ", "-") for word in words + own)
+        return text
+
+    def identity(self, **described: Any) -> dict[str, Any]:
+        """All settings that decide a run's result, and what `described` adds to say which model it is."""
+        elsewhere = ("preset", "data_root", "device", "out", "retrain")
+        own = {k: v for k, v in dataclasses.asdict(self).items() if k not in elsewhere}
+        return own | described
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStage(Common):
+    """First stage: learn features with cross-entropy, without and with weight decay."""
+
+    epochs: int = option(None, "passes over the training images", whole, low=1)
+    batch_size: int = option(64, "images a step", whole, low=2)
+    lr: float = option(None, "learning rate of the first epoch", real, above=0)
+    weight_decay: float = option(None, "of the model with weight decay", real, low=0)
+    momentum: float = option(0.9, "of SGD", real, low=0, high=1)
+    schedule: str = option("cosine", "how the learning rate falls", choices=training.SCHEDULES)
+    test_every: int = option(1, "epochs between two tests", whole, low=1)
+
+    @classmethod
+    def defaults(cls, preset: str) -> dict[str, Any]:
+        """What a preset fills in."""
+        own = {"epochs": DEMO_EPOCHS, "lr": 0.05} if preset == "demo" else {"epochs": 200, "lr": 0.01}
+        return super().defaults(preset) | own
+
+    def __post_init__(self) -> None:
+        if self.weight_decay is None:
+            object.__setattr__(self, "weight_decay", STAGE1_DECAY[self.backbone])
+
+    def model(self, method: str, weight_decay: float) -> tuple[str, dict[str, Any]]:
+        """A run's label and identity. Its epochs and weight decay are named as stage 1's from here on."""
+        identity = self.identity(method=method, loss="ce", stage1_weight_decay=weight_decay)
+        return self.label(method, f"wd{weight_decay:g}", self.epochs), identity
+
+    def identity(self, **described: Any) -> dict[str, Any]:
+        """As the common one, without `--epochs` and `--weight-decay`: tables know those of stage 2 so."""
+        own = super().identity(stage1_epochs=self.epochs, stage1_weight_decay=self.weight_decay)
+        return {k: v for k, v in own.items() if k not in ("epochs", "weight_decay")} | described
+
+    def recipe(self, weight_decay: float) -> training.Recipe:
+        """How to train one of the two models."""
+        names = ("epochs", "batch_size", "lr", "momentum", "schedule", "seed", "test_every")
+        return training.Recipe(weight_decay=weight_decay, **{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStage(Common):
+    """Second stage: balance the classifier of the first stage's network.
+
+    `--loss`, `--weight-decay` and `--max-norm` are of the paper's mode; the released mode is fixed by
+    the released code.
+    """
+
+    stage1_epochs: int = option(None, "which first stage to start from", whole, low=1)
+    stage1_weight_decay: float = option(None, "which first stage to start from", real, low=0)
+    epochs: int = option(10, "passes over the training images, each classifier", whole, low=1)
+    batch_size: int = option(64, "images a step", whole, low=2)
+    lr: float = option(0.01, "learning rate of the first epoch", real, above=0)
+    momentum: float = option(0.9, "of SGD", real, low=0, high=1)
+    loss: str = option("cb-ce", "class-balanced loss", choices=tuple(losses.BALANCED))
+    weight_decay: float = option(None, "of the classifier", real, low=0)
+    max_norm: float = option(None, "MaxNorm's radius", real, above=0)
+    tau: float = option(None, "of tau-normalisation", real, low=0)
+
+    @classmethod
+    def defaults(cls, preset: str) -> dict[str, Any]:
+        """What a preset fills in."""
+        own = {"stage1_epochs": DEMO_EPOCHS if preset == "demo" else 200}
+        return super().defaults(preset) | own
+
+    def __post_init__(self) -> None:
+        fill = {"stage1_weight_decay": STAGE1_DECAY[self.backbone], **STAGE2[self.backbone]}
+        for name, value in fill.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def first_stage(self, weight_decay: float) -> dict[str, Any]:
+        """Settings of the first-stage run to start from."""
+        names = ("dataset", "imbalance_factor", "profile", "choice", "hold_out", "normalization", "backbone")
+        wanted = {name: getattr(self, name) for name in (*names, "seed", "stage1_epochs")}
+        return wanted | {"stage1_weight_decay": weight_decay}
+
+    def model(self, method: str, mode: str, stage1: str, **described: Any) -> tuple[str, dict[str, Any]]:
+        """A run's label and identity; `described` overrides what the mode decides."""
+        described = {"tau": None, "max_norm": None, "max_norm_every": None} | described
+        identity = self.identity(method=method, mode=mode or None, stage1_run=stage1, **described)
+        return self.label(method, *([mode] if mode else [])), identity
+
+    def recipe(self, loss: str, weight_decay: float, schedule: str) -> training.Recipe:
+        """How to train a classifier."""
+        names = ("epochs", "batch_size", "lr", "momentum", "seed")
+        shared = {name: getattr(self, name) for name in names}
+        return training.Recipe(loss=loss, weight_decay=weight_decay, schedule=schedule, **shared)
+
+
+def usable_device(name: str) -> str:
+    """The device to use: `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        InputError: the name is unknown or there is no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device: must be auto, or a device of this machine (cpu works), got {name}") from error
+    return name
+
+
+def check_writable(path: Path) -> None:
+    """Try to write below a folder.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"--out: must be a folder that can be written to, got {path} ({error.strerror})") from error
+
+
+def one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """An exception hook for scripts: one line and exit code 2 for bad input, 1 for failed training."""
+    if not isinstance(error, InputError | TrainingError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2 if isinstance(error, InputError) else 1)

@@ -1,0 +1,166 @@
+"""Twenty kinds of coloured shapes, drawn with NumPy from a seed: a set for demos and tests with no download.
+
+A class is a shape and a colour, such as "red ring" or "blue star". Position, size, rotation, tint,
+background, clutter and noise are nuisances. Neighbours in class order share neither shape nor colour, so
+that in a long tail a rare class shares each of its two attributes with common classes: they teach the
+features that it needs, and take its images when the classifier favours them.
+
+Pixels come from uniform draws by +, -, *, / and square roots only, which IEEE 754 rounds one way, so
+the bytes do not depend on a machine's sine or exponential.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+SPLITS = ("train", "test")
+COLOURS = {  # RGB in 0..1
+    "red": (0.90, 0.20, 0.18),
+    "blue": (0.20, 0.36, 0.92),
+    "yellow": (0.92, 0.80, 0.18),
+    "green": (0.18, 0.72, 0.28),
+}
+RADIUS = (0.26, 0.40)  # of a shape, as a share of the image's side
+ROOM = 0.5  # how far towards the edge a shape may lie
+TINT = 0.15  # largest change of a colour's channel
+DULL = 0.35  # least channel of the background, as far from 0 as the largest from 1
+SPOTS = 3  # small discs of clutter behind the shape
+NOISE = 0.16  # half-width of the triangular noise of a pixel's channel
+DRAWS = 14 + 6 * SPOTS  # uniform numbers an image takes, beside its noise
+
+
+def disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance to a disc, negative inside; like all shapes here it fits the unit circle."""
+    return np.sqrt(x * x + y * y) - 0.9
+
+
+def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance to a ring."""
+    return np.abs(np.sqrt(x * x + y * y) - 0.75) - 0.22
+
+
+def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance to a square (exact at its sides)."""
+    return np.maximum(np.abs(x), np.abs(y)) - 0.8
+
+
+def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance to an equilateral triangle (exact at its sides)."""
+    return np.maximum(np.abs(x) * 0.8660254 + y * 0.5, -y) - 0.55
+
+
+def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance to a cross with four equal arms (exact at its sides)."""
+    x, y = np.abs(x), np.abs(y)
+    return np.maximum(np.maximum(x, y) - 1.0, np.minimum(x, y) - 0.27)
+
+
+SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "disc": disc,
+    "ring": ring,
+    "square": square,
+    "triangle": triangle,
+    "cross": cross,
+}
+MAX_CLASSES = len(SHAPES) * len(COLOURS)
+
+
+def class_names(num_classes: int) -> list[str]:
+    """Colour and shape of each class, such as "red disc".
+
+    Five shapes and four colours have no common divisor, so counting both up gives all twenty pairs.
+
+    Raises:
+        ValueError: fewer than 1 or more than 20 classes.
+    """
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise ValueError(f"num_classes: must be between 1 and {MAX_CLASSES}, got {num_classes}")
+    colours, shapes = list(COLOURS), list(SHAPES)
+    return [f"{colours[k % len(colours)]} {shapes[k % len(shapes)]}" for k in range(num_classes)]
+
+
+def directions(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors [B], [B] from uniform draws [B]: points of a diamond, brought to length one."""
+    x = np.abs(4 * u - 2) - 1
+    y = 1 - np.abs(np.abs(4 * u - 1) - 2)
+    length = np.sqrt(x * x + y * y)
+    return x / length, y / length
+
+
+def paint(canvas: np.ndarray, distance: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Lay a colour over the pixels inside a shape, with edges one pixel soft.
+
+    Args:
+        canvas: [B, S, S, 3].
+        distance: [B, S, S], signed, in pixels.
+        colour: [B, 3].
+    """
+    cover = np.clip(0.5 - distance, 0, 1)[..., None]
+    return canvas + cover * (colour[:, None, None] - canvas)
+
+
+def backdrop(u: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A gradient between two dull colours, with small bright discs on it.
+
+    Args:
+        u: uniform draws [B, 7 + 6 * SPOTS].
+        x, y: pixel centres [1, S, S], 0 in the middle of the image.
+
+    Returns:
+        float32 [B, S, S, 3].
+    """
+    size = x.shape[-1]
+    along_x, along_y = directions(u[:, 0])
+    blend = 0.5 + (along_x[:, None, None] * x + along_y[:, None, None] * y) / (1.5 * size)
+    first, second = DULL + (1 - 2 * DULL) * u[:, 1:4], DULL + (1 - 2 * DULL) * u[:, 4:7]
+    canvas = first[:, None, None] + blend[..., None] * (second - first)[:, None, None]
+    for spot in np.split(u[:, 7:], SPOTS, axis=1):
+        left, down = ((spot[:, i, None, None] - 0.5) * size for i in range(2))
+        distance = np.sqrt((x - left) ** 2 + (y - down) ** 2)
+        canvas = paint(canvas, distance - (0.04 + 0.07 * spot[:, 2, None, None]) * size, spot[:, 3:6])
+    return canvas
+
+
+def foreground(canvas: np.ndarray, u: np.ndarray, x: np.ndarray, y: np.ndarray, colour: str, shape: str) -> np.ndarray:
+    """Draw the class's shape over a canvas [B, S, S, 3], placed, turned and tinted by draws [B, 7]."""
+    size = x.shape[-1]
+    radius = (RADIUS[0] + (RADIUS[1] - RADIUS[0]) * u[:, 0, None, None]) * size
+    room = ROOM * (size / 2 - radius)
+    x = x - (2 * u[:, 1, None, None] - 1) * room
+    y = y - (2 * u[:, 2, None, None] - 1) * room
+    cosine, sine = (part[:, None, None] for part in directions(u[:, 3]))
+    distance = SHAPES[shape]((cosine * x + sine * y) / radius, (cosine * y - sine * x) / radius) * radius
+    tinted = np.array(COLOURS[colour], np.float32) + TINT * (2 * u[:, 4:7] - 1)
+    return paint(canvas, distance, tinted)
+
+
+def draw_images(class_index: int, count: int, num_classes: int, size: int, seed: int, split: str) -> np.ndarray:
+    """Draw images of one class; the first n are the same for any count.
+
+    Args:
+        class_index: in 0..num_classes-1, see `class_names`.
+        count: B, how many.
+        num_classes: at most 20.
+        size: S, side in pixels, at least 8.
+        seed: of the whole set.
+        split: one of `SPLITS`; they share no draws.
+
+    Returns:
+        uint8 [B, S, S, 3].
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split}")
+    colour, shape = class_names(num_classes)[class_index].split()
+    entropy = np.random.SeedSequence([seed, SPLITS.index(split), class_index])
+    layout, grain = (np.random.default_rng(child) for child in entropy.spawn(2))
+    u = layout.random((count, DRAWS), np.float32)  # row-wise: a larger count only adds rows
+    centres = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+    x, y = centres[None, None, :], centres[None, :, None]
+    x, y = np.broadcast_arrays(x, y)
+    canvas = foreground(backdrop(u[:, 7:], x, y), u, x, y, colour, shape)
+    noise = grain.random((count, size, size, 3, 2), np.float32)
+    canvas += NOISE * (noise[..., 0] + noise[..., 1] - 1)
+    return np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)

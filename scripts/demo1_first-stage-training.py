@@ -1,0 +1,180 @@
+#!/usr/bin/env python
+# coding: utf-8
+
+# # First stage: learning features from long-tailed data
+# 
+# Real data is long-tailed: a few classes have hundreds of images, most have a handful. A network trained on it
+# in the usual way does well on the common classes and fails on the rare ones.
+# 
+# *Long-Tailed Recognition via Weight Balancing* (Alshammari, Wang, Ramanan, Kong, CVPR 2022) cures this in two stages:
+# 
+# 1. **this notebook**: learn features with plain cross-entropy and a *tuned, large* weight decay;
+# 2. [the second](demo2_second-stage-training.ipynb): freeze them and retrain only the classifier with a
+#    class-balanced loss, weight decay and MaxNorm.
+# 
+# We train the same network twice, without and with weight decay, and look at what weight decay does to the
+# accuracy of rare classes and to the norms of the classifier's weights.
+# 
+# *Settings.* In Jupyter, set `LTR_ARGS="--preset demo"` (or any other options) before starting; as a script,
+# give the same options on the command line (`--help` lists them). A finished run is loaded, not repeated.
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ltr import datasets, metrics, models, plots, runs, training
+from ltr.settings import FirstStage
+
+settings = FirstStage.read()
+figures = settings.out / "figures"
+
+
+# ## The data
+# 
+# Class $k$ of $C$ keeps $n_k = \lfloor n_{max} \cdot r^{k/(C-1)} \rfloor$ training images, $r = 1/\mathrm{IF}$. At imbalance
+# factor $\mathrm{IF} = 100$, CIFAR100-LT has 10,847 training images, 500 of the most common class down to 5 of the
+# rarest. The test set stays balanced. Classes with more than 100 images are called *many*, 20 to 100 *medium*,
+# fewer than 20 *few*.
+
+try:
+    data = datasets.load(**settings.data)
+    about = data.describe()
+except datasets.Absent as absent:
+    print(f"{absent}; only finished runs can be read")
+    data, about = None, runs.find(settings.out / "demo_1", settings.identity()).config["data"]
+
+counts = np.array(about["class_counts"])
+groups = metrics.group_of(counts)
+print(f"{about['name']}: {counts.sum():,} training images, {counts.max()} down to {counts.min()} a class,")
+print(
+    f"{about['test_images']:,} test images; classes: " + ", ".join(f"{(groups == g).sum()} {g}" for g in metrics.GROUPS)
+)
+
+
+classes = pd.DataFrame({"class_index": np.arange(len(counts)), "count": counts, "group": groups})
+plots.show(plots.class_counts(classes), figures / "demo1_class-counts.png")
+
+
+# The axis is logarithmic: the most common class has as many images as the rarest dozens together.
+
+if data is not None:
+    shown = [*range(3), *range(len(counts) - 3, len(counts))]  # the three most common and the three rarest
+    pictures = np.full((6, 8, *data.train.images.shape[1:]), 255, np.uint8)  # white where a class has no more
+    for row, k in enumerate(shown):
+        members = data.train.images[data.train.labels == k][:8]
+        pictures[row, : len(members)] = members
+    titles = [f"{about['class_names'][k]} ({counts[k]})" for k in shown]
+    plots.show(plots.montage(pictures, titles), figures / "demo1_montage.png")
+
+
+# Training images of the three most common and the three rarest classes, with each class's number of images. All that the
+# network will ever see of a rare class fits in its row.
+
+# ## Training
+# 
+# The network is a residual network for small images. *ResNet-32* means two networks in this field: a narrow one
+# (16-32-64 channels, 0.46 M weights) and a wide one (64-128-256, 7.4 M); the paper's own numbers come from a ResNet-34
+# with a 3×3 stem. `--backbone` chooses.
+# 
+# Both models minimise cross-entropy with SGD, momentum and a cosine schedule; the second adds weight decay $\lambda$
+# to all its weights $\Theta$ (equation 4 of the paper):
+# 
+# $$\Theta^* = \arg\min_\Theta \; \frac{1}{N} \sum_{i=1}^{N} -\log p_{y_i}(x_i; \Theta) \; + \; \lambda \lVert \Theta \rVert_2^2$$
+# 
+# (SGD's `weight_decay` adds $\lambda \Theta$ to the gradient, so its loss term is $\frac{\lambda}{2} \lVert \Theta \rVert_2^2$.)
+
+def first_stage(method: str, weight_decay: float) -> runs.Result:
+    """Train a network, or go on training it, or load it where it is finished."""
+    label, identity = settings.model(method, weight_decay)
+    run = runs.open_run(settings.out / "demo_1", label, identity, about["fingerprint"])
+    if settings.retrain or not run.finished:
+        run.begin(data, settings.device, settings.retrain)
+        model = models.build_model(settings.backbone, len(counts), settings.seed)
+        model.to(settings.device, memory_format=torch.channels_last)
+        images = training.ImageData(data, settings.device)
+        recipe = settings.recipe(weight_decay)
+        run.save(training.fit(model, images, recipe, checkpoint=run.checkpoint, label=method), counts)
+    print(
+        f"{method}: {models.count_parameters(models.build_model(settings.backbone, len(counts))):,} weights, {run.name}"
+    )
+    return run.load()
+
+
+naive = first_stage("naive", 0.0)
+
+
+decayed = first_stage("WD", settings.weight_decay)
+
+
+results = [naive, decayed]
+history = pd.concat([result.history.assign(model=result.label) for result in results])
+plots.show(plots.learning_curves(history), figures / "demo1_learning-curves.png")
+
+
+# Both networks come to fit their training images, most of which are of common classes; the balanced test set tells
+# them apart.
+
+# ## What weight decay does to rare classes
+
+print(f"{settings.backbone}, {settings.epochs} epochs, last epoch, plain test, seed {settings.seed}; accuracy in %")
+print(runs.table(results).to_string())
+
+
+accuracies = pd.DataFrame([{"model": result.label, **result.accuracy()} for result in results])
+plots.show(plots.group_bars(accuracies), figures / "demo1_groups.png")
+
+
+# Naive training serves the common classes and fails on the rare ones. Weight decay learns better features, but
+# the few-shot classes stay far behind: that is left to the second stage.
+
+per_class = pd.concat([result.per_class() for result in results])
+plots.show(plots.per_class_accuracy(per_class, classes), figures / "demo1_per-class-accuracy.png")
+
+
+# Accuracy falls with the number of training images, from left to right, for both models.
+
+# ## Norms of the classifier's weights
+# 
+# The logit of class $k$ is $w_k^\top f(x) + b_k$. If $\lVert w_k \rVert$ is larger for common classes, so are their
+# logits, whatever the image shows. This is the imbalance that the paper's title speaks of.
+
+plots.show(plots.class_norms(per_class, classes), figures / "demo1_class-norms.png")
+for result in results:
+    norms = result.norms[-1]
+    print(
+        f"{result.label}: norms {norms.min():.2f} to {norms.max():.2f}, "
+        f"correlation with log n_k {np.corrcoef(norms, np.log(counts))[0, 1]:+.2f}"
+    )
+
+
+# Without weight decay the norms are large and ordered by class frequency; weight decay pulls all of them down.
+
+evolution = {result.label: result.norms for result in results}
+plots.show(plots.norm_evolution(evolution, shared=False, first_epoch=0), figures / "demo1_norm-evolution.png")
+
+
+# Each row is a class, common ones on top, each column an epoch (0 is before training). The imbalance of the naive model
+# grows from the first epochs on; note the two colour scales.
+
+matrix = metrics.confusion_matrix(naive.test_logits[0].argmax(1), naive.test_logits[1], len(counts))
+edges = [int((groups == "many").sum()), int((groups != "few").sum())]
+plots.show(plots.confusion(matrix, edges), figures / "demo1_confusion.png")
+few = groups == "few"
+print(
+    f"naive: {100 * matrix[few][:, ~few].sum() / matrix[few].sum():.0f} % of few-shot test images are taken for "
+    f"many- or medium-shot classes"
+)
+
+
+# The lower rows are the rare classes: the naive network spreads their test images over the common classes on the left, and
+# hardly ever answers with a rare class.
+
+# ## Keeping the results
+# 
+# The headline is the last epoch on plain test images. The released code printed the best epoch *on the test set*, with
+# logits averaged over the image and its mirror image; the table shows what each choice adds.
+
+print(runs.variants(results).to_string())
+runs.append_results(settings.out / "results.csv", results)
+print(f"\nruns: {settings.out / 'demo_1'}\nfigures: {figures}\ntable: {settings.out / 'results.csv'}")
+
