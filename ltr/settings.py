@@ -9,9 +9,11 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import shlex
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,11 @@ def real(text: str) -> float:
 def folder(text: str) -> Path:
     """A folder, from the repository's root where it is relative."""
     return ROOT / Path(text).expanduser()
+
+
+def short(text: Any) -> str:
+    """Text with paths below the repository's root shown from there."""
+    return str(text).replace(str(ROOT) + os.sep, "")
 
 
 def option(
@@ -106,6 +113,17 @@ def check(name: str, text: Any, metadata: Mapping[str, Any]) -> Any:
     raise InputError(f"{flag(name)}: must be {allowed(metadata)}, got {text}{hint}")
 
 
+def join_negative(arguments: Sequence[str]) -> list[str]:
+    """Write `--lr -1e-4` as `--lr=-1e-4`, which argparse would else take for two options."""
+    words: list[str] = []
+    for word in arguments:
+        if words and words[-1].startswith("--") and re.match(r"-(\d|\.|inf|nan)", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises one line instead of printing its usage."""
 
@@ -157,7 +175,7 @@ class Common:
         Raises:
             InputError: a word is not known, or a value not allowed.
         """
-        given = {k: v for k, v in vars(cls.parser().parse_args(list(arguments))).items() if v is not None}
+        given = {k: v for k, v in vars(cls.parser().parse_args(join_negative(arguments))).items() if v is not None}
         fields = {field.name: field for field in dataclasses.fields(cls)}
         values = {name: check(name, text, fields[name].metadata) for name, text in given.items()}
         values.setdefault("preset", "paper" if torch.cuda.is_available() else "demo")
@@ -182,13 +200,7 @@ class Common:
 
     def __str__(self) -> str:
         shown = [f"{flag(f.name)} {getattr(self, f.name)}" for f in dataclasses.fields(self) if f.name != "retrain"]
-        lines, line = [], "settings:"
-        for word in shown:
-            if len(line) + len(word) > 100:
-                lines.append(line)
-                line = " "
-            line += f" {word.replace(str(ROOT) + os.sep, '')}"
-        return "\n".join([*lines, line])
+        return textwrap.fill("settings: " + short(" ".join(shown)), 100, subsequent_indent="  ", break_on_hyphens=False)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -196,11 +208,10 @@ class Common:
         names = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization")
         return {"source": self.dataset, "root": self.data_root, **{name: getattr(self, name) for name in names}}
 
-    def label(self, *words: Any) -> str:
-        """The readable part of a run's folder: what is given, then network, imbalance factor and seed."""
-        own = (self.backbone, f"if{self.imbalance_factor:g}", f"s{self.seed}")
-        text = "_".join(str(word).lower().replace(" + ", "-").replace(" ", "-") for word in words + own)
-        return text
+    def label(self, method: str, *words: str) -> str:
+        """The readable part of a run's folder."""
+        name = method.lower().replace(" + ", "-").replace(" ", "-")
+        return "_".join([name, *words, self.backbone, f"if{self.imbalance_factor:g}", f"s{self.seed}"])
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""
@@ -234,7 +245,7 @@ class FirstStage(Common):
     def model(self, method: str, weight_decay: float) -> tuple[str, dict[str, Any]]:
         """A run's label and identity. Its epochs and weight decay are named as stage 1's from here on."""
         identity = self.identity(method=method, loss="ce", stage1_weight_decay=weight_decay)
-        return self.label(method, f"wd{weight_decay:g}", self.epochs), identity
+        return self.label(method, f"wd{weight_decay:g}", f"e{self.epochs}"), identity
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """As the common one, without `--epochs` and `--weight-decay`: tables know those of stage 2 so."""

@@ -15,17 +15,19 @@ import numpy as np
 
 SPLITS = ("train", "test")
 COLOURS = {  # RGB in 0..1
-    "red": (0.90, 0.20, 0.18),
-    "blue": (0.20, 0.36, 0.92),
-    "yellow": (0.92, 0.80, 0.18),
-    "green": (0.18, 0.72, 0.28),
+    "red": (0.90, 0.22, 0.20),
+    "green": (0.22, 0.72, 0.30),
+    "violet": (0.62, 0.25, 0.85),
+    "yellow": (0.90, 0.78, 0.20),
+    "blue": (0.20, 0.40, 0.90),
 }
-RADIUS = (0.26, 0.40)  # of a shape, as a share of the image's side
-ROOM = 0.5  # how far towards the edge a shape may lie
-TINT = 0.15  # largest change of a colour's channel
+RADIUS = (0.26, 0.38)  # of a shape, as a share of the image's side
+TILT = 0.5  # steepest slope of a shape's base line
+ROOM = 0.4  # how far towards the edge a shape may lie
+TINT = 0.25  # largest change of a colour's channel
 DULL = 0.35  # least channel of the background, as far from 0 as the largest from 1
 SPOTS = 3  # small discs of clutter behind the shape
-NOISE = 0.16  # half-width of the triangular noise of a pixel's channel
+NOISE = 0.12  # half-width of the triangular noise of a pixel's channel
 DRAWS = 14 + 6 * SPOTS  # uniform numbers an image takes, beside its noise
 
 
@@ -39,14 +41,9 @@ def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs(np.sqrt(x * x + y * y) - 0.75) - 0.22
 
 
-def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to a square (exact at its sides)."""
-    return np.maximum(np.abs(x), np.abs(y)) - 0.8
-
-
-def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to an equilateral triangle (exact at its sides)."""
-    return np.maximum(np.abs(x) * 0.8660254 + y * 0.5, -y) - 0.55
+def bars(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance to two parallel bars (exact at their sides)."""
+    return np.maximum(np.abs(np.abs(x) - 0.58) - 0.25, np.abs(y) - 0.85)
 
 
 def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -58,9 +55,8 @@ def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "disc": disc,
     "ring": ring,
-    "square": square,
-    "triangle": triangle,
     "cross": cross,
+    "bars": bars,
 }
 MAX_CLASSES = len(SHAPES) * len(COLOURS)
 
@@ -128,7 +124,9 @@ def foreground(canvas: np.ndarray, u: np.ndarray, x: np.ndarray, y: np.ndarray, 
     room = ROOM * (size / 2 - radius)
     x = x - (2 * u[:, 1, None, None] - 1) * room
     y = y - (2 * u[:, 2, None, None] - 1) * room
-    cosine, sine = (part[:, None, None] for part in directions(u[:, 3]))
+    slope = TILT * (2 * u[:, 3, None, None] - 1)
+    cosine = 1 / np.sqrt(1 + slope * slope)
+    sine = slope * cosine
     distance = SHAPES[shape]((cosine * x + sine * y) / radius, (cosine * y - sine * x) / radius) * radius
     tinted = np.array(COLOURS[colour], np.float32) + TINT * (2 * u[:, 4:7] - 1)
     return paint(canvas, distance, tinted)

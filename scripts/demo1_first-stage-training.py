@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from ltr import datasets, metrics, models, plots, runs, training
-from ltr.settings import FirstStage
+from ltr.settings import FirstStage, short
 
 settings = FirstStage.read()
 figures = settings.out / "figures"
@@ -176,5 +176,5 @@ print(
 
 print(runs.variants(results).to_string())
 runs.append_results(settings.out / "results.csv", results)
-print(f"\nruns: {settings.out / 'demo_1'}\nfigures: {figures}\ntable: {settings.out / 'results.csv'}")
+print(short(f"\nruns: {settings.out / 'demo_1'}\nfigures: {figures}\ntable: {settings.out / 'results.csv'}"))
 

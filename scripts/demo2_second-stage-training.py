@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from ltr import classifiers, datasets, losses, metrics, models, plots, regularizers, runs, training
-from ltr.settings import SecondStage
+from ltr.settings import SecondStage, short
 
 settings = SecondStage.read()
 figures = settings.out / "figures"
@@ -139,9 +139,7 @@ MODES = {
 for mode, values in MODES.items():
     print(mode, values)
 weights = losses.class_balanced_weights(torch.as_tensor(counts))
-print(
-    f"class-balanced weights: {weights.min():.3f} (most common) to {weights.max():.3f} (rarest), sum {weights.sum():.1f}"
-)
+print(f"class-balanced weights: {weights.min():.3f} (most common) to {weights.max():.3f} (rarest)")
 
 
 def second_stage(method: str, mode: str) -> runs.Result:
@@ -249,5 +247,5 @@ plots.show(plots.reliability(pd.concat(bins)), figures / "demo2_reliability.png"
 
 print(runs.variants(results).to_string())
 runs.append_results(settings.out / "results.csv", results)
-print(f"\nruns: {settings.out / 'demo_2'}\nfigures: {figures}\ntable: {settings.out / 'results.csv'}")
+print(short(f"\nruns: {settings.out / 'demo_2'}\nfigures: {figures}\ntable: {settings.out / 'results.csv'}"))
 

@@ -1,0 +1,57 @@
+# make demo | test | reproduce | notebooks | scripts | tables. ARGS="--backbone resnet34 ..." adds options.
+PYTHON ?= python3
+ARGS ?=
+ARGS1 ?= $(ARGS)
+ARGS2 ?= $(ARGS)
+BIN := .venv/bin
+ONE := demo1_first-stage-training
+TWO := demo2_second-stage-training
+EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 \
+	--ExecutePreprocessor.record_timing=False --log-level=WARN
+
+.PHONY: demo test reproduce notebooks scripts tables clean
+
+.venv/.installed: requirements.txt pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/.developer: .venv/.installed
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+# Both notebooks on the embedded set, into build/demo; nothing that is in git changes.
+demo: .venv/.installed
+	@echo "first notebook: training two networks on the embedded set"
+	@LTR_ARGS="--preset demo $(ARGS1)" $(EXECUTE) --output-dir build/demo/notebooks notebooks/$(ONE).ipynb
+	@echo "second notebook: balancing the classifier"
+	@LTR_ARGS="--preset demo $(ARGS2)" $(EXECUTE) --output-dir build/demo/notebooks notebooks/$(TWO).ipynb
+	@$(BIN)/python -m ltr.report build/demo/results.csv
+	@echo "executed notebooks: build/demo/notebooks"
+	@echo "figures:            build/demo/figures"
+	@echo "all numbers:        build/demo/results.csv"
+
+test: .venv/.developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+# The paper's job; CIFAR-100 is downloaded by torchvision where it is not in data/.
+reproduce: .venv/.installed
+	$(BIN)/python scripts/$(ONE).py --preset paper $(ARGS1)
+	$(BIN)/python scripts/$(TWO).py --preset paper $(ARGS2)
+
+# Execute the notebooks in place; finished runs are loaded.
+notebooks: .venv/.installed
+	LTR_ARGS="$(ARGS1)" $(EXECUTE) --inplace notebooks/$(ONE).ipynb
+	LTR_ARGS="$(ARGS2)" $(EXECUTE) --inplace notebooks/$(TWO).ipynb
+
+scripts: .venv/.installed
+	$(BIN)/jupyter nbconvert --to script --no-prompt --log-level=WARN --output-dir scripts notebooks/*.ipynb
+
+# Rewrite the README's tables from exp/results.csv.
+tables: .venv/.installed
+	$(BIN)/python -m ltr.report exp/results.csv --readme README.md
+
+clean:
+	rm -rf build .venv

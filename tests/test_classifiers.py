@@ -1,0 +1,86 @@
+"""Frozen features: equal to running the backbone each epoch, in both modes."""
+
+import numpy as np
+import pytest
+import torch
+
+from ltr import classifiers, models, training
+from ltr.datasets import LabelledImages, LongTailed
+
+
+@pytest.fixture(scope="module")
+def data() -> LongTailed:
+    """50 training images of 3 classes and 20 test images, 8x8 noise."""
+    rng = np.random.default_rng(5)
+    images, labels = rng.integers(0, 256, (70, 8, 8, 3), dtype=np.uint8), np.arange(70) % 3
+    train, test = LabelledImages(images[:50], labels[:50]), LabelledImages(images[50:], labels[50:])
+    return LongTailed("noise", list("abc"), train, test, None, (0.5,) * 3, (0.25,) * 3)
+
+
+def network() -> models.CifarResNet:
+    return models.build_model("resnet32", 3, seed=2)
+
+
+def one_at_a_time(data: LongTailed, mode: str, recipe: training.Recipe) -> tuple[models.CifarResNet, np.ndarray]:
+    """The plain way: the whole network each step, the classifier's weights alone trained."""
+    model, images = network(), training.ImageData(data, "cpu")
+    optimizer = torch.optim.SGD(
+        model.classifier.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
+    )
+    for epoch in range(recipe.epochs):
+        model.train(mode == "released")
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(epoch)
+        for pictures, labels in images.train_batches(recipe.batch_size, recipe.seed, epoch):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(pictures), labels).backward()
+            optimizer.step()
+    return model, images.test_logits(model, recipe.epochs - 1, flip=True)
+
+
+@pytest.mark.parametrize("mode", classifiers.MODES)
+def test_stage_two_on_features_equals_the_whole_network(data, mode):
+    recipe = training.Recipe(3, batch_size=16, lr=0.1, weight_decay=0.01)  # batches of 16, 16, 16, 2
+    model, expected = one_at_a_time(data, mode, recipe)
+    frozen = classifiers.FrozenFeatures(network(), data, "cpu", mode, batch_size=16)
+    classifier = classifiers.copy_classifier(network())
+    outcome = training.fit(classifier, frozen, recipe)
+    torch.testing.assert_close(classifier.weight, model.classifier.weight, atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(outcome.logits["last", "flip"], expected, atol=1e-4)
+    drifted = dict(model.named_buffers()) if mode == "released" else {}
+    assert frozen.drifted().keys() == drifted.keys()
+    for name, value in frozen.drifted().items():
+        torch.testing.assert_close(value, drifted[name])
+
+
+@pytest.mark.parametrize("mode", classifiers.MODES)
+def test_features_do_not_depend_on_the_order_of_asking(data, mode):
+    ahead, behind = (classifiers.FrozenFeatures(network(), data, "cpu", mode) for _ in range(2))
+    late = ahead.test_features(2, True)
+    ahead.test_features(0, False)
+    for epoch in range(3):
+        behind.test_features(epoch, False)
+    assert torch.equal(late, behind.test_features(2, True))
+    assert torch.equal(ahead.up_to(3).features, behind.up_to(3).features)
+
+
+def test_only_the_released_mode_drifts(data):
+    released = classifiers.FrozenFeatures(network(), data, "cpu", "released")
+    paper = classifiers.FrozenFeatures(network(), data, "cpu", "paper")
+    assert not torch.equal(released.test_features(0, False), released.test_features(1, False))
+    assert paper.test_features(0, False) is paper.test_features(1, False)
+    assert not torch.equal(paper.up_to(0).features, paper.up_to(1).features)  # new crops and flips each epoch
+
+
+def test_features_of_another_batch_size_are_refused(data):
+    with pytest.raises(ValueError, match="batch size 64"):
+        next(iter(classifiers.FrozenFeatures(network(), data, "cpu").train_batches(32, 0, 0)))
+
+
+def test_evaluation_without_training_has_no_best_epoch_to_choose(data):
+    frozen = classifiers.FrozenFeatures(network(), data, "cpu")
+    outcome = classifiers.evaluate(classifiers.copy_classifier(network()), frozen)
+    assert np.array_equal(outcome.logits["last", "none"], outcome.logits["best_test", "none"])
+    assert not np.array_equal(outcome.logits["last", "none"], outcome.logits["last", "flip"])
+    images = training.ImageData(data, "cpu")
+    np.testing.assert_allclose(outcome.logits["last", "flip"], images.test_logits(network(), 0, True), atol=1e-5)

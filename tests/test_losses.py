@@ -1,0 +1,147 @@
+"""Each loss against numbers worked by hand, and the released form against torch's own binary cross-entropy."""
+
+from math import log
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from ltr import losses
+
+# logits whose softmax is known: (1/2, 1/4, 1/4) with label 0 and (1/4, 1/4, 1/2) with label 1
+LOGITS = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]], dtype=torch.float64).log() + 3
+LABELS = torch.tensor([0, 1])
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+
+counts_of_classes = st.lists(st.integers(1, 10_000), min_size=1, max_size=20)
+
+
+def test_class_balanced_weights_by_hand():
+    # beta 1/2: (1/2) / (1 - 1/2) = 1 and (1/2) / (1 - 1/4) = 2/3; times 2 / (5/3) to sum to 2
+    assert losses.class_balanced_weights(torch.tensor([1, 2]), beta=0.5).tolist() == pytest.approx([1.2, 0.8])
+
+
+def test_class_balanced_weights_beta_zero_is_no_weighting():
+    assert losses.class_balanced_weights(torch.tensor([500, 1, 37]), beta=0).tolist() == [1, 1, 1]
+
+
+def test_class_balanced_weights_tend_to_inverse_counts():
+    weights = losses.class_balanced_weights(torch.tensor([500, 50, 1]), beta=1 - 1e-9)
+    assert (weights / weights[2]).tolist() == pytest.approx([1 / 500, 1 / 50, 1], rel=1e-5)
+
+
+@given(counts_of_classes, st.floats(0, 0.99999))
+def test_class_balanced_weights_sum_to_classes_and_favour_the_rare(counts, beta):
+    weights = losses.class_balanced_weights(torch.tensor(sorted(counts)), beta)
+    assert float(weights.sum()) == pytest.approx(len(counts), rel=1e-5)
+    assert (weights > 0).all()
+    assert (weights.diff() <= 1e-6).all()
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1, 1.5, float("nan")])
+def test_class_balanced_weights_refuse_beta(beta):
+    with pytest.raises(ValueError, match="^beta: "):
+        losses.class_balanced_weights(torch.tensor([5, 3]), beta)
+
+
+def test_class_balanced_weights_refuse_an_empty_class():
+    with pytest.raises(ValueError, match="^counts: "):
+        losses.class_balanced_weights(torch.tensor([5, 0]))
+
+
+def test_cross_entropy_by_hand():
+    # -(ln 1/2 + ln 1/4) / 2 = 1.5 ln 2
+    assert float(losses.cross_entropy(LOGITS, LABELS)) == pytest.approx(1.5 * log(2))
+
+
+def test_balanced_cross_entropy_divides_by_the_batch_not_by_the_weights():
+    # (1 ln 2 + 2 ln 4) / 2 = 2.5 ln 2; a mean over the weights would give 5/3 ln 2
+    assert float(losses.balanced_cross_entropy(LOGITS, LABELS, WEIGHTS)) == pytest.approx(2.5 * log(2))
+
+
+def test_balanced_bce_on_softmax_by_hand():
+    # row 0: 1 * (ln 2 + 2 ln 4/3); row 1: 2 * (ln 4 + ln 4/3 + ln 2); mean over 2 * 3 entries
+    expected = (7 * log(2) + 4 * log(4 / 3)) / 6
+    assert float(losses.balanced_bce_on_softmax(LOGITS, LABELS, WEIGHTS)) == pytest.approx(expected)
+
+
+def test_balanced_focal_by_hand():
+    # sigmoids 3/4, 1/2, 1/4 and label 0: p_t = 3/4, 1/2, 3/4; label 0 weighs 3; gamma 2
+    logits = torch.tensor([[log(3), 0, -log(3)]], dtype=torch.float64)
+    expected = 3 * (log(4 / 3) / 16 + log(2) / 4 + log(4 / 3) / 16)
+    loss = losses.balanced_focal(logits, torch.tensor([0]), torch.tensor([3.0, 1, 1]), gamma=2)
+    assert float(loss) == pytest.approx(expected)
+
+
+def random_batch(seed: int, scale: float = 4.0):
+    """Logits [B, C] that need a gradient, labels [B] and weights [C], all float64."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, classes = (int(n) for n in torch.randint(2, 9, (2,), generator=generator))
+    logits = scale * torch.randn(batch, classes, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (batch,), generator=generator)
+    weights = torch.rand(classes, generator=generator, dtype=torch.float64) + 0.1
+    return logits.requires_grad_(), labels, weights
+
+
+def released_form(logits, labels, weights):
+    """The released code's loss in torch's own words."""
+    targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    per_entry = weights[labels][:, None].expand_as(logits)
+    return F.binary_cross_entropy(logits.softmax(1), targets, weight=per_entry)
+
+
+@given(st.integers(0, 2**32))
+def test_balanced_bce_on_softmax_is_the_released_form(seed):
+    logits, labels, weights = random_batch(seed)
+    ours, theirs = losses.balanced_bce_on_softmax(logits, labels, weights), released_form(logits, labels, weights)
+    torch.testing.assert_close(ours, theirs)
+    (our_gradient,), (their_gradient,) = (torch.autograd.grad(loss, logits) for loss in (ours, theirs))
+    torch.testing.assert_close(our_gradient, their_gradient)
+
+
+@given(st.integers(0, 2**32))
+def test_balanced_focal_with_gamma_zero_is_binary_cross_entropy(seed):
+    logits, labels, weights = random_batch(seed)
+    targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    by_entry = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    expected = (weights[labels] * by_entry.sum(1)).mean()
+    torch.testing.assert_close(losses.balanced_focal(logits, labels, weights, gamma=0), expected)
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_balanced_bce_on_softmax_is_the_released_form_where_softmax_saturates(label):
+    logits, labels, weights = torch.tensor([[200.0, 0.0, -200.0]]), torch.tensor([label]), WEIGHTS.float()
+    ours, theirs = losses.balanced_bce_on_softmax(logits, labels, weights), released_form(logits, labels, weights)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("margin", [10.0, 17.0, 30.0, 200.0])  # from 17 on, float32 rounds the probability to 1
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_extreme_logits_give_finite_losses_and_gradients(name, margin):
+    logits = torch.tensor([[margin, 0.0, -margin]]).repeat(3, 1).requires_grad_()
+    loss = losses.build_loss(name, torch.tensor([500, 50, 5]))(logits, torch.tensor([0, 1, 2]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_build_loss_binds_the_weights_of_the_counts():
+    counts = torch.tensor([500, 50, 5])
+    weights = losses.class_balanced_weights(counts, 0.99)
+    logits = LOGITS.float()
+    expected = {
+        "ce": losses.cross_entropy(logits, LABELS),
+        "cb-ce": losses.balanced_cross_entropy(logits, LABELS, weights),
+        "cb-bce": losses.balanced_bce_on_softmax(logits, LABELS, weights),
+        "cb-focal": losses.balanced_focal(logits, LABELS, weights),
+    }
+    assert set(expected) == set(losses.LOSSES)
+    for name, value in expected.items():
+        assert losses.build_loss(name, counts, beta=0.99)(logits, LABELS) == value
+
+
+def test_build_loss_refuses_an_unknown_name():
+    with pytest.raises(KeyError):
+        losses.build_loss("cb", torch.tensor([5, 3]))

@@ -1,0 +1,108 @@
+"""Metrics against small cases worked by hand."""
+
+from math import nan
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ltr import metrics
+
+
+def logits_for(predictions: list[int], num_classes: int) -> np.ndarray:
+    """Logits [N, C] whose largest entry is the prediction."""
+    return np.eye(num_classes)[predictions]
+
+
+def logits_of(confidences: list[float]) -> np.ndarray:
+    """Logits [N, 2] that predict class 0 with these probabilities."""
+    confidences = np.array(confidences)
+    return np.log(np.stack([confidences, 1 - confidences], 1))
+
+
+def test_group_boundaries():
+    groups = metrics.group_of(np.array([500, 101, 100, 20, 19, 1]))
+    assert groups.tolist() == ["many", "many", "medium", "medium", "few", "few"]
+
+
+def test_confusion_matrix_has_true_classes_in_rows():
+    matrix = metrics.confusion_matrix(np.array([0, 1, 1, 2, 1]), np.array([0, 0, 0, 1, 1]), 3)
+    assert matrix.tolist() == [[1, 2, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_per_class_accuracy_by_hand():
+    # class 0: 1 of 2, class 1: 3 of 3, class 2 has no test images
+    accuracy = metrics.per_class_accuracy(logits_for([0, 2, 1, 1, 1], 3), np.array([0, 0, 1, 1, 1]))
+    assert accuracy.tolist() == pytest.approx([50, 100, nan], nan_ok=True)
+
+
+def test_group_accuracy_by_hand():
+    # many (class 0): 1 of 2; medium (class 1): 0 of 1; few (classes 2, 3): 2 of 3; all: 3 of 6
+    logits, labels = logits_for([0, 1, 0, 2, 3, 2], 4), np.array([0, 0, 1, 2, 3, 3])
+    accuracy = metrics.group_accuracy(logits, labels, np.array([101, 100, 19, 5]))
+    assert accuracy == pytest.approx({"all": 50, "many": 50, "medium": 0, "few": 200 / 3})
+
+
+def test_an_empty_group_is_nan_and_shows_as_a_dash():
+    accuracy = metrics.group_accuracy(logits_for([0, 0], 2), np.array([0, 1]), np.array([500, 50]))
+    assert accuracy == pytest.approx({"all": 50, "many": 100, "medium": 0, "few": nan}, nan_ok=True)
+    assert [metrics.percent(accuracy[key]) for key in ("all", "medium", "few")] == ["50.00", "0.00", "–"]
+
+
+def test_percent():
+    assert [metrics.percent(value) for value in (38.376, 100, None, nan)] == ["38.38", "100.00", "–", "–"]
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 4))
+def test_on_a_balanced_test_set_every_mean_is_the_mean_of_its_classes(seed, num_classes, per_class):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(num_classes), per_class)
+    logits, counts = rng.normal(size=(len(labels), num_classes)), rng.integers(1, 200, num_classes)
+    accuracy, by_class = metrics.group_accuracy(logits, labels, counts), metrics.per_class_accuracy(logits, labels)
+    assert accuracy["all"] == pytest.approx(by_class.mean())
+    for group in metrics.GROUPS:
+        inside = metrics.group_of(counts) == group
+        expected = by_class[inside].mean() if inside.any() else nan
+        assert accuracy[group] == pytest.approx(expected, nan_ok=True)
+
+
+def test_softmax_by_hand():
+    np.testing.assert_allclose(metrics.softmax(np.log([[1.0, 2.0, 5.0]]) + 7), [[0.125, 0.25, 0.625]])
+
+
+def test_softmax_keeps_float16_extremes():
+    logits = np.array([[65504, -65504, 0], [65504, 65504, -65504], [-65504] * 3], np.float16)
+    np.testing.assert_allclose(metrics.softmax(logits), [[1, 0, 0], [0.5, 0.5, 0], [1 / 3] * 3])
+
+
+def test_calibration_error_by_hand():
+    # 5 bins: (0.4, 0.6]: one image at 0.55, right, gap 0.45; (0.8, 1]: 0.85 and 0.95, one right, gap 0.9 - 0.5
+    logits, labels = logits_of([0.55, 0.85, 0.95]), np.array([0, 0, 1])
+    assert metrics.expected_calibration_error(logits, labels, bins=5) == pytest.approx(100 * (0.45 + 2 * 0.4) / 3)
+    table = metrics.reliability(logits, labels, bins=5)
+    np.testing.assert_allclose(table[["confidence", "accuracy", "weight"]], [[0.55, 1, 1 / 3], [0.9, 0.5, 2 / 3]])
+
+
+def test_perfect_calibration_is_zero():
+    # three of four right at 0.75, three of five at 0.6
+    logits, labels = logits_of([0.75] * 4 + [0.6] * 5), np.array([0, 0, 0, 1, 0, 0, 0, 1, 1])
+    assert metrics.expected_calibration_error(logits, labels) == pytest.approx(0, abs=1e-9)
+
+
+def test_bins_are_open_below_and_closed_above():
+    # equal logits give exactly 1/2, the edge between (0, 1/2] and (1/2, 1]: 0.75 must not share its bin
+    logits = np.stack([[0.0, 0.0], logits_of([0.75])[0]])
+    assert metrics.reliability(logits, np.array([0, 0]), bins=2).confidence.tolist() == pytest.approx([0.5, 0.75])
+
+
+def test_full_confidence_falls_into_the_last_bin():
+    table = metrics.reliability(np.array([[1000.0, 0.0], [0.0, 1000.0]]), np.array([0, 0]))
+    assert table.to_dict("list") == {"confidence": [1.0], "accuracy": [0.5], "weight": [1.0]}
+
+
+def test_summarise_holds_all_figures():
+    logits, labels, counts = logits_of([0.75] * 4), np.array([0, 0, 0, 1]), np.array([500, 5])
+    figures = metrics.summarise(logits, labels, counts)
+    expected = {"all": 75, "many": 100, "medium": nan, "few": 0, "ece": 0}
+    assert figures == pytest.approx(expected, abs=1e-9, nan_ok=True)

@@ -1,0 +1,97 @@
+"""Shapes, sizes and seeds of the networks; ResNet-34 against torchvision's, the shortcut against numbers."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from ltr.models import BACKBONES, BasicBlock, build_model, count_parameters
+
+PARAMETERS = {
+    # By hand, 3x3 convolutions of a and b channels having 9ab weights and batch-norm 2b:
+    # stem 9*3*16 + 32 = 464; stage one 10 * (9*16*16 + 32) = 23,360;
+    # stage two 9*16*32 + 9 * 9*32*32 + 10 * 64 = 88,192; stage three 9*32*64 + 9 * 9*64*64 + 10 * 128 = 351,488;
+    # classifier 64*100 + 100 = 6,500. Option-A shortcuts have none.
+    "resnet32": 464 + 23_360 + 88_192 + 351_488 + 6_500,  # 470,004
+    "resnet32-wide": 7_409_316,
+    "resnet34": 21_328_292,
+}
+FEATURES = {"resnet32": 64, "resnet32-wide": 256, "resnet34": 512}
+
+
+def test_every_backbone_is_tested():
+    assert set(PARAMETERS) == set(FEATURES) == set(BACKBONES)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_number_of_parameters(backbone):
+    assert count_parameters(build_model(backbone, 100)) == PARAMETERS[backbone]
+
+
+@pytest.mark.parametrize("size", [32, 16])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_shapes(backbone, size):
+    model = build_model(backbone, 7)
+    x = torch.zeros(2, 3, size, size)
+    features = model.features(x)
+    assert features.shape == (2, FEATURES[backbone])
+    assert model.classifier(features).shape == model(x).shape == (2, 7)
+
+
+def test_logits_are_the_classifier_of_the_features():
+    model = build_model("resnet32", 5).eval()
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(x), model.classifier(model.features(x)))
+
+
+@pytest.mark.usefixtures("random_state_untouched")
+def test_the_seed_decides_the_weights():
+    first, again, other = (build_model("resnet32", 10, seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    for name in ("stem.0.weight", "blocks.14.conv2.weight", "classifier.weight", "classifier.bias"):
+        assert not torch.equal(first[name], other[name])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose global generator this is about")
+def test_building_leaves_the_random_state_of_the_gpu():
+    torch.cuda.manual_seed(123)
+    before = torch.cuda.get_rng_state()
+    build_model("resnet32", 10, seed=3)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_an_unknown_backbone_is_refused():
+    with pytest.raises(KeyError):
+        build_model("resnet18", 10)
+
+
+def test_resnet34_is_torchvisions_with_a_small_stem():
+    theirs = torchvision.models.resnet34(weights=None, num_classes=10)
+    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = nn.Identity()
+    generator = torch.Generator().manual_seed(0)
+    for module in theirs.modules():  # as after training, so that no batch-norm is the identity
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.normal_(0, 0.2, generator=generator)
+    ours = build_model("resnet34", 10)
+    for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        mine.copy_(other)  # refuses another shape
+    x = torch.randn(2, 3, 16, 16, generator=generator)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_option_a_shortcut_subsamples_and_pads_with_zero_channels():
+    x = torch.arange(32.0).view(1, 2, 4, 4)  # channel 0 counts from 0, channel 1 from 16
+    out = BasicBlock(2, 4, stride=2, projection=False).shortcut(x)
+    zero = [[0, 0], [0, 0]]
+    assert out[0].tolist() == [zero, [[0, 2], [8, 10]], [[16, 18], [24, 26]], zero]
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_equal_shapes_pass_the_shortcut_unchanged(projection):
+    x = torch.ones(1, 2, 4, 4)
+    assert BasicBlock(2, 2, stride=1, projection=projection).shortcut(x) is x

@@ -1,0 +1,118 @@
+"""Properties of the normalisations and of the MaxNorm projection, and values worked by hand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ltr.regularizers import MaxNorm, l2_normalize, max_norm_project, relative_radius, row_norms, tau_normalize
+
+# eighths are exact in float32, so a row of zeros is really zero and nothing underflows
+entries = st.integers(-800, 800).map(lambda eighths: eighths / 8)
+radii = st.floats(0, 500, width=32, allow_subnormal=False)
+
+
+@st.composite
+def matrices(draw):
+    """Weights [C, D], now and then with rows of zeros."""
+    width = draw(st.integers(1, 6))
+    rows = st.one_of(st.just([0.0] * width), st.lists(entries, min_size=width, max_size=width))
+    return torch.tensor(draw(st.lists(rows, min_size=1, max_size=6)))
+
+
+def test_row_norms_by_hand():
+    assert row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0], [-1.0, 0.0]])).tolist() == [5, 0, 1]
+
+
+def test_projection_by_hand():
+    weight = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    torch.testing.assert_close(max_norm_project(weight, 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+
+
+def test_projection_takes_a_radius_for_each_row():
+    projected = max_norm_project(torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([10.0, 2.5]))
+    assert projected.tolist() == [[3, 4], [1.5, 2]]
+
+
+@given(matrices(), radii)
+def test_projection_satisfies_the_constraint_along_the_same_direction(weight, radius):
+    projected = max_norm_project(weight, radius)
+    norms = row_norms(weight)
+    torch.testing.assert_close(row_norms(projected), norms.clamp_max(radius))
+    torch.testing.assert_close(projected * norms[:, None], weight * row_norms(projected)[:, None])
+
+
+@given(matrices(), radii)
+def test_projection_is_idempotent(weight, radius):
+    once = max_norm_project(weight, radius)
+    torch.testing.assert_close(max_norm_project(once, radius), once)
+
+
+@given(matrices(), radii)
+def test_projection_leaves_rows_inside_as_they_are(weight, radius):
+    inside = row_norms(weight) <= radius
+    assert torch.equal(max_norm_project(weight, radius)[inside], weight[inside])
+
+
+@given(matrices())
+def test_projection_to_radius_zero_gives_zeros(weight):
+    assert torch.equal(max_norm_project(weight, 0.0), torch.zeros_like(weight))  # NaN would not be equal
+
+
+def test_tau_normalize_by_hand():
+    # norm 5: divided by 25 with tau 2, by the root of 5 with tau 1/2
+    weight = torch.tensor([[3.0, 4.0]])
+    assert tau_normalize(weight, 2).tolist()[0] == pytest.approx([0.12, 0.16])
+    assert tau_normalize(weight, 0.5).tolist()[0] == pytest.approx([3 / 5**0.5, 4 / 5**0.5])
+
+
+@given(matrices())
+def test_tau_zero_changes_nothing(weight):
+    assert torch.equal(tau_normalize(weight, 0), weight)
+
+
+@given(matrices())
+def test_tau_one_gives_unit_rows_and_keeps_rows_of_zeros(weight):
+    normalized = tau_normalize(weight, 1)
+    torch.testing.assert_close(row_norms(normalized), (row_norms(weight) > 0).float())
+    torch.testing.assert_close(normalized * row_norms(weight)[:, None], weight)
+    assert torch.equal(l2_normalize(weight), normalized)
+
+
+def test_relative_radius_by_hand():
+    weight = torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0]])  # norms 5, 1, 2
+    assert relative_radius(weight, 0.1) == pytest.approx(1.4)
+    assert [relative_radius(weight, fraction) for fraction in (0, 1)] == [1, 5]
+
+
+def test_max_norm_projects_in_place_and_counts():
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 0.0]]))
+    memory, max_norm = weight.data_ptr(), MaxNorm(2.5)
+    assert max_norm.fired_share == 0
+    max_norm.apply(weight)
+    assert weight.data_ptr() == memory
+    torch.testing.assert_close(weight.data, torch.tensor([[1.5, 2.0], [0.6, 0.8], [0.0, 0.0]]))
+    assert (int(max_norm.fired), max_norm.checked) == (1, 3)
+    max_norm.apply(weight)  # the first row now lies exactly on the ball, so nothing fires
+    assert (int(max_norm.fired), max_norm.checked) == (1, 6)
+    assert max_norm.fired_share == pytest.approx(1 / 6)
+
+
+def test_max_norms_count_separately():
+    first, second = MaxNorm(1.0), MaxNorm(1.0)
+    first.apply(torch.ones(4, 4))
+    assert (int(first.fired), int(second.fired), second.checked) == (4, 0, 0)
+
+
+@pytest.mark.parametrize("every", ["step", "epoch"])
+def test_max_norm_accepts_both_intervals(every):
+    assert MaxNorm(1.0, every).every == every
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [({"radius": -1.0}, "radius"), ({"radius": 1.0, "every": "batch"}, "every")]
+)
+def test_max_norm_refuses_bad_arguments(arguments, named):
+    with pytest.raises(ValueError, match=f"^{named}: "):
+        MaxNorm(**arguments)

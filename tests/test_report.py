@@ -1,0 +1,64 @@
+"""Tables from results.csv, and the README's copy of them."""
+
+import pandas as pd
+import pytest
+
+from ltr import InputError, report, runs
+from ltr.settings import ROOT
+
+
+def results(**columns) -> pd.DataFrame:
+    row = dict.fromkeys(runs.COLUMNS) | {
+        "dataset": "cifar100", "imbalance_factor": 100.0, "profile": "exp", "backbone": "resnet32",
+        "stage1_epochs": 60, "stage1_weight_decay": 0.005, "method": "WD", "seed": 0, "selection": "last",
+        "tta": "none", "all": 40.0, "many": 70.0, "medium": 40.0, "few": float("nan"), "ece": 5.0,
+        "max_norm_fired": float("nan"), "device": "cpu", "torch": "2.6.0",
+    }  # fmt: skip
+    return pd.DataFrame([row | columns])
+
+
+def test_a_row_shows_ours_and_the_papers_figure():
+    text = report.markdown(results())
+    assert "| WD | 0.005 | 70.00 | 40.00 | – | 40.00 | 5.00 |  | 1 | 46.08 |" in text
+
+
+def test_seeds_become_mean_and_deviation():
+    both = pd.concat([results(), results(seed=1, all=42.0)])
+    assert "41.00 ± 1.41" in report.markdown(both)
+    assert "| 2 | 46.08 |" in report.markdown(both)
+
+
+def test_only_last_epoch_and_plain_test_are_shown():
+    text = report.markdown(
+        pd.concat([results(), results(selection="best_test", all=99.0), results(tta="flip", all=98.0)])
+    )
+    assert "99.00" not in text
+    assert "98.00" not in text
+
+
+def test_other_sets_have_no_published_figure():
+    assert "paper" not in report.markdown(results(dataset="synthetic"))
+
+
+def test_the_readme_is_rewritten_between_its_marks(tmp_path):
+    results().to_csv(tmp_path / "results.csv", index=False)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    report.main([str(tmp_path / "results.csv"), "--readme", str(readme)])
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- results -->\n**cifar100")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    assert "old" not in text
+
+
+def test_a_readme_without_marks_is_refused(tmp_path):
+    results().to_csv(tmp_path / "results.csv", index=False)
+    (tmp_path / "README.md").write_text("no marks")
+    with pytest.raises(InputError, match="--readme"):
+        report.main([str(tmp_path / "results.csv"), "--readme", str(tmp_path / "README.md")])
+
+
+def test_the_readmes_tables_are_those_of_results_csv():
+    table = pd.read_csv(ROOT / "exp" / "results.csv", dtype={"torch": str})
+    block = report.BLOCK.search((ROOT / "README.md").read_text("utf-8"))
+    assert block[0] == f"{block[1]}{report.markdown(table)}{block[2]}", "run `make tables`"

@@ -1,0 +1,130 @@
+"""Options: presets, one-line errors, the same string for Jupyter and the command line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ltr import InputError, settings
+from ltr.settings import ROOT, FirstStage, SecondStage
+
+STAGES = [FirstStage, SecondStage]
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--imbalance-factor 0.5", "--imbalance-factor: must be a number at least 1, got 0.5"),
+        ("--imbalance-factor nan", "--imbalance-factor: must be a number at least 1, got nan"),
+        ("--epochs 0", "--epochs: must be a whole number at least 1, got 0"),
+        ("--epochs ten", "--epochs: must be a whole number at least 1, got ten"),
+        ("--lr -0.1", "--lr: must be a number above 0, got -0.1"),
+        ("--lr 0", "--lr: must be a number above 0, got 0"),
+        ("--weight-decay -1e-4", "--weight-decay: must be a number at least 0, got -1e-4"),
+        ("--batch-size 1", "--batch-size: must be a whole number at least 2, got 1"),
+        ("--hold-out -1", "--hold-out: must be a whole number at least 0, got -1"),
+        ("--seed -1", "--seed: must be a whole number at least 0, got -1"),
+        ("--momentum 1.5", "--momentum: must be a number at least 0 and at most 1, got 1.5"),
+        ("--backbone resnet43", "did you mean resnet34?"),
+        (
+            "--dataset cifar10",
+            "--dataset: must be one of cifar100, folder, synthetic, got cifar10 (did you mean cifar100?)",
+        ),
+        ("--preset papper", "did you mean paper?"),
+        ("--profile log", "--profile: must be one of exp, step, got log"),
+        ("--device gpu9", "--device: must be auto"),
+        ("--epoch 3", "unrecognized arguments: --epoch 3"),
+        ("--epochs", "--epochs: expected one argument"),
+    ],
+)
+def test_bad_options_say_what_is_allowed(stage, words, says):
+    with pytest.raises(InputError) as caught:
+        stage.parse(words.split())
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_presets_differ_and_options_win():
+    demo = FirstStage.parse(["--preset", "demo"])
+    paper = FirstStage.parse("--preset paper --epochs 320 --backbone resnet34".split())
+    assert (demo.dataset, demo.backbone) == ("synthetic", "resnet32")
+    assert (paper.dataset, paper.epochs, paper.lr, paper.weight_decay) == ("cifar100", 320, 0.01, 5e-3)
+    assert FirstStage.parse(["--preset", "paper"]).backbone == "resnet32-wide"
+
+
+def test_without_a_preset_a_machine_without_cuda_gets_the_demo(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert FirstStage.parse([]).preset == "demo"
+
+
+def test_jupyter_takes_the_options_from_the_environment(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setenv("LTR_ARGS", f"--preset demo --epochs 7 --out '{tmp_path / 'a folder'}'")
+    read = FirstStage.read()
+    assert (read.epochs, read.out) == (7, tmp_path / "a folder")
+    assert "--epochs 7" in capsys.readouterr().out
+
+
+def test_relative_folders_are_taken_from_the_root(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert FirstStage.parse(["--preset", "demo", "--out", "exp"]).out == ROOT / "exp"
+
+
+def test_identity_leaves_out_what_does_not_change_the_result():
+    one = FirstStage.parse("--preset demo --out a --data-root x".split())
+    two = FirstStage.parse("--preset demo --out b --data-root y --retrain".split())
+    assert one.model("WD", 1e-3) == two.model("WD", 1e-3)
+    assert one.model("WD", 1e-3) != one.model("WD", 2e-3)
+    assert one.model("naive", 0.0) != FirstStage.parse("--preset demo --lr 0.2".split()).model("naive", 0.0)
+
+
+def test_the_second_stage_looks_for_what_the_first_one_writes():
+    first = FirstStage.parse(["--preset", "demo"])
+    second = SecondStage.parse(["--preset", "demo"])
+    for method, weight_decay in (("naive", 0.0), ("WD", first.weight_decay)):
+        _, identity = first.model(method, weight_decay)
+        wanted = second.first_stage(weight_decay)
+        assert {key: identity[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_is_explained(stage):
+    text = stage.parser().format_help()
+    for name in stage.__dataclass_fields__:
+        assert settings.flag(name) in text
+
+
+def test_an_unwritable_out_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"^--out: must be a folder that can be written to"):
+        settings.check_writable(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_end_bad_input_in_one_line_and_exit_code_2(script, tmp_path):
+    command = [
+        sys.executable,
+        str(script),
+        "--preset",
+        "demo",
+        "--out",
+        str(tmp_path / "out"),
+        "--backbone",
+        "resnet50",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --backbone: must be one of resnet32, resnet32-wide, resnet34, got resnet50 (did you mean resnet34?)\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_have_help(script):
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "--imbalance-factor" in done.stdout

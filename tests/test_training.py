@@ -1,0 +1,161 @@
+"""The loop of both stages: schedule, memorising, resuming, MaxNorm, divergence."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ltr import TrainingError, models, runs, training
+from ltr.datasets import LabelledImages, LongTailed
+from ltr.regularizers import MaxNorm
+
+
+@pytest.fixture
+def small() -> LongTailed:
+    """64 images of 4 classes, 8x8: noise around a colour of the class."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), (32, 16, 12, 4))
+    colours = rng.integers(40, 216, (4, 1, 1, 3))
+    images = np.clip(colours[labels] + rng.normal(0, 30, (64, 8, 8, 3)), 0, 255).astype(np.uint8)
+    train, test = LabelledImages(images, labels), LabelledImages(images[::2], labels[::2])
+    return LongTailed("small", list("abcd"), train, test, None, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+class Rows:
+    """Fixed inputs for a linear model, in one batch or several."""
+
+    def __init__(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        self.inputs, self.labels = inputs, labels
+        self.class_counts, self.test_labels = np.bincount(labels.numpy()), labels.numpy()
+
+    def train_batches(self, batch_size, seed, epoch):
+        return zip(self.inputs.split(batch_size), self.labels.split(batch_size), strict=True)
+
+    @torch.no_grad()
+    def test_logits(self, model, epoch, flip=False):
+        return model(self.inputs.flip(1) if flip else self.inputs).numpy()
+
+
+@pytest.fixture
+def rows() -> Rows:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(3).repeat(6)
+    return Rows(torch.randn(18, 5, generator=generator) + labels[:, None], labels)
+
+
+def linear() -> nn.Linear:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Linear(5, 3)
+
+
+def test_schedules_at_their_ends():
+    cosine, released = (training.Recipe(4, lr=0.1, schedule=name) for name in training.SCHEDULES)
+    assert [cosine.learning_rate(epoch) for epoch in range(4)] == pytest.approx(
+        [0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5
+    )
+    assert [released.learning_rate(epoch) for epoch in range(4)] == pytest.approx(
+        [0.0853553, 0.05, 0.0146447, 0], rel=1e-5
+    )
+
+
+def test_a_network_memorises_64_images(small):
+    model = models.build_model("resnet32", 4)
+    images = training.ImageData(small, "cpu")
+    outcome = training.fit(model, images, training.Recipe(25, batch_size=16, lr=0.05))
+    assert outcome.history.train_accuracy.iloc[-1] > 95
+    assert outcome.history.train_loss.iloc[-1] < outcome.history.train_loss.iloc[0] / 3
+
+
+def test_a_step_is_plain_sgd_with_momentum_and_weight_decay(rows):
+    model, reference = linear(), linear()
+    recipe = training.Recipe(3, batch_size=7, lr=0.1, weight_decay=0.05)  # batches of 7, 7 and 4
+    training.fit(model, rows, recipe)
+    velocity = [torch.zeros_like(p) for p in reference.parameters()]
+    for epoch in range(3):
+        for inputs, labels in rows.train_batches(7, 0, epoch):
+            loss = nn.functional.cross_entropy(reference(inputs), labels)
+            gradients = torch.autograd.grad(loss, list(reference.parameters()))
+            with torch.no_grad():
+                for i, (p, g) in enumerate(zip(reference.parameters(), gradients, strict=True)):
+                    velocity[i] = 0.9 * velocity[i] + g + 0.05 * p
+                    p -= recipe.learning_rate(epoch) * velocity[i]
+    torch.testing.assert_close(model.weight, reference.weight)
+    torch.testing.assert_close(model.bias, reference.bias)
+
+
+@pytest.mark.parametrize(("every", "checks"), [("step", 3 * 3 * 4), ("epoch", 3 * 4)])
+def test_max_norm_holds_after_every_epoch_and_is_counted(rows, every, checks):
+    ball = MaxNorm(0.3, every)
+    outcome = training.fit(linear(), rows, training.Recipe(4, batch_size=7, lr=0.1), ball)
+    assert (outcome.norms[1:] <= 0.3 + 1e-6).all()
+    assert outcome.norms[0].max() > 0.3
+    assert ball.checked == checks
+    assert outcome.extra["max_norm_fired"] == int(ball.fired) / checks > 0
+
+
+def test_the_outcome_holds_last_and_best_epochs(rows):
+    outcome = training.fit(linear(), rows, training.Recipe(6, lr=0.5))
+    tested = outcome.history.test_accuracy
+    accuracy = {key: 100 * (logits.argmax(1) == rows.test_labels).mean() for key, logits in outcome.logits.items()}
+    assert set(accuracy) == set(runs.VARIANTS)
+    assert accuracy["last", "none"] == pytest.approx(tested.iloc[-1])
+    assert accuracy["best_test", "none"] == pytest.approx(tested.max())
+    assert outcome.extra["best_test_epoch"] == tested.idxmax() + 1
+    assert outcome.norms.shape == (7, 3)
+
+
+def test_testing_every_k_epochs_always_tests_the_last(rows):
+    history = training.fit(linear(), rows, training.Recipe(5, test_every=2)).history
+    assert history.test_accuracy.notna().tolist() == [False, True, False, True, True]
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(small, tmp_path):
+    recipe, images = training.Recipe(4, batch_size=24, lr=0.05), training.ImageData(small, "cpu")
+    whole = training.fit(models.build_model("resnet32", 4), images, recipe)
+
+    first = training.Trainer(models.build_model("resnet32", 4), images, recipe, None)
+    for _ in range(2):
+        first.run_epoch()
+    runs.save_checkpoint(tmp_path / "checkpoint.pt", first.state())
+    model = models.build_model("resnet32", 4, seed=9)  # other weights: all must come from the checkpoint
+    resumed = training.fit(model, images, recipe, checkpoint=tmp_path / "checkpoint.pt")
+
+    for name, value in whole.weights.items():
+        assert torch.equal(value, resumed.weights[name]), name
+    assert np.array_equal(whole.norms, resumed.norms)
+    for key in runs.VARIANTS:
+        assert np.array_equal(whole.logits[key], resumed.logits[key])
+    columns = [c for c in whole.history if c != "seconds"]
+    assert whole.history[columns].equals(resumed.history[columns])
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(rows, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    training.fit(linear(), rows, training.Recipe(2, lr=0.1), checkpoint=path)
+    with pytest.raises(TrainingError, match=r"lr is 0.1 there and 0.2 here"):
+        training.fit(linear(), rows, training.Recipe(2, lr=0.2), checkpoint=path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(rows, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    training.fit(linear(), rows, training.Recipe(1), checkpoint=path)
+    before = path.read_bytes()
+    rows.inputs[0] = float("nan")
+    recipe = training.Recipe(2)
+    state = runs.load_checkpoint(path)
+    state["recipe"]["epochs"] = 2
+    runs.save_checkpoint(path, state)
+    before = path.read_bytes()
+    with pytest.raises(TrainingError, match="epoch 2"):
+        training.fit(linear(), rows, recipe, checkpoint=path)
+    assert path.read_bytes() == before
+
+
+def test_flip_means_the_mean_of_both_logits(small):
+    model, images = models.build_model("resnet32", 4).eval(), training.ImageData(small, "cpu")
+    pictures = images.test.normalise(images.test.images)
+    with torch.no_grad():
+        expected = (model(pictures) + model(pictures.flip(3))) / 2
+    np.testing.assert_allclose(images.test_logits(model, 0, flip=True), expected.numpy(), atol=1e-5)
+    assert not np.allclose(images.test_logits(model, 0), expected.numpy(), atol=1e-5)
