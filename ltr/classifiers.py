@@ -1,4 +1,5 @@
-"""The second stage: the backbone is frozen, so its features are computed once for all classifiers.
+"""The second stage: the backbone is frozen, so its features are computed once for all classifiers, and
+a whole grid of classifiers trains at once, as one batched matrix product a step.
 
 Two modes. "paper" keeps the backbone in evaluation mode, as freezing suggests. "released" leaves it in
 training mode as the released code does: batch-norm normalises by the batch's own statistics while its
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ltr import runs
+from ltr import metrics, runs
 from ltr.datasets import LongTailed
 from ltr.loader import Loader
+from ltr.losses import build_loss
 from ltr.models import CifarResNet
-from ltr.regularizers import row_norms
+from ltr.regularizers import max_norm_project, outside, row_norms
+from ltr.training import Recipe
 
 MODES = ("released", "paper")
 
@@ -133,3 +136,96 @@ def evaluate(classifier: nn.Linear, data: FrozenFeatures) -> runs.Outcome:
     norms = row_norms(classifier.weight.detach()).cpu().numpy()[None]
     weights = {name: value.cpu() for name, value in classifier.state_dict().items()}
     return runs.Outcome(pd.DataFrame({"epoch": [0]}), norms, logits, data.test_labels, weights, {"seconds": 0.0})
+
+
+class Grid:
+    """Linear classifiers that train side by side on the same batches, each by its own settings.
+
+    Args:
+        start: where all of them start.
+        data: frozen features.
+        recipe: what they share: epochs, batch size, momentum, schedule, seed. Its loss, learning rate and
+            weight decay give way to the grid's.
+        settings: a row a classifier, columns loss, lr, weight_decay, max_norm (NaN for none) and
+            max_norm_every; rows of one loss train together.
+
+    Attributes:
+        weight, bias: [G, C, D] and [G, C].
+        fired, checked: rows that MaxNorm moved and looked at, [G].
+    """
+
+    def __init__(self, start: nn.Linear, data: FrozenFeatures, recipe: Recipe, settings: pd.DataFrame) -> None:
+        self.data, self.recipe, self.settings = data, recipe, settings.reset_index(drop=True)
+        device, size = start.weight.device, len(settings)
+        self.weight = start.weight.detach().expand(size, -1, -1).clone()
+        self.bias = start.bias.detach().expand(size, -1).clone()
+        self.velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
+
+        def column(name: str) -> Tensor:
+            return torch.tensor(self.settings[name].to_numpy(np.float32), device=device)
+
+        self.lr, self.weight_decay = column("lr"), column("weight_decay")
+        radius = column("max_norm")
+        self.radius = torch.where(radius.isnan(), torch.inf, radius)
+        self.each_step = torch.tensor((self.settings.max_norm_every == "step").to_numpy(), device=device)
+        self.fired, self.checked = torch.zeros(size, device=device), torch.zeros(size, device=device)
+        counts = torch.as_tensor(data.class_counts)
+        self.losses = [
+            (torch.tensor(rows.index.to_numpy(), device=device), build_loss(name, counts, device))
+            for name, rows in self.settings.groupby("loss")
+        ]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[B, D] -> [G, B, C], by one matrix product."""
+        size, classes, _ = self.weight.shape
+        product = features @ self.weight.flatten(0, 1).T  # [B, G * C]
+        return product.unflatten(1, (size, classes)).transpose(0, 1) + self.bias[:, None]
+
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The sum of all classifiers' losses, whose gradient is each one's own."""
+        logits = self.logits(features)
+        parts = [torch.vmap(loss, (0, None))(logits[rows], labels).sum() for rows, loss in self.losses]
+        return torch.stack(parts).sum()
+
+    def step(self, features: Tensor, labels: Tensor, schedule: float) -> None:
+        """One update of all classifiers; `schedule` is the learning rate's share of its first value."""
+        parameters = (self.weight.requires_grad_(), self.bias.requires_grad_())
+        gradients = torch.autograd.grad(self.loss(features, labels), parameters)
+        with torch.no_grad():
+            for parameter, gradient, velocity in zip(parameters, gradients, self.velocity, strict=True):
+                shape = (-1, *[1] * (parameter.dim() - 1))
+                gradient = gradient + self.weight_decay.view(shape) * parameter
+                velocity.mul_(self.recipe.momentum).add_(gradient)
+                parameter.sub_(schedule * self.lr.view(shape) * velocity)
+        self.project(self.each_step)
+
+    @torch.no_grad()
+    def project(self, chosen: Tensor) -> None:
+        """MaxNorm for the classifiers of a mask [G]; those without a radius have an infinite one."""
+        radius = torch.where(chosen, self.radius, torch.inf)[:, None].expand(self.weight.shape[:2])
+        norms = row_norms(self.weight.flatten(0, 1)).view_as(radius)
+        self.fired += outside(norms, radius).sum(1)
+        self.checked += radius.isfinite().sum(1)
+        rows = max_norm_project(self.weight.flatten(0, 1), radius.flatten())
+        self.weight.copy_(rows.view_as(self.weight))
+
+    def fit(self) -> "Grid":
+        """Train to the end of the recipe."""
+        batch_size, seed = self.recipe.batch_size, self.recipe.seed
+        for epoch in tqdm(range(self.recipe.epochs), f"{len(self.settings)} classifiers", leave=False, disable=None):
+            schedule = self.recipe.learning_rate(epoch) / self.recipe.lr
+            for features, labels in self.data.train_batches(batch_size, seed, epoch):
+                self.step(features, labels, schedule)
+            self.project(~self.each_step)
+        return self
+
+    @torch.no_grad()
+    def table(self) -> pd.DataFrame:
+        """The settings, and beside each all, many, medium, few (percent; last epoch, plain) and MaxNorm's share."""
+        features = self.data.test_features(self.recipe.epochs - 1, False)
+        rows = []
+        for weight, bias in zip(self.weight, self.bias, strict=True):
+            logits = torch.addmm(bias, features, weight.T).float().cpu().numpy()
+            rows.append(metrics.group_accuracy(logits, self.data.test_labels, self.data.class_counts))
+        fired = (self.fired / self.checked).cpu().numpy()  # NaN where nothing was checked
+        return pd.concat([self.settings, pd.DataFrame(rows)], axis=1).assign(max_norm_fired=fired)

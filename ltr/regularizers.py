@@ -48,6 +48,11 @@ def max_norm_project(weight: Tensor, radius: float | Tensor) -> Tensor:
     return torch.where((norms > radius)[:, None], weight * (radius / norms)[:, None], weight)
 
 
+def outside(norms: Tensor, radius: float | Tensor) -> Tensor:
+    """Which norms exceed the radius by more than rounding: a row just projected lies on the ball."""
+    return norms > radius * (1 + 1e-6)
+
+
 def relative_radius(weight: Tensor, fraction: float) -> float:
     """The released radius: min + fraction * (max - min) of the row norms (its fraction is 0.1)."""
     norms = row_norms(weight)
@@ -82,8 +87,7 @@ class MaxNorm:
     @torch.no_grad()
     def apply(self, weight: Tensor) -> None:
         """Project a weight matrix [C, D] in place."""
-        outside = (row_norms(weight) > self.radius).sum()
-        self.fired = self.fired.to(weight.device) + outside
+        self.fired = self.fired.to(weight.device) + outside(row_norms(weight), self.radius).sum()
         self.checked += len(weight)
         weight.copy_(max_norm_project(weight, self.radius))
 

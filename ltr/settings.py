@@ -25,7 +25,7 @@ from ltr import InputError, TrainingError, datasets, losses, models, training
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("demo", "paper")
-STAGE1_DECAY = {"resnet32": 2e-3, "resnet32-wide": 5e-3, "resnet34": 5e-3}  # the narrow one's: see the README
+STAGE1_DECAY = {"resnet32": 5e-3, "resnet32-wide": 5e-3, "resnet34": 5e-3}  # the narrow one's: see the README
 STAGE2 = {  # of the paper's mode
     "resnet32": {"weight_decay": 5e-3, "max_norm": 1.0, "tau": 1.9},
     "resnet32-wide": {"weight_decay": 5e-3, "max_norm": 1.0, "tau": 1.9},
@@ -235,7 +235,7 @@ class FirstStage(Common):
     @classmethod
     def defaults(cls, preset: str) -> dict[str, Any]:
         """What a preset fills in."""
-        own = {"epochs": DEMO_EPOCHS, "lr": 0.05} if preset == "demo" else {"epochs": 200, "lr": 0.01}
+        own = {"epochs": DEMO_EPOCHS, "lr": 0.1} if preset == "demo" else {"epochs": 200, "lr": 0.01}
         return super().defaults(preset) | own
 
     def __post_init__(self) -> None:
@@ -262,7 +262,7 @@ class FirstStage(Common):
 class SecondStage(Common):
     """Second stage: balance the classifier of the first stage's network.
 
-    `--loss`, `--weight-decay` and `--max-norm` are of the paper's mode; the released mode is fixed by
+    `--lr`, `--loss`, `--weight-decay` and `--max-norm` are of the paper's mode; the released mode is fixed by
     the released code.
     """
 
@@ -270,7 +270,7 @@ class SecondStage(Common):
     stage1_weight_decay: float = option(None, "which first stage to start from", real, low=0)
     epochs: int = option(10, "passes over the training images, each classifier", whole, low=1)
     batch_size: int = option(64, "images a step", whole, low=2)
-    lr: float = option(0.01, "learning rate of the first epoch", real, above=0)
+    lr: float = option(None, "learning rate of the first epoch", real, above=0)
     momentum: float = option(0.9, "of SGD", real, low=0, high=1)
     loss: str = option("cb-ce", "class-balanced loss", choices=tuple(losses.BALANCED))
     weight_decay: float = option(None, "of the classifier", real, low=0)
@@ -280,7 +280,10 @@ class SecondStage(Common):
     @classmethod
     def defaults(cls, preset: str) -> dict[str, Any]:
         """What a preset fills in."""
-        own = {"stage1_epochs": DEMO_EPOCHS if preset == "demo" else 200}
+        if preset == "demo":
+            own = {"stage1_epochs": DEMO_EPOCHS, "lr": 0.1, "weight_decay": 2e-3, "max_norm": 1.0, "tau": 0.75}
+        else:
+            own = {"stage1_epochs": 200, "lr": 0.01}
         return super().defaults(preset) | own
 
     def __post_init__(self) -> None:
@@ -301,11 +304,10 @@ class SecondStage(Common):
         identity = self.identity(method=method, mode=mode or None, stage1_run=stage1, **described)
         return self.label(method, *([mode] if mode else [])), identity
 
-    def recipe(self, loss: str, weight_decay: float, schedule: str) -> training.Recipe:
-        """How to train a classifier."""
-        names = ("epochs", "batch_size", "lr", "momentum", "seed")
-        shared = {name: getattr(self, name) for name in names}
-        return training.Recipe(loss=loss, weight_decay=weight_decay, schedule=schedule, **shared)
+    def recipe(self, **of_the_mode: Any) -> training.Recipe:
+        """How to train a classifier: what all share, and loss, lr, weight_decay and schedule of its mode."""
+        shared = {name: getattr(self, name) for name in ("epochs", "batch_size", "momentum", "seed")}
+        return training.Recipe(**shared, **of_the_mode)
 
 
 def usable_device(name: str) -> str:

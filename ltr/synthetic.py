@@ -1,9 +1,9 @@
 """Twenty kinds of coloured shapes, drawn with NumPy from a seed: a set for demos and tests with no download.
 
-A class is a shape and a colour, such as "red ring" or "blue star". Position, size, rotation, tint,
-background, clutter and noise are nuisances. Neighbours in class order share neither shape nor colour, so
-that in a long tail a rare class shares each of its two attributes with common classes: they teach the
-features that it needs, and take its images when the classifier favours them.
+A class is a shape and a colour, such as "red ring" or "blue cross". Position, size, tilt, tint, background,
+clutter and noise vary within a class, all of them evenly to the left and to the right, so that a mirrored
+image is of the same class. A rare class of a long tail shares its shape and its colour with common ones:
+they teach the features that it needs, and take its images where the classifier favours them.
 
 Pixels come from uniform draws by +, -, *, / and square roots only, which IEEE 754 rounds one way, so
 the bytes do not depend on a machine's sine or exponential.
@@ -21,18 +21,18 @@ COLOURS = {  # RGB in 0..1
     "yellow": (0.90, 0.78, 0.20),
     "blue": (0.20, 0.40, 0.90),
 }
-RADIUS = (0.26, 0.38)  # of a shape, as a share of the image's side
-TILT = 0.5  # steepest slope of a shape's base line
-ROOM = 0.4  # how far towards the edge a shape may lie
-TINT = 0.25  # largest change of a colour's channel
+RADIUS = (0.25, 0.37)  # of a shape, as a share of the image's side
+TILT = 0.5  # steepest slope of a shape's base
+ROOM = 0.4  # share of the way to the edge that a shape's centre may go
+TINT = 0.3  # largest change of a colour's channel
 DULL = 0.35  # least channel of the background, as far from 0 as the largest from 1
 SPOTS = 3  # small discs of clutter behind the shape
-NOISE = 0.12  # half-width of the triangular noise of a pixel's channel
+NOISE = 0.18  # half-width of the triangular noise of a pixel's channel
 DRAWS = 14 + 6 * SPOTS  # uniform numbers an image takes, beside its noise
 
 
 def disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to a disc, negative inside; like all shapes here it fits the unit circle."""
+    """Signed distance to a disc, negative inside; like all shapes here it is about two units wide."""
     return np.sqrt(x * x + y * y) - 0.9
 
 
@@ -64,7 +64,8 @@ MAX_CLASSES = len(SHAPES) * len(COLOURS)
 def class_names(num_classes: int) -> list[str]:
     """Colour and shape of each class, such as "red disc".
 
-    Five shapes and four colours have no common divisor, so counting both up gives all twenty pairs.
+    Four shapes and five colours have no common divisor, so counting both up runs through all twenty
+    pairs, and neighbours differ in both.
 
     Raises:
         ValueError: fewer than 1 or more than 20 classes.
@@ -118,7 +119,17 @@ def backdrop(u: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def foreground(canvas: np.ndarray, u: np.ndarray, x: np.ndarray, y: np.ndarray, colour: str, shape: str) -> np.ndarray:
-    """Draw the class's shape over a canvas [B, S, S, 3], placed, turned and tinted by draws [B, 7]."""
+    """Draw the class's shape over the backdrop.
+
+    Args:
+        canvas: [B, S, S, 3].
+        u: uniform draws [B, 7]: size, place (2), tilt and tint (3).
+        x, y: pixel centres [1, S, S], 0 in the middle of the image.
+        colour, shape: keys of `COLOURS` and `SHAPES`.
+
+    Returns:
+        float32 [B, S, S, 3].
+    """
     size = x.shape[-1]
     radius = (RADIUS[0] + (RADIUS[1] - RADIUS[0]) * u[:, 0, None, None]) * size
     room = ROOM * (size / 2 - radius)
@@ -151,14 +162,18 @@ def draw_images(class_index: int, count: int, num_classes: int, size: int, seed:
     """
     if split not in SPLITS:
         raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split}")
-    colour, shape = class_names(num_classes)[class_index].split()
+    if size < 8:
+        raise ValueError(f"size: must be at least 8, got {size}")
+    names = class_names(num_classes)
+    if not 0 <= class_index < num_classes:
+        raise ValueError(f"class_index: must be between 0 and {num_classes - 1}, got {class_index}")
+    colour, shape = names[class_index].split()
     entropy = np.random.SeedSequence([seed, SPLITS.index(split), class_index])
     layout, grain = (np.random.default_rng(child) for child in entropy.spawn(2))
     u = layout.random((count, DRAWS), np.float32)  # row-wise: a larger count only adds rows
     centres = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
-    x, y = centres[None, None, :], centres[None, :, None]
-    x, y = np.broadcast_arrays(x, y)
-    canvas = foreground(backdrop(u[:, 7:], x, y), u, x, y, colour, shape)
+    x, y = np.broadcast_arrays(centres[None, None, :], centres[None, :, None])  # [1, S, S] both
+    canvas = foreground(backdrop(u[:, 7:], x, y), u[:, :7], x, y, colour, shape)
     noise = grain.random((count, size, size, 3, 2), np.float32)
     canvas += NOISE * (noise[..., 0] + noise[..., 1] - 1)
     return np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)

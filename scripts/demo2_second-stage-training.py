@@ -118,22 +118,24 @@ plots.show(plots.sweep(swept, "tau", r"$\tau$", best=settings.tau), figures / "d
 # | radius $\delta$ | absolute, tuned (`--max-norm`) | min + 0.1 (max − min) of the first stage's norms |
 # | projection | after each batch | once an epoch |
 # | backbone | evaluation mode | training mode: batch statistics, and running ones that drift |
-# | learning rate | cosine | cosine, stepped before each epoch: the last one runs at 0 |
+# | learning rate | `--lr`, cosine | 0.01, cosine, stepped before each epoch: the last one runs at 0 |
 
 MODES = {
     "paper": {
         "loss": settings.loss,
+        "lr": settings.lr,
         "weight_decay": settings.weight_decay,
+        "schedule": "cosine",
         "max_norm": settings.max_norm,
         "max_norm_every": "step",
-        "schedule": "cosine",
     },
     "released": {
         "loss": "cb-bce",
+        "lr": 0.01,
         "weight_decay": 0.1,
+        "schedule": "released",
         "max_norm": regularizers.relative_radius(weight, 0.1),
         "max_norm_every": "epoch",
-        "schedule": "released",
     },
 }
 for mode, values in MODES.items():
@@ -154,7 +156,7 @@ def second_stage(method: str, mode: str) -> runs.Result:
     if settings.retrain or not run.finished:
         run.begin(data, settings.device, settings.retrain)
         ball = regularizers.MaxNorm(chosen["max_norm"], chosen["max_norm_every"]) if chosen["max_norm"] else None
-        recipe = settings.recipe(chosen["loss"], chosen["weight_decay"], chosen["schedule"])
+        recipe = settings.recipe(**{key: chosen[key] for key in ("loss", "lr", "weight_decay", "schedule")})
         outcome = training.fit(classifiers.copy_classifier(model), frozen[mode], recipe, ball, run.checkpoint)
         outcome.weights |= frozen[mode].drifted()
         run.save(outcome, counts)

@@ -1,11 +1,13 @@
 """Frozen features: equal to running the backbone each epoch, in both modes."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from ltr import classifiers, models, training
+from ltr import classifiers, losses, models, training
 from ltr.datasets import LabelledImages, LongTailed
+from ltr.regularizers import MaxNorm
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +86,34 @@ def test_evaluation_without_training_has_no_best_epoch_to_choose(data):
     assert not np.array_equal(outcome.logits["last", "none"], outcome.logits["last", "flip"])
     images = training.ImageData(data, "cpu")
     np.testing.assert_allclose(outcome.logits["last", "flip"], images.test_logits(network(), 0, True), atol=1e-5)
+
+
+def test_a_grid_equals_its_classifiers_trained_one_at_a_time(data):
+    recipe = training.Recipe(3, batch_size=16, schedule="released")
+    frozen = classifiers.FrozenFeatures(network(), data, "cpu", "released", batch_size=16)
+    start = classifiers.copy_classifier(network())
+    choices = [
+        {"loss": loss, "lr": lr, "weight_decay": weight_decay, "max_norm": radius, "max_norm_every": every}
+        for loss in losses.LOSSES
+        for lr, weight_decay, radius, every in [
+            (0.1, 0.0, np.nan, None),
+            (0.05, 0.1, np.nan, None),
+            (0.1, 0.02, 0.5, "step"),
+            (0.1, 0.0, 0.5, "epoch"),
+        ]
+    ]
+    grid = classifiers.Grid(start, frozen, recipe, pd.DataFrame(choices)).fit()
+    table = grid.table()
+    assert len(table) == 16
+    for i, choice in enumerate(choices):
+        ball = MaxNorm(choice["max_norm"], choice["max_norm_every"]) if choice["max_norm_every"] else None
+        own = training.Recipe(3, 16, choice["lr"], choice["weight_decay"], schedule="released", loss=choice["loss"])
+        classifier = classifiers.copy_classifier(network())
+        outcome = training.fit(classifier, frozen, own, ball)
+        torch.testing.assert_close(grid.weight[i], classifier.weight.detach(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(grid.bias[i], classifier.bias.detach(), atol=1e-5, rtol=1e-4)
+        assert table["all"][i] == pytest.approx(outcome.history.test_accuracy.iloc[-1])
+        if ball:
+            assert table.max_norm_fired[i] == pytest.approx(ball.fired_share)
+        else:
+            assert np.isnan(table.max_norm_fired[i])

@@ -133,12 +133,8 @@ def test_random_choice_follows_its_seed():
     def chosen(seed, choice="random"):
         return split_indices(CIFAR_LABELS, CIFAR_NAMES, 100, choice=choice, hold_out=20, seed=seed)
 
-    (train, validation), (again, _), (other, _), (first, first_validation) = (
-        chosen(1),
-        chosen(1),
-        chosen(2),
-        chosen(1, "first"),
-    )
+    (train, validation), (again, _), (other, _) = chosen(1), chosen(1), chosen(2)
+    first, first_validation = chosen(1, "first")
     assert np.array_equal(train, again)
     assert not np.array_equal(train, other)
     assert not np.array_equal(train, first)
@@ -165,8 +161,9 @@ def test_a_tree_cut_to_what_is_needed_gives_the_same_set(tree):
 
 def test_fingerprint_is_the_formula_of_the_shared_copy_of_cifar100():
     images, labels = random_images(3), np.array([7, 12, 7])
-    rows = [b"%02d" % label + hashlib.sha256(image.tobytes()).digest() for label, image in zip(labels, images)]  # noqa: B905
-    assert LabelledImages(images, labels).fingerprint() == hashlib.sha256(b"".join(sorted(rows))).hexdigest()
+    pairs = zip(images, labels, strict=True)
+    rows = sorted(b"%02d" % label + hashlib.sha256(image.tobytes()).digest() for image, label in pairs)
+    assert LabelledImages(images, labels).fingerprint() == hashlib.sha256(b"".join(rows)).hexdigest()
 
 
 @given(st.permutations(range(6)))
