@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ltr import InputError, metrics
-from ltr.runs import write_text
 from ltr.settings import one_line
+from ltr.storage import write_text
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
 MODEL = ["stage1_weight_decay", "method", "mode"]

@@ -2,18 +2,15 @@
 
 `config.json` (settings, data fingerprint, versions, device, commit), `metrics.csv` (a row an epoch),
 `norms.npy` (the classifier's row norms, epoch by class), `test_logits.npz` (float16, last epoch, plain),
-`summary.json`, `weights.pt`, and while it trains `checkpoint.pt`. A folder with a summary is finished: it
-is loaded, not repeated. Every file is written whole or not at all.
+`summary.json`, `weights.pt`, and while it trains `checkpoint.pt` and `.lock`. A folder with a summary is finished:
+it is loaded, not repeated.
 """
 
 import hashlib
-import io
 import json
-import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -24,10 +21,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ltr import InputError, metrics
 from ltr.datasets import LongTailed
+from ltr.storage import read_weights, remove_checkpoint, write_json, write_text, write_weights, write_whole
 
 COLUMNS = (
     "dataset,imbalance_factor,profile,backbone,stage1_epochs,stage1_weight_decay,method,loss,weight_decay,"
@@ -58,44 +56,6 @@ class Outcome:
     labels: np.ndarray
     weights: dict[str, torch.Tensor]
     extra: dict[str, Any]
-
-
-def write_whole(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None:
-    """Write through a temporary file beside `path`, so that readers see the old file or the new one.
-
-    Raises:
-        OSError: the disk is full or the folder not writable; `path` is as it was.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode()))
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON a person can read, whole or not at all; NaN becomes null."""
-    clean = json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
-    write_text(path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
-
-
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Save tensors and plain values, whole or not at all."""
-    write_whole(path, lambda file: torch.save(dict(state), file))
-
-
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Load what `save_checkpoint` wrote; nothing in the file is executed."""
-    return torch.load(path, map_location=device, weights_only=True)
 
 
 def commit() -> str:
@@ -150,6 +110,7 @@ class Run:
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
         self.identity = identity
+        self.lock = FileLock(path / ".lock", timeout=0)  # the system frees a dead process's lock
 
     @property
     def name(self) -> str:
@@ -167,27 +128,31 @@ class Run:
         return self.path / "checkpoint.pt"
 
     def begin(self, data: LongTailed | None, device: torch.device | str, retrain: bool = False) -> None:
-        """Make the folder and write its config; `retrain` first clears what an earlier run left.
+        """Take the folder, write its config; `retrain` first clears what an earlier run left.
 
         Raises:
-            InputError: the images are not at hand.
+            InputError: the images are not at hand, or another process trains this run.
         """
         if data is None:
             raise InputError(f"--data-root: {self.name} is not finished and the images to train on are not there")
         self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire()
+        except Timeout as error:
+            raise InputError(f"--out: another process is training {self.path}") from error
         if retrain:
-            for name in ("summary.json", "checkpoint.pt"):
-                (self.path / name).unlink(missing_ok=True)
+            (self.path / "summary.json").unlink(missing_ok=True)
+            remove_checkpoint(self.checkpoint)
         config = {"settings": self.identity, "data": data.describe(), "environment": environment(device)}
         write_json(self.path / "config.json", config)
 
     def save(self, outcome: Outcome, counts: np.ndarray) -> None:
-        """Write all files of a finished run, the summary last, and drop the checkpoint."""
+        """Write all files of a finished run, the summary last, drop the checkpoint and free the folder."""
         write_text(self.path / "metrics.csv", outcome.history.to_csv(index=False))
         write_whole(self.path / "norms.npy", lambda file: np.save(file, outcome.norms.astype(np.float32)))
         last = {"logits": outcome.logits["last", "none"].astype(np.float16), "labels": outcome.labels.astype(np.int16)}
         write_whole(self.path / "test_logits.npz", lambda file: np.savez_compressed(file, **last))
-        save_checkpoint(self.path / "weights.pt", outcome.weights)
+        write_weights(self.path / "weights.pt", outcome.weights)
         big = [file.name for file in sorted(self.path.iterdir()) if file.stat().st_size > COMMIT_LIMIT]
         if big:
             write_text(self.path / ".gitignore", "\n".join(big) + "\n")
@@ -197,7 +162,8 @@ class Run:
             figures = metrics.summarise(logits, outcome.labels, counts)
             summary[f"{selection}/{tta}"] = {**figures, "per_class": per_class}
         write_json(self.path / "summary.json", summary)
-        self.checkpoint.unlink(missing_ok=True)
+        remove_checkpoint(self.checkpoint)
+        self.lock.release()
 
     def load(self) -> "Result":
         """Read a finished run.
@@ -253,7 +219,7 @@ class Result:
         """
         if not (self.path / "weights.pt").exists():
             raise InputError(f"--out: {self.path} has no weights.pt; run the first stage with --retrain")
-        return load_checkpoint(self.path / "weights.pt", device)
+        return read_weights(self.path / "weights.pt", device)
 
     def accuracy(self, selection: str = "last", tta: str = "none") -> dict[str, float]:
         """all, many, medium, few, ece in percent; NaN for an empty group."""

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
 import tempfile
 import textwrap
@@ -31,6 +32,7 @@ STAGE2 = {  # of the paper's mode
     "resnet32-wide": {"weight_decay": 5e-3, "max_norm": 1.0, "tau": 1.9},
     "resnet34": {"weight_decay": 5e-3, "max_norm": 1.0, "tau": 1.9},
 }
+GO_ON = "interrupted; the same command goes on from the last saved epoch"
 DEMO_EPOCHS = 30
 DEMO = {"dataset": "synthetic", "backbone": "resnet32", "imbalance_factor": 100.0, "out": ROOT / "build" / "demo"}
 PAPER = {"dataset": "cifar100", "backbone": "resnet32-wide", "imbalance_factor": 100.0, "out": ROOT / "exp"}
@@ -192,6 +194,7 @@ class Common:
         interactive = "ipykernel" in sys.modules
         if not interactive:
             sys.excepthook = one_line
+            signal.signal(signal.SIGTERM, terminate)
         arguments = shlex.split(os.environ.get("LTR_ARGS", "")) if interactive else sys.argv[1:]
         settings = cls.parse(arguments)
         check_writable(settings.out)
@@ -340,9 +343,17 @@ def check_writable(path: Path) -> None:
 
 
 def one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """An exception hook for scripts: one line and exit code 2 for bad input, 1 for failed training."""
-    if not isinstance(error, InputError | TrainingError):
-        sys.__excepthook__(kind, error, trace)
-        return
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2 if isinstance(error, InputError) else 1)
+    """An exception hook for scripts: one line, and exit code 2 for bad input, 1 for failed training or a full
+    disk, 130 for Ctrl-C."""
+    codes = {InputError: 2, TrainingError: 1, OSError: 1, KeyboardInterrupt: 130}
+    for known, code in codes.items():
+        if isinstance(error, known):
+            print(f"error: {GO_ON if code == 130 else error}", file=sys.stderr)
+            raise SystemExit(code)
+    sys.__excepthook__(kind, error, trace)
+
+
+def terminate(number: int, frame: Any) -> NoReturn:
+    """SIGTERM's handler: say how to go on, exit 143."""
+    print(f"error: {GO_ON}", file=sys.stderr)
+    raise SystemExit(128 + number)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ltr import TrainingError, metrics, runs
+from ltr import InputError, TrainingError, metrics, runs
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.loader import Loader
 from ltr.losses import build_loss
 from ltr.regularizers import MaxNorm, row_norms
+from ltr.storage import load_checkpoint, save_checkpoint
 
 SCHEDULES = ("cosine", "released")
 
@@ -97,6 +98,11 @@ class ImageData:
         """Logits [N, C]; the epoch plays no part here."""
         logits = predict(model, self.test)
         return (logits + predict(model, self.test, flip=True)) / 2 if flip else logits
+
+
+def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every entry of a state dict."""
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 class Trainer:
@@ -189,11 +195,14 @@ class Trainer:
         """Go on from a state.
 
         Raises:
-            TrainingError: it belongs to another recipe.
+            InputError: it belongs to another recipe or network.
         """
-        for field, value in asdict(self.recipe).items():
-            if state["recipe"].get(field) != value:
-                raise TrainingError(f"checkpoint: {field} is {state['recipe'].get(field)} there and {value} here")
+        own, theirs = ({**asdict(self.recipe), **shapes(s)} for s in (self.model.state_dict(), state["model"]))
+        theirs |= state["recipe"]
+        for field in own.keys() | theirs.keys():
+            if own.get(field) != theirs.get(field):
+                difference = f"{field} is {theirs.get(field)} there and {own.get(field)} here"
+                raise InputError(f"--out: the checkpoint is of another run: {difference}; --retrain starts anew")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
@@ -225,7 +234,6 @@ def fit(
     recipe: Recipe,
     max_norm: MaxNorm | None = None,
     checkpoint: Path | None = None,
-    checkpoint_every: int = 1,
     label: str = "",
 ) -> runs.Outcome:
     """Train a model to the end of its recipe, going on from a checkpoint where there is one.
@@ -236,27 +244,37 @@ def fit(
         data: batches and test logits.
         recipe: what to do.
         max_norm: projects the classifier's rows after each step or epoch.
-        checkpoint: file to resume from and to save to; None keeps nothing.
-        checkpoint_every: epochs between two saves.
+        checkpoint: file to resume from and to save to; None keeps nothing. It is saved after each epoch,
+            less often where that would take more than a twentieth of the time.
         label: begins each printed line; "" prints nothing.
 
     Raises:
-        TrainingError: the loss is not finite, or the checkpoint is another recipe's.
+        TrainingError: the loss is not finite; the last checkpoint stays.
+        InputError: the checkpoint is another run's, or damaged.
     """
     trainer = Trainer(model, data, recipe, max_norm)
-    if checkpoint and checkpoint.exists():
-        trainer.restore(runs.load_checkpoint(checkpoint, trainer.device))
-        print(f"{label}: resuming at epoch {trainer.epoch + 1} of {recipe.epochs}")
+    if checkpoint and (state := load_checkpoint(checkpoint, trainer.device)):
+        trainer.restore(state)
+        if label:
+            print(f"{label}: resuming at epoch {trainer.epoch + 1} of {recipe.epochs}", flush=True)
+    saved_at, save_seconds = -math.inf, 0.0
     remaining = tqdm(range(trainer.epoch, recipe.epochs), desc=label or None, unit="epoch", disable=None, leave=False)
     for _ in remaining:
         row = trainer.run_epoch()
-        if checkpoint and (trainer.epoch % checkpoint_every == 0 or trainer.epoch == recipe.epochs):
-            runs.save_checkpoint(checkpoint, trainer.state())
+        now = time.perf_counter()
+        if checkpoint and (trainer.epoch == recipe.epochs or now - saved_at > 20 * save_seconds):
+            save_checkpoint(checkpoint, trainer.state())
+            saved_at = time.perf_counter()
+            save_seconds = saved_at - now
         if label:
-            tested = f", test {row['test_accuracy']:5.2f} %" if "test_accuracy" in row else ""
-            print(
-                f"{label} {row['epoch']:3d}/{recipe.epochs}: loss {row['train_loss']:.4f}, "
-                f"train {row['train_accuracy']:5.2f} %{tested}, {row['seconds']:.1f} s",
-                flush=True,
-            )
+            print(f"{label} {progress_line(row, recipe.epochs)}", flush=True)
     return trainer.outcome()
+
+
+def progress_line(row: dict[str, float], epochs: int) -> str:
+    """One epoch's row of the history in words."""
+    tested = f", test {row['test_accuracy']:5.2f} %" if "test_accuracy" in row else ""
+    return (
+        f"{row['epoch']:3d}/{epochs}: loss {row['train_loss']:.4f}, train {row['train_accuracy']:5.2f} %{tested}, "
+        f"{row['seconds']:.1f} s"
+    )

@@ -93,9 +93,19 @@ def test_counts_fall_from_the_largest_class_by_the_imbalance_factor(n_max, num_c
 
 
 @pytest.mark.parametrize("profile", datasets.PROFILES)
-@pytest.mark.parametrize("factor", [0.5, 0, -100, float("nan"), 501, float("inf")])
-def test_counts_refuse_the_imbalance_factor(factor, profile):
-    assert "--imbalance-factor: must be at" in complaint(class_counts, 500, 100, factor, profile)
+@pytest.mark.parametrize(
+    ("factor", "limit"),
+    [(0.5, "least 1,"), (0, "least 1,"), (-100, "least 1,"), (float("nan"), "least 1,")]
+    + [(501, "most 500:"), (float("inf"), "most 500:")],
+)
+def test_counts_refuse_the_imbalance_factor(factor, limit, profile):
+    message = complaint(class_counts, 500, 100, factor, profile)
+    assert message.startswith(f"--imbalance-factor: must be at {limit}")
+
+
+def test_rounding_costs_no_image():
+    assert 49 * (1 / 49) < 1
+    assert class_counts(49, 2, 49).tolist() == [49, 1]
 
 
 def test_counts_refuse_an_unknown_profile():
@@ -335,11 +345,12 @@ def test_an_image_with_a_broken_header_is_refused(tree):
     assert "cow/001.png" in complaint(datasets.read_folder, tree)
 
 
-def test_a_class_with_too_few_images_is_refused(tree):
-    for path in sorted((tree / "train" / "bee").iterdir())[1:]:
+@pytest.mark.parametrize(("hold_out", "takes"), [(0, "4 training images"), (3, "2 training images and 3 to hold out")])
+def test_a_class_with_too_few_images_is_refused(tree, hold_out, takes):
+    for path in sorted((tree / "train" / "bee").iterdir())[3:]:
         path.unlink()
-    message = complaint(datasets.load, "folder", tree, 4)
-    assert message == "--data-root: class bee has 1 images, the profile takes 4 training images"
+    message = complaint(lambda: datasets.load("folder", tree, 4, hold_out=hold_out))
+    assert message == f"--data-root: class bee has 3 images, the profile takes {takes}"
 
 
 def test_a_missing_tree_is_absent(tmp_path):
@@ -401,6 +412,8 @@ def test_synthetic_set_is_deterministic_and_balanced():
         assert images.images.shape == (classes * datasets.SYNTHETIC[split], size, size, 3)
         assert images.images.dtype == np.uint8
         assert np.bincount(images.labels).tolist() == [datasets.SYNTHETIC[split]] * classes
+        drawn = synthetic.draw_images(3, 2, classes, size, 0, split)
+        assert np.array_equal(images.images[images.labels == 3][:2], drawn)
 
 
 def test_synthetic_seed_of_the_choice_does_not_change_the_pixels():

@@ -40,7 +40,14 @@ def finished(folder, outcome, data, name="wd", **settings) -> runs.Result:
 def test_what_is_saved_is_loaded(tmp_path, outcome, data):
     result = finished(tmp_path, outcome, data, mode="paper")
     files = {path.name for path in result.path.iterdir()}
-    assert files == {"config.json", "metrics.csv", "norms.npy", "test_logits.npz", "summary.json", "weights.pt"}
+    assert files - {".lock"} == {
+        "config.json",
+        "metrics.csv",
+        "norms.npy",
+        "test_logits.npz",
+        "summary.json",
+        "weights.pt",
+    }
     assert result.label == "WD (paper)"
     for selection, tta in runs.VARIANTS:
         expected = metrics.summarise(outcome.logits[selection, tta], outcome.labels, COUNTS)
@@ -112,29 +119,13 @@ def test_results_hold_four_rows_a_run_and_replace_older_ones(tmp_path, outcome, 
     assert (row.dataset, row.seed, row.max_norm, row.max_norm_fired) == ("tiny", 1, 0.25, 0.5)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
-    path = tmp_path / "file"
-    runs.write_text(path, "old")
-
-    def fail(file) -> None:
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        runs.write_whole(path, fail)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_checkpoint_cannot_run_code(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
-
-    torch.save({"model": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(Exception, match="[Ww]eights"):
-        runs.load_checkpoint(tmp_path / "evil.pt")
-    assert not (tmp_path / "ran").exists()
+def test_two_processes_cannot_train_one_run(tmp_path, outcome, data):
+    one, two = (runs.Run(tmp_path / "run", {"method": "CB"}) for _ in range(2))
+    one.begin(data, "cpu")
+    with pytest.raises(InputError, match=r"^--out: another process is training"):
+        two.begin(data, "cpu")
+    one.save(outcome, COUNTS)
+    two.begin(data, "cpu")
 
 
 def test_large_files_are_kept_out_of_git(tmp_path, outcome, data, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ltr import TrainingError, models, runs, training
+from ltr import InputError, TrainingError, models, runs, storage, training
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.regularizers import MaxNorm
 
@@ -117,7 +117,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(small, tmp_path):
     first = training.Trainer(models.build_model("resnet32", 4), images, recipe, None)
     for _ in range(2):
         first.run_epoch()
-    runs.save_checkpoint(tmp_path / "checkpoint.pt", first.state())
+    storage.save_checkpoint(tmp_path / "checkpoint.pt", first.state())
     model = models.build_model("resnet32", 4, seed=9)  # other weights: all must come from the checkpoint
     resumed = training.fit(model, images, recipe, checkpoint=tmp_path / "checkpoint.pt")
 
@@ -133,8 +133,17 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(small, tmp_path):
 def test_a_checkpoint_of_another_recipe_is_refused(rows, tmp_path):
     path = tmp_path / "checkpoint.pt"
     training.fit(linear(), rows, training.Recipe(2, lr=0.1), checkpoint=path)
-    with pytest.raises(TrainingError, match=r"lr is 0.1 there and 0.2 here"):
+    with pytest.raises(InputError, match=r"lr is 0.1 there and 0.2 here"):
         training.fit(linear(), rows, training.Recipe(2, lr=0.2), checkpoint=path)
+
+
+def test_a_checkpoint_of_another_network_is_refused(small, tmp_path):
+    path, images = tmp_path / "checkpoint.pt", training.ImageData(small, "cpu")
+    training.fit(models.build_model("resnet32", 4), images, training.Recipe(1), checkpoint=path)
+    with pytest.raises(
+        InputError, match=r"classifier\.weight is \(4, 64\) there and \(5, 64\) here|classifier\.bias is"
+    ):
+        training.fit(models.build_model("resnet32", 5), images, training.Recipe(1), checkpoint=path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(rows, tmp_path):
@@ -143,9 +152,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(rows, 
     before = path.read_bytes()
     rows.inputs[0] = float("nan")
     recipe = training.Recipe(2)
-    state = runs.load_checkpoint(path)
+    state = storage.load_checkpoint(path)
     state["recipe"]["epochs"] = 2
-    runs.save_checkpoint(path, state)
+    storage.save_checkpoint(path, state)
     before = path.read_bytes()
     with pytest.raises(TrainingError, match="epoch 2"):
         training.fit(linear(), rows, recipe, checkpoint=path)
