@@ -5,14 +5,17 @@ set that needs no download. The test set is balanced and stays as it is. An orde
 names what was loaded, whichever way it came.
 """
 
+import contextlib
+import dataclasses
 import hashlib
+import http.client
 import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision.datasets import CIFAR100, ImageFolder
 from tqdm import tqdm
 
@@ -80,6 +83,16 @@ class LongTailed:
     def class_counts(self) -> np.ndarray:
         """int64 [C]."""
         return np.bincount(self.train.labels, minlength=len(self.class_names))
+
+    def for_tuning(self) -> "LongTailed":
+        """The same set with the held-out images in the place of the test images.
+
+        Raises:
+            InputError: no images were held out.
+        """
+        if self.validation is None:
+            raise InputError("--hold-out: must be at least 1 to tune on held-out images, got 0")
+        return dataclasses.replace(self, test=self.validation, validation=None)
 
     def describe(self) -> dict:
         """Name, class names, counts and fingerprints, as a run's config keeps them."""
@@ -156,6 +169,8 @@ def split_indices(
     Raises:
         InputError: a class holds fewer images than the profile takes.
     """
+    if choice not in CHOICES:
+        raise InputError(f"--choice: must be one of {', '.join(CHOICES)}, got {choice}")
     available = np.bincount(labels, minlength=len(names))
     if not 0 <= hold_out < available[0]:
         raise InputError(f"--hold-out: must be between 0 and {available[0] - 1}, got {hold_out}")
@@ -182,7 +197,7 @@ def read_cifar100(root: Path) -> tuple[LabelledImages, LabelledImages, list[str]
     """
     try:
         parts = [CIFAR100(root, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split())
         raise Absent(
             f"--data-root: CIFAR-100 is not in {root} and could not be downloaded ({reason}); put "
@@ -201,7 +216,7 @@ def decode(path: str) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"--data-root: cannot read the image {path}") from error
 
 
@@ -214,7 +229,7 @@ def list_split(folder: Path) -> ImageFolder:
     try:
         return ImageFolder(str(folder))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"--data-root: {' '.join(str(error).split())}") from error
+        raise InputError(f"--data-root: {folder}: {' '.join(str(error).split())}") from error
 
 
 def decode_split(listing: ImageFolder) -> LabelledImages:
@@ -235,27 +250,30 @@ def decode_split(listing: ImageFolder) -> LabelledImages:
     return LabelledImages(images, np.asarray(listing.targets, np.int64))
 
 
-def cached_split(root: Path, split: str) -> tuple[LabelledImages, list[str]]:
+def cached_split(root: Path, listing: ImageFolder) -> LabelledImages:
     """Decode a split once and keep the pixels beside the tree, until a file of it changes."""
-    listing = list_split(root / split)
     stamp = hashlib.sha256()
     for path, _ in listing.samples:
         status = os.stat(path)
         stamp.update(f"{os.path.relpath(path, root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    split = Path(listing.root).name
     cache = root / f".ltr-{split}-{stamp.hexdigest()[:16]}.npz"
     try:
         with np.load(cache, allow_pickle=False) as stored:
-            return LabelledImages(stored["images"], stored["labels"]), listing.classes
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        pass  # absent, or cut short: decode anew
+            return LabelledImages(stored["images"], stored["labels"])
+    except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile):
+        pass  # absent or damaged: decode anew
     decoded = decode_split(listing)
     partial = cache.with_name(f"{cache.stem}.{os.getpid()}.tmp.npz")
     try:
         np.savez(partial, images=decoded.images, labels=decoded.labels)
         os.replace(partial, cache)
+        for stale in set(root.glob(f".ltr-{split}-*.npz")) - {cache}:
+            stale.unlink()
     except OSError:  # a read-only tree is decoded each time
-        partial.unlink(missing_ok=True)
-    return decoded, listing.classes
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return decoded
 
 
 def read_folder(root: Path) -> tuple[LabelledImages, LabelledImages, list[str]]:
@@ -267,11 +285,12 @@ def read_folder(root: Path) -> tuple[LabelledImages, LabelledImages, list[str]]:
     """
     if not root.is_dir():
         raise Absent(f"--data-root: there is no folder {root}")
-    train, names = cached_split(root, "train")
-    test, test_names = cached_split(root, "test")
-    if odd := sorted(set(names) ^ set(test_names)):
+    listings = {split: list_split(root / split) for split in ("train", "test")}
+    names = listings["train"].classes
+    if odd := sorted(set(names) ^ set(listings["test"].classes)):
         where = "test" if odd[0] in names else "train"
         raise InputError(f"--data-root: {root / where} has no folder for the class {odd[0]}")
+    train, test = (cached_split(root, listing) for listing in listings.values())
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(f"--data-root: training and test images of {root} differ in size")
     return train, test, names

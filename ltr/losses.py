@@ -61,10 +61,11 @@ def balanced_bce_on_softmax(logits: Tensor, labels: Tensor, weights: Tensor) -> 
     than cross-entropy's, which is why a weight decay of 0.1 goes with it.
     """
     log_p = F.log_softmax(logits, dim=1)
-    # log(1 - p) is taken from p as the released code does, with binary_cross_entropy's clamp at -100
-    log_not_p = torch.log1p(-log_p.exp()).clamp_min(-100)
-    on_label = log_p.gather(1, labels[:, None]).clamp_min(-100).squeeze(1)
-    off_label = log_not_p.sum(1) - log_not_p.gather(1, labels[:, None]).squeeze(1)
+    p = log_p.exp()
+    certain = p >= 1  # in float32 from a margin of about 17 on: log(1 - p) would have no gradient but NaN
+    log_not_p = torch.log1p(-p.masked_fill(certain, 0)).masked_fill(certain, -100)
+    on_label = log_p.gather(1, labels[:, None]).clamp_min(-100).squeeze(1)  # clamped as binary_cross_entropy does
+    off_label = log_not_p.scatter(1, labels[:, None], 0).sum(1)
     return -(weights[labels] * (on_label + off_label)).mean() / logits.shape[1]
 
 

@@ -111,7 +111,7 @@ def build_model(backbone: str, num_classes: int, seed: int = 0) -> CifarResNet:
         KeyError: the backbone is not known.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' too
         return CifarResNet(num_classes, **BACKBONES[backbone])
 
 

@@ -79,7 +79,7 @@ class MaxNorm:
     fired: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def __post_init__(self) -> None:
-        if self.radius < 0:
+        if not self.radius >= 0:
             raise ValueError(f"radius: must not be negative, got {self.radius}")
         if self.every not in ("step", "epoch"):
             raise ValueError(f"every: must be step or epoch, got {self.every}")

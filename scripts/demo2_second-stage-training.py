@@ -144,6 +144,37 @@ weights = losses.class_balanced_weights(torch.as_tensor(counts))
 print(f"class-balanced weights: {weights.min():.3f} (most common) to {weights.max():.3f} (rarest)")
 
 
+# ### Choosing weight decay and radius
+# 
+# Never on the test set. With `--hold-out 20` (give it to both notebooks), 20 images of each class stay out of training, and
+# the cell below trains a whole grid of classifiers at once and scores each on these images; what it finds best is then
+# given as `--weight-decay`, `--max-norm` and `--tau` to a run on all training images.
+
+if data is None or data.validation is None:
+    print(f"no images held out: weight decay {settings.weight_decay:g} and radius {settings.max_norm:g} as given")
+else:
+    held_out = classifiers.FrozenFeatures(
+        first_stage_model(), data.for_tuning(), settings.device, "paper", settings.batch_size, settings.seed
+    )
+    shared = {"loss": settings.loss, "lr": settings.lr, "max_norm_every": "step"}
+    radii = [*(float(norms.mean()) * np.array([0.25, 0.5, 0.75, 1.0, 1.5])).round(2), np.nan]
+    decays = [0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
+    choices = pd.DataFrame([{**shared, "weight_decay": d, "max_norm": r} for d in decays for r in radii])
+    recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
+    grid = classifiers.Grid(classifiers.copy_classifier(model), held_out, recipe, choices).fit().table()
+    print(grid.sort_values("all", ascending=False).head(10).round(3).to_string(index=False))
+    swept = grid.assign(max_norm=grid.max_norm.fillna(np.inf)).pivot(
+        index="weight_decay", columns="max_norm", values="all"
+    )
+    figure = plots.heatmap(swept, r"MaxNorm radius $\delta$", "weight decay", "validation accuracy (%)")
+    plots.show(figure, figures / "demo2_validation-grid.png")
+    for tau in np.arange(0, 3.01, 0.25):
+        classifier = classifiers.copy_classifier(model)
+        classifier.weight.data = regularizers.tau_normalize(weight, tau)
+        accuracy = metrics.group_accuracy(held_out.test_logits(classifier, 0), held_out.test_labels, counts)
+        print(f"tau {tau:.2f}: " + ", ".join(f"{key} {value:.2f}" for key, value in accuracy.items()))
+
+
 def second_stage(method: str, mode: str) -> runs.Result:
     """Retrain the classifier on frozen features, or load the run where it is finished."""
     chosen = dict(MODES[mode])
