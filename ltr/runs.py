@@ -6,9 +6,11 @@
 it is loaded, not repeated.
 """
 
+import contextlib
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -74,10 +76,14 @@ def commit() -> str:
 
 
 def device_name(device: torch.device | str) -> str:
-    """A GPU's own name, or the processor's number of cores used."""
+    """A GPU's own name, or the processor's and the number of threads."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.device(device).type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux alone has the file, and knows the processor's name by no other way
+        models = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
+        name = models[0] if models else name
+    return f"{torch.device(device).type} ({name}, {torch.get_num_threads()} threads)"
 
 
 def environment(device: torch.device | str) -> dict[str, str]:

@@ -198,6 +198,10 @@ class Common:
         arguments = shlex.split(os.environ.get("LTR_ARGS", "")) if interactive else sys.argv[1:]
         settings = cls.parse(arguments)
         check_writable(settings.out)
+        if not any(word.startswith("--preset") for word in arguments):
+            print(
+                f"no --preset given: {settings.preset}, as CUDA is {'' if settings.preset == 'paper' else 'not '}there"
+            )
         print(settings)
         return settings
 
