@@ -35,7 +35,7 @@ COLUMNS = (
     "torch,seconds"
 ).split(",")
 VARIANTS = (("last", "none"), ("last", "flip"), ("best_test", "none"), ("best_test", "flip"))
-COMMIT_LIMIT = 4 * 2**20  # bytes; a larger file of a run is kept out of git
+COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "matplotlib")
 
 
@@ -159,9 +159,8 @@ class Run:
         last = {"logits": outcome.logits["last", "none"].astype(np.float16), "labels": outcome.labels.astype(np.int16)}
         write_whole(self.path / "test_logits.npz", lambda file: np.savez_compressed(file, **last))
         write_weights(self.path / "weights.pt", outcome.weights)
-        big = [file.name for file in sorted(self.path.iterdir()) if file.stat().st_size > COMMIT_LIMIT]
-        if big:
-            write_text(self.path / ".gitignore", "\n".join(big) + "\n")
+        if (self.path / "weights.pt").stat().st_size > COMMIT_LIMIT:
+            write_text(self.path / ".gitignore", "weights.pt\n")
         summary = dict(outcome.extra)
         for (selection, tta), logits in outcome.logits.items():
             per_class = metrics.per_class_accuracy(logits, outcome.labels).round(4).tolist()

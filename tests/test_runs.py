@@ -128,10 +128,10 @@ def test_two_processes_cannot_train_one_run(tmp_path, outcome, data):
     two.begin(data, "cpu")
 
 
-def test_large_files_are_kept_out_of_git(tmp_path, outcome, data, monkeypatch):
+def test_large_weights_are_kept_out_of_git(tmp_path, outcome, data, monkeypatch):
+    assert not (finished(tmp_path, outcome, data, "small").path / ".gitignore").exists()
     monkeypatch.setattr(runs, "COMMIT_LIMIT", 1000)
-    result = finished(tmp_path, outcome, data)
-    assert "weights.pt" in (result.path / ".gitignore").read_text().split()
+    assert (finished(tmp_path, outcome, data, "large").path / ".gitignore").read_text() == "weights.pt\n"
 
 
 def test_a_damaged_run_is_named(tmp_path, outcome, data):
