@@ -34,7 +34,13 @@ STAGE2 = {  # of the paper's mode
 }
 GO_ON = "interrupted; the same command goes on from the last saved epoch"
 DEMO_EPOCHS = 30
-DEMO = {"dataset": "synthetic", "backbone": "resnet32", "imbalance_factor": 100.0, "out": ROOT / "build" / "demo"}
+DEMO = {
+    "dataset": "synthetic",
+    "backbone": "resnet32",
+    "imbalance_factor": 100.0,
+    "seed": 1,
+    "out": ROOT / "build" / "demo",
+}
 PAPER = {"dataset": "cifar100", "backbone": "resnet32-wide", "imbalance_factor": 100.0, "out": ROOT / "exp"}
 S = TypeVar("S", bound="Common")
 
