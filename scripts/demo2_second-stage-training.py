@@ -215,7 +215,8 @@ accuracies = pd.DataFrame([{"model": result.label, **result.accuracy()} for resu
 plots.show(plots.group_bars(accuracies), figures / "demo2_groups.png")
 
 
-# From left to right the rare classes are rescued, and the accuracy over all classes rises with them.
+# The retrained classifier rescues the rare classes for a few points on the common ones, and the accuracy over all classes
+# rises.
 
 classes = pd.DataFrame({"class_index": np.arange(len(counts)), "count": counts, "group": metrics.group_of(counts)})
 per_class = pd.concat([result.per_class() for result in chosen])
@@ -263,7 +264,8 @@ fired = pd.DataFrame(
 print(fired.to_string(index=False))
 
 
-# *with* and *without* compare the same loss and weight decay with and without the projection.
+# *with* and *without* compare the same loss and weight decay with and without the projection. Where it fired in 0 % of the
+# checks, both are the same model: weight decay alone kept every class inside the ball.
 
 # ## Calibration
 
