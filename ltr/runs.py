@@ -205,6 +205,11 @@ class Result:
         settings = self.config["settings"]
         return settings["method"] + (f" ({settings['mode']})" if settings.get("mode") else "")
 
+    def provenance(self) -> str:
+        """Which run it is, on what it ran and for how long."""
+        device, seconds = self.config["environment"]["device"], self.summary["seconds"]
+        return f"{self.path.name}: {seconds:.0f} s on {device}"
+
     @property
     def class_counts(self) -> np.ndarray:
         """Training images of each class, [C]."""

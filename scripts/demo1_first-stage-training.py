@@ -45,10 +45,11 @@ except datasets.Absent as absent:
 
 counts = np.array(about["class_counts"])
 groups = metrics.group_of(counts)
-print(f"{about['name']}: {counts.sum():,} training images, {counts.max()} down to {counts.min()} a class,")
 print(
-    f"{about['test_images']:,} test images; classes: " + ", ".join(f"{(groups == g).sum()} {g}" for g in metrics.GROUPS)
+    f"{about['name']}: {counts.sum():,} training images, {counts.max()} to {counts.min()} a class"
 )
+sizes = ", ".join(f"{(groups == group).sum()} {group}" for group in metrics.GROUPS)
+print(f"{about['test_images']:,} test images; classes: {sizes}")
 
 
 classes = pd.DataFrame({"class_index": np.arange(len(counts)), "count": counts, "group": groups})
@@ -58,8 +59,13 @@ plots.show(plots.class_counts(classes), figures / "demo1_class-counts.png")
 # The axis is logarithmic: the most common class has as many images as the rarest dozens together.
 
 if data is not None:
-    shown = [*range(3), *range(len(counts) - 3, len(counts))]  # the three most common and the three rarest
-    pictures = np.full((6, 8, *data.train.images.shape[1:]), 255, np.uint8)  # white where a class has no more
+    shown = [
+        *range(3),
+        *range(len(counts) - 3, len(counts)),
+    ]  # the three most common and the three rarest
+    pictures = np.full(
+        (6, 8, *data.train.images.shape[1:]), 255, np.uint8
+    )  # white where a class has no more
     for row, k in enumerate(shown):
         members = data.train.images[data.train.labels == k][:8]
         pictures[row, : len(members)] = members
@@ -93,11 +99,13 @@ def first_stage(method: str, weight_decay: float) -> runs.Result:
         model.to(settings.device, memory_format=torch.channels_last)
         images = training.ImageData(data, settings.device)
         recipe = settings.recipe(weight_decay)
-        run.save(training.fit(model, images, recipe, checkpoint=run.checkpoint, label=method), counts)
-    print(
-        f"{method}: {models.count_parameters(models.build_model(settings.backbone, len(counts))):,} weights, {run.name}"
-    )
-    return run.load()
+        run.save(
+            training.fit(model, images, recipe, checkpoint=run.checkpoint, label=method), counts
+        )
+    result = run.load()
+    weights = models.count_parameters(models.build_model(settings.backbone, len(counts)))
+    print(f"{method}: {weights:,} weights, {result.provenance()}")
+    return result
 
 
 naive = first_stage("naive", 0.0)
@@ -116,7 +124,9 @@ plots.show(plots.learning_curves(history), figures / "demo1_learning-curves.png"
 
 # ## What weight decay does to rare classes
 
-print(f"{settings.backbone}, {settings.epochs} epochs, last epoch, plain test, seed {settings.seed}; accuracy in %")
+print(
+    f"{settings.backbone}, {settings.epochs} epochs, seed {settings.seed}; last epoch, plain, in %"
+)
 print(runs.table(results).to_string())
 
 
@@ -151,20 +161,23 @@ for result in results:
 # stays.
 
 evolution = {result.label: result.norms for result in results}
-plots.show(plots.norm_evolution(evolution, shared=False, first_epoch=0), figures / "demo1_norm-evolution.png")
+plots.show(
+    plots.norm_evolution(evolution, shared=False, first_epoch=0),
+    figures / "demo1_norm-evolution.png",
+)
 
 
 # Each row is a class, common ones on top, each column an epoch (0 is before training). The imbalance is there from the first
 # epochs on; without weight decay the norms keep growing. Note the two colour scales.
 
-matrix = metrics.confusion_matrix(naive.test_logits[0].argmax(1), naive.test_logits[1], len(counts))
+matrix = metrics.confusion_matrix(
+    naive.test_logits[0].argmax(1), naive.test_logits[1], len(counts)
+)
 edges = [int((groups == "many").sum()), int((groups != "few").sum())]
 plots.show(plots.confusion(matrix, edges), figures / "demo1_confusion.png")
 few = groups == "few"
-print(
-    f"naive: {100 * matrix[few][:, ~few].sum() / matrix[few].sum():.0f} % of few-shot test images are taken for "
-    f"many- or medium-shot classes"
-)
+lost = 100 * matrix[few][:, ~few].sum() / matrix[few].sum()
+print(f"naive: {lost:.0f} % of few-shot test images are taken for many- or medium-shot classes")
 
 
 # The lower rows are the rare classes: the naive network spreads their test images over the common classes on the left, and
@@ -177,5 +190,6 @@ print(
 
 print(runs.variants(results).to_string())
 runs.append_results(settings.out / "results.csv", results)
-print(short(f"\nruns: {settings.out / 'demo_1'}\nfigures: {figures}\ntable: {settings.out / 'results.csv'}"))
+print(short(f"\nruns: {settings.out / 'demo_1'}\nfigures: {figures}"))
+print(short(f"table: {settings.out / 'results.csv'}"))
 
