@@ -125,7 +125,7 @@ plots.show(plots.learning_curves(history), figures / "demo1_learning-curves.png"
 # ## What weight decay does to rare classes
 
 print(
-    f"{settings.backbone}, {settings.epochs} epochs, seed {settings.seed}; last epoch, plain, in %"
+    f"{settings.backbone}, {settings.epochs} epochs, seed {settings.seed}; last epoch, plain; %"
 )
 print(runs.table(results).to_string())
 
