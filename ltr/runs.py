@@ -116,7 +116,9 @@ class Run:
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
         self.identity = identity
-        self.lock = FileLock(path / ".lock", timeout=0)  # the system frees a dead process's lock
+        # The system frees a dead process's lock. One lock a path and process: a cell that was interrupted in
+        # Jupyter may still hold it, and must be able to start again.
+        self.lock = FileLock(path / ".lock", timeout=0, is_singleton=True)
 
     @property
     def name(self) -> str:
@@ -168,7 +170,7 @@ class Run:
             summary[f"{selection}/{tta}"] = {**figures, "per_class": per_class}
         write_json(self.path / "summary.json", summary)
         remove_checkpoint(self.checkpoint)
-        self.lock.release()
+        self.lock.release(force=True)
 
     def load(self) -> "Result":
         """Read a finished run.

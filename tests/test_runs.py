@@ -1,6 +1,8 @@
 """A run's folder: whole files, loading, finding, results.csv."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -119,13 +121,29 @@ def test_results_hold_four_rows_a_run_and_replace_older_ones(tmp_path, outcome, 
     assert (row.dataset, row.seed, row.max_norm, row.max_norm_fired) == ("tiny", 1, 0.25, 0.5)
 
 
-def test_two_processes_cannot_train_one_run(tmp_path, outcome, data):
-    one, two = (runs.Run(tmp_path / "run", {"method": "CB"}) for _ in range(2))
-    one.begin(data, "cpu")
-    with pytest.raises(InputError, match=r"^--out: another process is training"):
-        two.begin(data, "cpu")
-    one.save(outcome, COUNTS)
-    two.begin(data, "cpu")
+HOLD = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+
+
+def test_two_processes_cannot_train_one_run_but_a_dead_one_is_no_hindrance(tmp_path, outcome, data):
+    run = runs.Run(tmp_path / "run", {"method": "CB"})
+    run.path.mkdir()
+    command = [sys.executable, "-c", HOLD, str(run.path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=r"^--out: another process is training"):
+            run.begin(data, "cpu")
+        other.kill()
+    run.begin(data, "cpu")
+    run.save(outcome, COUNTS)
+
+
+def test_an_interrupted_cell_can_start_again_in_the_same_process(tmp_path, outcome, data):
+    interrupted = runs.Run(tmp_path / "run", {"method": "CB"})
+    interrupted.begin(data, "cpu")  # and never saved
+    again = runs.Run(tmp_path / "run", {"method": "CB"})
+    again.begin(data, "cpu")
+    again.save(outcome, COUNTS)
+    assert not interrupted.lock.is_locked
 
 
 def test_large_weights_are_kept_out_of_git(tmp_path, outcome, data, monkeypatch):
