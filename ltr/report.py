@@ -17,7 +17,7 @@ from ltr.settings import one_line
 from ltr.storage import write_text
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
-MODEL = ["stage1_weight_decay", "method", "mode"]
+MODEL = ["stage1_weight_decay", "method", "mode", "loss", "weight_decay", "max_norm_every", "radius", "tau"]
 FIGURES = ["many", "medium", "few", "all", "ece"]
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 PAPER = {  # Table 1 of the paper, all, top-1 % (CIFAR100-LT, imbalance factor 100, ResNet-34)
@@ -38,18 +38,31 @@ def cell(values: pd.Series) -> str:
     return f"{text} ± {values.std():.2f}" if len(values) > 1 and not np.isnan(values.mean()) else text
 
 
+def number(value: float) -> str:
+    """A setting in short, empty where the model has none."""
+    return "" if pd.isna(value) else f"{value:.3g}"
+
+
 def model_rows(rows: pd.DataFrame) -> list[list[str]]:
-    """A row of text a model, in the order of the paper's Table 1; means over seeds."""
-    order = {method: position for position, method in enumerate(PAPER)}
-    keys = rows.method.map(order).fillna(len(order))
-    rows = rows.assign(mode=rows["mode"].astype(object).fillna(""), order=keys).sort_values(["mode", "order"])
+    """A row of text a model, in the order of the paper's Table 1; means over seeds.
+
+    Models of other settings are other models. Where one seed still comes twice (settings that results.csv has
+    no column for), each run has a row of its own, named by its folder's last word.
+    """
+    position = rows.method.map({method: i for i, method in enumerate(PAPER)}).fillna(len(PAPER))
+    radius = rows.max_norm.where(rows["mode"] != "released")  # the released radius is relative: another for each seed
+    rows = rows.assign(mode=rows["mode"].astype(object).fillna(""), position=position, radius=radius)
+    rows = rows.sort_values(["mode", "position"], kind="stable")
     lines = []
-    for (weight_decay, method, mode), group in rows.groupby(MODEL, sort=False, dropna=False):
+    for (weight_decay, method, mode, *_), group in rows.groupby(MODEL, sort=False, dropna=False):
         name = f"{method} ({mode})" if mode else method
-        fired = group.max_norm_fired.mean()
-        share = "" if np.isnan(fired) else f"{100 * fired:.1f}"
-        figures = [cell(group[figure]) for figure in FIGURES]
-        lines.append([name, f"{weight_decay:g}", *figures, share, str(group.seed.nunique())])
+        twice = group.seed.duplicated().any()
+        parts = [(f"{name} {run.rsplit('-', 1)[1]}", part) for run, part in group.groupby("run")] if twice else []
+        for title, part in parts or [(name, group)]:
+            fired = "" if part.max_norm_fired.isna().all() else f"{100 * part.max_norm_fired.mean():.1f}"
+            second = [number(part.weight_decay.mean()), number(part.max_norm.mean())]
+            figures = [cell(part[figure]) for figure in FIGURES]
+            lines.append([title, number(weight_decay), *second, *figures, fired, str(part.seed.nunique())])
     return lines
 
 
@@ -64,11 +77,11 @@ def markdown(results: pd.DataFrame) -> str:
     for (dataset, factor, profile, backbone, epochs), rows in shown.groupby(SET):
         devices = ", ".join(sorted(rows.device.unique()))
         versions = ", ".join(sorted(rows.torch.astype(str).unique()))
-        head = ["model", "stage-1 WD", *FIGURES[:-1], "ECE", "MaxNorm fired", "seeds"]
+        head = ["model", "stage-1 WD", "stage-2 WD", "radius", *FIGURES[:-1], "ECE", "MaxNorm fired", "seeds"]
         published = (dataset, factor, profile) == ("cifar100", 100, "exp")
         lines = model_rows(rows)
         if published:
-            head.append("paper, all")
+            head.append("paper (ResNet-34), all")
             for line in lines:
                 line.append(metrics.percent(PAPER.get(line[0].split(" (")[0], float("nan"))))
         parts.append(

@@ -12,20 +12,44 @@ def results(**columns) -> pd.DataFrame:
         "dataset": "cifar100", "imbalance_factor": 100.0, "profile": "exp", "backbone": "resnet32",
         "stage1_epochs": 60, "stage1_weight_decay": 0.005, "method": "WD", "seed": 0, "selection": "last",
         "tta": "none", "all": 40.0, "many": 70.0, "medium": 40.0, "few": float("nan"), "ece": 5.0,
-        "max_norm_fired": float("nan"), "device": "cpu", "torch": "2.6.0",
+        "max_norm_fired": float("nan"),
+        "max_norm": float("nan"), "weight_decay": float("nan"), "run": "wd_s0-12ab", "device": "cpu", "torch": "2.6.0",
     }  # fmt: skip
     return pd.DataFrame([row | columns])
 
 
 def test_a_row_shows_ours_and_the_papers_figure():
     text = report.markdown(results())
-    assert "| WD | 0.005 | 70.00 | 40.00 | – | 40.00 | 5.00 |  | 1 | 46.08 |" in text
+    assert "| WD | 0.005 |  |  | 70.00 | 40.00 | – | 40.00 | 5.00 |  | 1 | 46.08 |" in text
 
 
 def test_seeds_become_mean_and_deviation():
     both = pd.concat([results(), results(seed=1, all=42.0)])
     assert "41.00 ± 1.41" in report.markdown(both)
     assert "| 2 | 46.08 |" in report.markdown(both)
+
+
+def test_other_settings_are_other_models_and_never_averaged():
+    tuned = {"method": "CB + WD", "mode": "paper", "loss": "cb-ce"}
+    text = report.markdown(pd.concat([results(weight_decay=d, all=a, **tuned) for d, a in ((0.1, 40.0), (0.2, 42.0))]))
+    assert "40.00" in text
+    assert "42.00" in text
+    assert "41.00" not in text
+
+
+def test_a_seed_that_comes_twice_is_shown_run_by_run():
+    text = report.markdown(pd.concat([results(), results(run="wd_s0-34cd", all=42.0)]))
+    assert "| WD 12ab |" in text
+    assert "| WD 34cd |" in text
+    assert "41.00" not in text
+
+
+def test_the_released_radius_may_differ_between_seeds():
+    rows = [
+        results(method="CB + MaxNorm", mode="released", max_norm=r, max_norm_every="epoch", seed=i, run=f"x-{i}")
+        for i, r in enumerate((0.3, 0.4))
+    ]
+    assert "| CB + MaxNorm (released) | 0.005 |  | 0.35 |" in report.markdown(pd.concat(rows))
 
 
 def test_only_last_epoch_and_plain_test_are_shown():
