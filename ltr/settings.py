@@ -223,10 +223,19 @@ class Common:
         names = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization")
         return {"source": self.dataset, "root": self.data_root, **{name: getattr(self, name) for name in names}}
 
+    @property
+    def scene(self) -> str:
+        """Network, imbalance factor and seed in one word."""
+        return f"{self.backbone}_if{self.imbalance_factor:g}_s{self.seed}"
+
+    @property
+    def figures(self) -> Path:
+        """Where the notebooks save their figures."""
+        return self.out / "figures" / self.scene
+
     def label(self, method: str, *words: str) -> str:
         """The readable part of a run's folder."""
-        name = method.lower().replace(" + ", "-").replace(" ", "-")
-        return "_".join([name, *words, self.backbone, f"if{self.imbalance_factor:g}", f"s{self.seed}"])
+        return "_".join([method.lower().replace(" + ", "-").replace(" ", "-"), *words, self.scene])
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""

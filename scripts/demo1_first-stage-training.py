@@ -26,7 +26,7 @@ from ltr import datasets, metrics, models, plots, runs, training
 from ltr.settings import FirstStage, short
 
 settings = FirstStage.read()
-figures = settings.out / "figures"
+figures = settings.figures
 
 
 # ## The data

@@ -29,7 +29,7 @@ from ltr import (
 from ltr.settings import SecondStage, short
 
 settings = SecondStage.read()
-figures = settings.out / "figures"
+figures = settings.figures
 
 
 try:
