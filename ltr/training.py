@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltr import InputError, TrainingError, metrics, runs
-from ltr.datasets import LabelledImages, LongTailed
+from ltr.datasets import LongTailed
 from ltr.loader import Loader
 from ltr.losses import build_loss
 from ltr.regularizers import MaxNorm, row_norms
@@ -82,13 +82,10 @@ def predict(model: nn.Module, loader: Loader, flip: bool = False) -> np.ndarray:
 class ImageData:
     """Images for the first stage, on the device."""
 
-    def __init__(self, data: LongTailed, device: torch.device | str, test: LabelledImages | None = None) -> None:
-        """Take `data`'s training images, and its test images unless `test` (validation, say) is given."""
-        test = test or data.test
-        self.class_counts = data.class_counts
-        self.test_labels = test.labels
+    def __init__(self, data: LongTailed, device: torch.device | str) -> None:
+        self.class_counts, self.test_labels = data.class_counts, data.test.labels
         self.train = Loader(data.train.images, data.train.labels, data.mean, data.std, device)
-        self.test = Loader(test.images, test.labels, data.mean, data.std, device)
+        self.test = Loader(data.test.images, data.test.labels, data.mean, data.std, device)
 
     def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled, cropped, flipped images."""
@@ -98,11 +95,6 @@ class ImageData:
         """Logits [N, C]; the epoch plays no part here."""
         logits = predict(model, self.test)
         return (logits + predict(model, self.test, flip=True)) / 2 if flip else logits
-
-
-def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of every entry of a state dict."""
-    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 class Trainer:
@@ -177,11 +169,17 @@ class Trainer:
         self.epoch += 1
         return row
 
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: the recipe, MaxNorm's settings and the shape of every weight."""
+        ball = {"max_norm": self.max_norm.radius, "max_norm_every": self.max_norm.every} if self.max_norm else {}
+        shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
+        return {**asdict(self.recipe), **ball, **shapes}
+
     def state(self) -> dict[str, Any]:
         """All that a resumed training needs."""
         max_norm = {"checked": self.max_norm.checked, "fired": self.max_norm.fired} if self.max_norm else None
         return {
-            "recipe": asdict(self.recipe),
+            "settings": self.settings(),
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -195,11 +193,10 @@ class Trainer:
         """Go on from a state.
 
         Raises:
-            InputError: it belongs to another recipe or network.
+            InputError: it belongs to another recipe, MaxNorm or network.
         """
-        own, theirs = ({**asdict(self.recipe), **shapes(s)} for s in (self.model.state_dict(), state["model"]))
-        theirs |= state["recipe"]
-        for field in own.keys() | theirs.keys():
+        own, theirs = self.settings(), state["settings"]
+        for field in sorted(own.keys() | theirs.keys()):
             if own.get(field) != theirs.get(field):
                 difference = f"{field} is {theirs.get(field)} there and {own.get(field)} here"
                 raise InputError(f"--out: the checkpoint is of another run: {difference}; --retrain starts anew")
