@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ltr import metrics, runs
 from ltr.datasets import LongTailed
+from ltr.engine import Engine
 from ltr.loader import Loader
 from ltr.losses import build_loss
 from ltr.models import CifarResNet
@@ -46,6 +47,7 @@ class FrozenFeatures:
         device: where features live.
         mode: one of `MODES`.
         batch_size, seed: of the draws. In released mode a batch's features depend on the whole batch.
+        engine: whose precision the backbone runs in; features are float32.
     """
 
     def __init__(
@@ -56,13 +58,24 @@ class FrozenFeatures:
         mode: str = "paper",
         batch_size: int = 64,
         seed: int = 0,
+        engine: Engine | None = None,
     ) -> None:
         self.model, self.mode, self.batch_size, self.seed = model, mode, batch_size, seed
+        self.engine = engine or Engine(torch.device(device))
         self.class_counts, self.test_labels = data.class_counts, data.test.labels
         self.train = Loader(data.train.images, data.train.labels, data.mean, data.std, device)
         self.test = Loader(data.test.images, data.test.labels, data.mean, data.std, device)
         self.passes: list[Pass] = []
         self.tested: dict[tuple[int, bool], Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> Tensor:
+        """Features float32 [B, D] of normalised images."""
+        with self.engine.autocast():
+            return self.model.features(images).float()
 
     @torch.no_grad()
     def extract_pass(self, epoch: int) -> Pass:
@@ -71,7 +84,7 @@ class FrozenFeatures:
         batches = self.train.train_batches(self.batch_size, self.seed, epoch)
         total = -(-len(self.train) // self.batch_size)
         progress = tqdm(batches, f"features, pass {epoch + 1}", total, leave=False, disable=None)
-        features, labels = zip(*((self.model.features(images), labels) for images, labels in progress), strict=True)
+        features, labels = zip(*((self.extract(images), labels) for images, labels in progress), strict=True)
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         return Pass(torch.cat(features), torch.cat(labels), buffers)
 
@@ -83,8 +96,8 @@ class FrozenFeatures:
             self.passes.append(self.extract_pass(len(self.passes)))
         return self.passes[epoch]
 
-    def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The features of the batches that the images' loader would have given.
+    def draw(self, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Features and labels of an epoch, in the order of the batches that the images' loader would have given.
 
         Raises:
             ValueError: another batch size or seed than the features were extracted with.
@@ -92,7 +105,15 @@ class FrozenFeatures:
         if (batch_size, seed) != (self.batch_size, self.seed):
             raise ValueError(f"features are of batch size {self.batch_size} and seed {self.seed}")
         this = self.up_to(epoch)
-        return zip(this.features.split(batch_size), this.labels.split(batch_size), strict=True)
+        return this.features, this.labels
+
+    def batch(self, drawn: tuple[Tensor, Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, D] and labels [B] at these positions [B] of the order."""
+        return drawn[0][positions], drawn[1][positions]
+
+    def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch's batches one after another, see `draw`."""
+        return zip(*(values.split(batch_size) for values in self.draw(batch_size, seed, epoch)), strict=True)
 
     def drifted(self) -> dict[str, Tensor]:
         """Batch-norm buffers after the last pass, to be kept with a classifier; none where they do not drift."""
@@ -109,7 +130,7 @@ class FrozenFeatures:
                 self.model.load_state_dict(self.up_to(epoch).buffers, strict=False)
             self.model.eval()
             batches = self.test.test_batches(flip=flip)
-            self.tested[key] = torch.cat([self.model.features(images) for images, _ in batches])
+            self.tested[key] = torch.cat([self.extract(images) for images, _ in batches])
         return self.tested[key]
 
     @torch.no_grad()

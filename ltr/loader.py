@@ -6,8 +6,8 @@ For the same draws a batch equals torchvision's `RandomCrop(32, padding=4)`, `Ra
 a resumed run sees the crops that the uninterrupted one would have seen.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """The random choices of one epoch: order [N], crop corners [N, 2] (row, column), flips [N]."""
 
     order: Tensor
@@ -43,7 +42,7 @@ class Draws:
 
     def to(self, device: torch.device) -> "Draws":
         """The same draws on another device."""
-        return Draws(self.order.to(device), self.corners.to(device), self.flips.to(device))
+        return Draws(*(values.to(device) for values in self))
 
 
 def crop_and_flip(padded: Tensor, corners: Tensor, flips: Tensor, size: tuple[int, int]) -> Tensor:
@@ -99,13 +98,22 @@ class Loader:
         """uint8 [B, H, W, 3] to normalised float [B, 3, H, W], in channels-last memory."""
         return ((images.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
 
+    def batch(self, draws: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The images [B, 3, H, W] and labels [B] at these positions [B] of an epoch's order.
+
+        Nothing in it waits for the device or allocates by what the device holds, so a CUDA graph can capture it.
+        """
+        order, corners, flips = draws
+        chosen = order[positions]
+        size = tuple(self.images.shape[1:3])
+        images = crop_and_flip(self.padded[chosen], corners[chosen], flips[chosen], size)
+        return self.normalise(images), self.labels[chosen]
+
     def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield shuffled, cropped, flipped batches ([B, 3, H, W], [B]); the last one may be short."""
         draws = Draws.sample(len(self), seed, epoch).to(self.device)
-        size = tuple(self.images.shape[1:3])
-        for chosen in draws.order.split(batch_size):
-            images = crop_and_flip(self.padded[chosen], draws.corners[chosen], draws.flips[chosen], size)
-            yield self.normalise(images), self.labels[chosen]
+        for positions in torch.arange(len(self), device=self.device).split(batch_size):
+            yield self.batch(draws, positions)
 
     def test_batches(self, flip: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images in their order, whole; mirrored where `flip` is set."""

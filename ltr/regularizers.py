@@ -44,8 +44,7 @@ def max_norm_project(weight: Tensor, radius: float | Tensor) -> Tensor:
     Source: the paper's section 4.3 (projected gradient descent on the MaxNorm constraint).
     """
     norms = row_norms(weight)
-    radius = torch.as_tensor(radius, dtype=weight.dtype, device=weight.device)
-    return torch.where((norms > radius)[:, None], weight * (radius / norms)[:, None], weight)
+    return weight * (radius / norms).masked_fill(norms <= radius, 1)[:, None]
 
 
 def outside(norms: Tensor, radius: float | Tensor) -> Tensor:
@@ -68,14 +67,13 @@ class MaxNorm:
         every: "step" to project after each update (the paper), "epoch" once an epoch (the released code).
 
     Attributes:
-        checked: rows looked at so far.
-        fired: rows that lay outside and were pulled back, a tensor so that counting needs no
-            synchronisation with the device.
+        checked, fired: rows looked at so far, and those of them that lay outside and were pulled back; int64
+            tensors, so that counting waits for no device and goes on in a captured step.
     """
 
     radius: float
     every: str = "step"
-    checked: int = 0
+    checked: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     fired: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def __post_init__(self) -> None:
@@ -84,14 +82,19 @@ class MaxNorm:
         if self.every not in ("step", "epoch"):
             raise ValueError(f"every: must be step or epoch, got {self.every}")
 
+    def to(self, device: torch.device) -> "MaxNorm":
+        """Count on a device, the one where the weights are."""
+        self.checked, self.fired = self.checked.to(device), self.fired.to(device)
+        return self
+
     @torch.no_grad()
     def apply(self, weight: Tensor) -> None:
         """Project a weight matrix [C, D] in place."""
-        self.fired = self.fired.to(weight.device) + outside(row_norms(weight), self.radius).sum()
+        self.fired += outside(row_norms(weight), self.radius).sum()
         self.checked += len(weight)
         weight.copy_(max_norm_project(weight, self.radius))
 
     @property
     def fired_share(self) -> float:
         """Share of the rows checked so far that the projection moved, in 0..1; 0 before the first check."""
-        return int(self.fired) / self.checked if self.checked else 0.0
+        return int(self.fired) / int(self.checked) if self.checked else 0.0

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from ltr import InputError, TrainingError, datasets, losses, models, training
+from ltr import InputError, TrainingError, datasets, engine, losses, models, training
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("demo", "paper")
@@ -36,6 +36,7 @@ STAGE2 = {
 }
 GO_ON = "interrupted; the same command goes on from the last saved epoch"
 DEMO_EPOCHS = 30
+MOST = 100_000  # epochs, or images a step: far beyond use, and a clear line for a slip of the keyboard
 DEMO = {
     "dataset": "synthetic",
     "backbone": "resnet32",
@@ -62,6 +63,9 @@ def real(text: str) -> float:
 
 def folder(text: str) -> Path:
     """A folder, from the repository's root where it is relative."""
+    if not text.strip() or "\0" in text:
+        raise ValueError(text)
+    text.encode()  # a ValueError for bytes that are no text, which could not be printed
     return ROOT / Path(text).expanduser()
 
 
@@ -90,7 +94,7 @@ def allowed(metadata: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(metadata["choices"])
     kind = {whole: "a whole number", real: "a number", folder: "a folder"}.get(metadata["read"], "text")
     bounds = [
-        f"{word} {metadata[key]:g}"
+        f"{word} {metadata[key]}"
         for key, word in (("low", "at least"), ("above", "above"), ("high", "at most"))
         if metadata[key] is not None
     ]
@@ -100,6 +104,18 @@ def allowed(metadata: Mapping[str, Any]) -> str:
 def flag(name: str) -> str:
     """The option of a field."""
     return "--" + name.replace("_", "-")
+
+
+def clip(text: Any) -> str:
+    """What was given, as much of it as a line takes."""
+    text = str(text) or "nothing"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def nearest(text: str, names: Sequence[str]) -> str:
+    """Words that name the valid name nearest to a wrong one, if there is one near."""
+    near = difflib.get_close_matches(text.lower(), names, 1, 0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def check(name: str, text: Any, metadata: Mapping[str, Any]) -> Any:
@@ -118,9 +134,8 @@ def check(name: str, text: Any, metadata: Mapping[str, Any]) -> Any:
         good = False
     if good:
         return value
-    near = difflib.get_close_matches(str(text), metadata["choices"], 1, 0.5)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise InputError(f"{flag(name)}: must be {allowed(metadata)}, got {text}{hint}")
+    hint = nearest(str(text), metadata["choices"])
+    raise InputError(f"{flag(name)}: must be {allowed(metadata)}, got {clip(text)}{hint}")
 
 
 def join_negative(arguments: Sequence[str]) -> list[str]:
@@ -134,12 +149,33 @@ def join_negative(arguments: Sequence[str]) -> list[str]:
     return words
 
 
+class Once(argparse.Action):
+    """Keep an option's value, and refuse a second one."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, flag: str | None = None) -> None:
+        if (first := getattr(namespace, self.dest)) is not None:
+            raise InputError(f"{flag}: must be given once, got {clip(first)} and {clip(value)}")
+        setattr(namespace, self.dest, value)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises one line instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
         """Raise the message."""
-        raise InputError(message.replace("argument ", "", 1))
+        message = message.replace("argument ", "", 1).replace("ignored explicit argument", "takes no value, got")
+        raise InputError(message)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """As argparse's, but a word that is no option is answered with the option nearest to it."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if not unknown:
+            return options
+        word = unknown[0].split("=")[0]
+        hint = nearest(word, [name for action in self._actions for name in action.option_strings])
+        if word.startswith("--"):
+            raise InputError(f"{clip(word)}: must be one of the options that --help lists{hint}")
+        raise InputError(f"--help: lists the options, each word must be one or its value, got {clip(word)}{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,17 +184,20 @@ class Common:
 
     preset: str = option(None, "demo: a few minutes on a CPU; paper: the paper's job", choices=PRESETS)
     dataset: str = option(None, "where images come from", choices=datasets.SOURCES)
-    data_root: Path = option(ROOT / "data", "CIFAR-100's folder, or the tree with train/ and test/", folder)
+    data_root: Path = option(ROOT / "data", "CIFAR-100's folder, or that of the tree or the list files", folder)
     imbalance_factor: float = option(None, "images of the largest class over the smallest's", real, low=1)
-    profile: str = option("exp", "shape of the tail", choices=datasets.PROFILES)
+    profile: str = option("exp", "shape of the tail; as-is keeps every image", choices=datasets.PROFILES)
     choice: str = option("first", "which images of a class stay", choices=datasets.CHOICES)
     hold_out: int = option(0, "images a class kept for a validation set, before the tail is cut", whole, low=0)
     normalization: str = option("cifar100", "mean and deviation", choices=tuple(datasets.STATISTICS))
     backbone: str = option(None, "the network", choices=tuple(models.BACKBONES))
-    seed: int = option(0, "of weights, order, crops and flips", whole, low=0)
+    seed: int = option(0, "of weights, order, crops and flips", whole, low=0, high=2**32 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     out: Path = option(None, "folder of demo_1/, demo_2/, figures/ and results.csv", folder)
-    retrain: bool = option(False, "repeat finished runs instead of loading them")
+    retrain: bool = option(False, "repeat finished runs and start interrupted ones anew")
+    precision: str = option("auto", "bf16 where the GPU is fast at it", choices=engine.PRECISIONS)
+    compile: str = option("auto", "torch.compile: large networks on CUDA", choices=engine.COMPILE)
+    deterministic: bool = option(False, "the same bits each time on CUDA too, slower")
 
     @classmethod
     def defaults(cls, preset: str) -> dict[str, Any]:
@@ -167,15 +206,18 @@ class Common:
 
     @classmethod
     def parser(cls) -> Parser:
-        """The command line's parser, one option a field."""
+        """The command line's parser, one option a field, and `--resume` beside `--retrain`."""
         parser = Parser(description=cls.__doc__.splitlines()[0], allow_abbrev=False)
+        resume = "go on where a run stopped (the default; not with --retrain)"
+        parser.add_argument("--resume", action="store_true", default=None, help=resume)
         for field in dataclasses.fields(cls):
             if isinstance(field.default, bool):
                 parser.add_argument(flag(field.name), action="store_true", default=None, help=field.metadata["help"])
                 continue
             default = "by preset" if field.default is None else field.default
             text = f"{field.metadata['help']}: {allowed(field.metadata)} (default: {default})"
-            parser.add_argument(flag(field.name), metavar=field.name.upper(), help=text.replace("%", "%%"))
+            text = text.replace("%", "%%")
+            parser.add_argument(flag(field.name), action=Once, metavar=field.name.upper(), help=text)
         return parser
 
     @classmethod
@@ -186,10 +228,14 @@ class Common:
             InputError: a word is not known, or a value not allowed.
         """
         given = {k: v for k, v in vars(cls.parser().parse_args(join_negative(arguments))).items() if v is not None}
+        if given.pop("resume", False) and given.get("retrain"):
+            raise InputError("--resume: must not be given with --retrain, which starts anew")
         fields = {field.name: field for field in dataclasses.fields(cls)}
         values = {name: check(name, text, fields[name].metadata) for name, text in given.items()}
         values.setdefault("preset", "paper" if torch.cuda.is_available() else "demo")
         values = cls.defaults(values["preset"]) | values
+        if values.get("profile") == "as-is":
+            values["imbalance_factor"] = 1.0  # nothing is cut, so that any other names the same run
         settings = cls(**values)
         return dataclasses.replace(settings, device=usable_device(settings.device))
 
@@ -203,14 +249,18 @@ class Common:
         if not interactive:
             sys.excepthook = one_line
             signal.signal(signal.SIGTERM, terminate)
-        arguments = shlex.split(os.environ.get("LTR_ARGS", "")) if interactive else sys.argv[1:]
+        arguments = from_environment() if interactive else sys.argv[1:]
         settings = cls.parse(arguments)
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "build" / "compiled"))  # compile once
         check_writable(settings.out)
         if not any(word.startswith("--preset") for word in arguments):
             print(
                 f"no --preset given: {settings.preset}, as CUDA is {'' if settings.preset == 'paper' else 'not '}there"
             )
         print(settings)
+        print(f"engine: {'; '.join([str(settings.engine), *settings.engine.notices])}")
         return settings
 
     def __str__(self) -> str:
@@ -224,9 +274,16 @@ class Common:
         return {"source": self.dataset, "root": self.data_root, **{name: getattr(self, name) for name in names}}
 
     @property
+    def engine(self) -> engine.Engine:
+        """How steps are run with these options on this machine."""
+        large = models.BACKBONES[self.backbone]["widths"][0] > 16
+        return engine.choose(self.device, self.precision, self.compile, self.deterministic, large)
+
+    @property
     def scene(self) -> str:
         """Network, imbalance factor and seed in one word."""
-        return f"{self.backbone}_if{self.imbalance_factor:g}_s{self.seed}"
+        tail = "as-is" if self.profile == "as-is" else f"if{self.imbalance_factor:g}"
+        return f"{self.backbone}_{tail}_s{self.seed}"
 
     @property
     def figures(self) -> Path:
@@ -239,8 +296,14 @@ class Common:
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""
-        elsewhere = ("preset", "data_root", "device", "out", "retrain")
-        own = {k: v for k, v in dataclasses.asdict(self).items() if k not in elsewhere}
+        elsewhere = ("preset", "data_root", "device", "out", "retrain", "compile")
+        # left alone they are no part of what was asked, and a run made on a GPU is found without one
+        unless_given = {"precision": "auto", "deterministic": False}
+        own = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in elsewhere and unless_given.get(name, ...) != value
+        }
         return own | described
 
 
@@ -248,18 +311,21 @@ class Common:
 class FirstStage(Common):
     """First stage: learn features with cross-entropy, without and with weight decay."""
 
-    epochs: int = option(None, "passes over the training images", whole, low=1)
-    batch_size: int = option(64, "images a step", whole, low=2)
+    epochs: int = option(None, "passes over the training images", whole, low=1, high=MOST)
+    batch_size: int = option(64, "images a step", whole, low=2, high=MOST)
     lr: float = option(None, "learning rate of the first epoch", real, above=0)
     weight_decay: float = option(None, "of the model with weight decay", real, low=0)
     momentum: float = option(0.9, "of SGD", real, low=0, high=1)
     schedule: str = option("cosine", "how the learning rate falls", choices=training.SCHEDULES)
-    test_every: int = option(1, "epochs between two tests", whole, low=1)
+    test_every: int = option(None, "epochs between two tests; the last is always tested", whole, low=1, high=MOST)
 
     @classmethod
     def defaults(cls, preset: str) -> dict[str, Any]:
         """What a preset fills in."""
-        own = {"epochs": DEMO_EPOCHS, "lr": 0.1} if preset == "demo" else {"epochs": 200, "lr": 0.01}
+        if preset == "demo":
+            own = {"epochs": DEMO_EPOCHS, "lr": 0.1, "test_every": 1}
+        else:  # a test after each epoch would be a third more work on CIFAR-100, after every tenth it is 3 %
+            own = {"epochs": 200, "lr": 0.01, "test_every": 10}
         return super().defaults(preset) | own
 
     def __post_init__(self) -> None:
@@ -290,16 +356,16 @@ class SecondStage(Common):
     the released code.
     """
 
-    stage1_epochs: int = option(None, "which first stage to start from", whole, low=1)
+    stage1_epochs: int = option(None, "which first stage to start from", whole, low=1, high=MOST)
     stage1_weight_decay: float = option(None, "which first stage to start from", real, low=0)
-    epochs: int = option(10, "passes over the training images, each classifier", whole, low=1)
-    batch_size: int = option(64, "images a step", whole, low=2)
+    epochs: int = option(10, "passes over the training images, each classifier", whole, low=1, high=MOST)
+    batch_size: int = option(64, "images a step", whole, low=2, high=MOST)
     lr: float = option(None, "learning rate of the first epoch", real, above=0)
     momentum: float = option(0.9, "of SGD", real, low=0, high=1)
     loss: str = option("cb-ce", "class-balanced loss", choices=tuple(losses.BALANCED))
     weight_decay: float = option(None, "of the classifier", real, low=0)
     max_norm: float = option(None, "MaxNorm's radius", real, above=0)
-    tau: float = option(None, "of tau-normalisation", real, low=0)
+    tau: float = option(None, "of tau-normalisation", real, low=0, high=10)
 
     @classmethod
     def defaults(cls, preset: str) -> dict[str, Any]:
@@ -334,6 +400,18 @@ class SecondStage(Common):
         return training.Recipe(**shared, **of_the_mode)
 
 
+def from_environment() -> list[str]:
+    """The words of `LTR_ARGS`.
+
+    Raises:
+        InputError: a quotation in it does not end.
+    """
+    try:
+        return shlex.split(os.environ.get("LTR_ARGS", ""))
+    except ValueError as error:
+        raise InputError(f"LTR_ARGS: must be options as on a command line ({error})") from error
+
+
 def usable_device(name: str) -> str:
     """The device to use: `auto` takes CUDA, then MPS, then the CPU.
 
@@ -343,9 +421,9 @@ def usable_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device: must be auto, or a device of this machine (cpu works), got {name}") from error
+        torch.zeros(1, device=name).item()  # `meta` makes the tensor, but there is nothing in it
+    except Exception as error:  # each backend that is not there says so in its own way
+        raise InputError(f"--device: must be auto, or a device of this machine (cpu works), got {clip(name)}") from error
     return name
 
 

@@ -99,9 +99,10 @@ def first_stage(method: str, weight_decay: float) -> runs.Result:
         model.to(settings.device, memory_format=torch.channels_last)
         images = training.ImageData(data, settings.device)
         recipe = settings.recipe(weight_decay)
-        run.save(
-            training.fit(model, images, recipe, checkpoint=run.checkpoint, label=method), counts
+        outcome = training.fit(
+            model, images, recipe, None, run.checkpoint, label=method, engine=settings.engine
         )
+        run.save(outcome, counts)
     result = run.load()
     weights = models.count_parameters(models.build_model(settings.backbone, len(counts)))
     print(f"{method}: {weights:,} weights, {result.provenance()}")

@@ -56,10 +56,9 @@ def first_stage_model() -> models.CifarResNet:
 model = first_stage_model()
 frozen = {}  # features: computed when first needed, then shared by all classifiers
 if data is not None:
+    draws = settings.batch_size, settings.seed, settings.engine
     frozen = {
-        mode: classifiers.FrozenFeatures(
-            first_stage_model(), data, settings.device, mode, settings.batch_size, settings.seed
-        )
+        mode: classifiers.FrozenFeatures(first_stage_model(), data, settings.device, mode, *draws)
         for mode in classifiers.MODES
     }
 weight = model.classifier.weight.detach()
@@ -169,7 +168,6 @@ print(f"class-balanced weights: {weights.min():.3f} (common) to {weights.max():.
 if data is None or data.validation is None:
     print(f"none held out: weight decay {settings.weight_decay:g}, radius {settings.max_norm:g}")
 else:
-    draws = settings.batch_size, settings.seed
     held_out = classifiers.FrozenFeatures(
         first_stage_model(), data.for_tuning(), settings.device, "paper", *draws
     )
@@ -217,7 +215,9 @@ def second_stage(method: str, mode: str) -> runs.Result:
             **{key: chosen[key] for key in ("loss", "lr", "weight_decay", "schedule")}
         )
         classifier = classifiers.copy_classifier(model)
-        outcome = training.fit(classifier, frozen[mode], recipe, ball, run.checkpoint)
+        outcome = training.fit(
+            classifier, frozen[mode], recipe, ball, run.checkpoint, engine=settings.engine.exact
+        )
         outcome.weights |= frozen[mode].drifted()
         run.save(outcome, counts)
     result = run.load()

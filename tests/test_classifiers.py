@@ -33,7 +33,7 @@ def one_at_a_time(data: LongTailed, mode: str, recipe: training.Recipe) -> tuple
         model.train(mode == "released")
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(epoch)
-        for pictures, labels in images.train_batches(recipe.batch_size, recipe.seed, epoch):
+        for pictures, labels in images.train.train_batches(recipe.batch_size, recipe.seed, epoch):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(pictures), labels).backward()
             optimizer.step()

@@ -28,8 +28,14 @@ class Rows:
         self.inputs, self.labels = inputs, labels
         self.class_counts, self.test_labels = np.bincount(labels.numpy()), labels.numpy()
 
-    def train_batches(self, batch_size, seed, epoch):
-        return zip(self.inputs.split(batch_size), self.labels.split(batch_size), strict=True)
+    def __len__(self):
+        return len(self.inputs)
+
+    def draw(self, batch_size, seed, epoch):
+        return self.inputs, self.labels
+
+    def batch(self, drawn, positions):
+        return drawn[0][positions], drawn[1][positions]
 
     @torch.no_grad()
     def test_logits(self, model, epoch, flip=False):
@@ -60,11 +66,11 @@ def test_schedules_at_their_ends():
 
 
 class Unchanged(training.ImageData):
-    """The training images as they are, in four batches."""
+    """The training images as they are."""
 
-    def train_batches(self, batch_size, seed, epoch):
+    def batch(self, drawn, positions):
         inputs, labels = next(self.train.test_batches())
-        return zip(inputs.split(16), labels.split(16), strict=True)
+        return inputs[positions], labels[positions]
 
 
 def test_a_network_memorises_64_images():
@@ -72,7 +78,7 @@ def test_a_network_memorises_64_images():
     noise = LabelledImages(rng.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8), np.arange(64) % 4)
     data = LongTailed("noise", list("abcd"), noise, noise, None, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     model = models.build_model("resnet32", 4)
-    history = training.fit(model, Unchanged(data, "cpu"), training.Recipe(25, lr=0.05)).history
+    history = training.fit(model, Unchanged(data, "cpu"), training.Recipe(25, 16, lr=0.05)).history
     assert history.train_loss.iloc[0] > 1.2  # nothing to see in noise: near log(4)
     assert history.test_accuracy.iloc[-1] == 100
 
@@ -83,7 +89,7 @@ def test_a_step_is_plain_sgd_with_momentum_and_weight_decay(rows):
     training.fit(model, rows, recipe)
     velocity = [torch.zeros_like(p) for p in reference.parameters()]
     for epoch in range(3):
-        for inputs, labels in rows.train_batches(7, 0, epoch):
+        for inputs, labels in zip(rows.inputs.split(7), rows.labels.split(7), strict=True):
             loss = nn.functional.cross_entropy(reference(inputs), labels)
             gradients = torch.autograd.grad(loss, list(reference.parameters()))
             with torch.no_grad():
@@ -125,8 +131,11 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(small, tmp_path):
     whole = training.fit(models.build_model("resnet32", 4), images, recipe)
 
     first = training.Trainer(models.build_model("resnet32", 4), images, recipe, None)
+    first.prepare()
     for _ in range(2):
-        first.run_epoch()
+        first.begin_epoch()
+        list(first.train_steps())
+        first.end_epoch()
     storage.save_checkpoint(tmp_path / "checkpoint.pt", first.state())
     model = models.build_model("resnet32", 4, seed=9)  # other weights: all must come from the checkpoint
     resumed = training.fit(model, images, recipe, checkpoint=tmp_path / "checkpoint.pt")

@@ -1,0 +1,168 @@
+"""How a training step is run: its precision, compiled or not, captured in a CUDA graph or not.
+
+None of it changes the maths of a step, only rounding and time. What cannot be had here (CUDA, bfloat16, a
+compiler) gives way to the plain step, and a notice says so.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = ("auto", "fp32", "bf16")
+COMPILE = ("auto", "on", "off")
+WARM_UP = 3  # steps before a capture, in which libraries choose their algorithms and allocate what they keep
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The way steps are run. The default is the plain one: eager, float32, on the CPU.
+
+    Attributes:
+        device: where.
+        precision: "bf16" runs the network's layers under autocast to bfloat16; weights, their updates,
+            batch-norm's statistics and the loss stay in float32. "fp32" leaves PyTorch's defaults, which let
+            CUDA's convolutions use TF32.
+        compile: the network goes through `torch.compile`.
+        graph: a step is captured once in a CUDA graph, then replayed.
+        deterministic: only algorithms that give the same bits each time.
+        notices: what was wanted and is not to be had, a sentence each.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "fp32"
+    compile: bool = False
+    graph: bool = False
+    deterministic: bool = False
+    notices: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        steps = "CUDA graph" if self.graph else "eager steps"
+        words = [str(self.device), self.precision, steps, *["torch.compile"] * self.compile]
+        return ", ".join(words + ["deterministic"] * self.deterministic)
+
+    @property
+    def exact(self) -> "Engine":
+        """The same in float32 and without compiling, for a linear classifier."""
+        return replace(self, precision="fp32", compile=False)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context in which the network runs."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        # A cache of cast weights would outlive a capture and be read by the next one.
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
+    def stream(self) -> torch.cuda.Stream | None:
+        """A stream of its own for one training, so that several run side by side; None without a graph."""
+        return torch.cuda.Stream(self.device) if self.graph else None
+
+    @contextlib.contextmanager
+    def backend(self) -> Iterator[None]:
+        """Set PyTorch's switches for as long as training runs."""
+        cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+        kept = cudnn.benchmark, cudnn.deterministic
+        cudnn.benchmark, cudnn.deterministic = not self.deterministic, self.deterministic
+        torch.use_deterministic_algorithms(self.deterministic or before)
+        try:
+            yield
+        finally:
+            cudnn.benchmark, cudnn.deterministic = kept
+            torch.use_deterministic_algorithms(before)
+
+    def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The model as training calls it."""
+        return torch.compile(model, dynamic=False) if self.compile else model
+
+    def capture(self, steps: Mapping[int, Step], state: Sequence[Tensor], stream: torch.cuda.Stream | None) -> dict:
+        """Make each step ready: run it a few times, capture it where there is a graph, put the state back.
+
+        Args:
+            steps: by batch size. A step reads and writes the same tensors each time, and waits for nothing.
+            state: every tensor that a step changes; afterwards it holds what it held before.
+            stream: of `stream()`.
+
+        Returns:
+            what to call instead, by batch size.
+        """
+        kept = [value.detach().clone() for value in state]
+        ready, pool = {}, None
+        for size, step in steps.items():
+            for _ in range(WARM_UP):
+                step()
+                copy_into(state, kept)
+            if self.graph:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
+                    step()  # recorded, not run
+                step, pool = graph.replay, graph.pool()
+            ready[size] = step
+        return ready
+
+    def prepare(
+        self,
+        model: nn.Module,
+        steps: Callable[[Callable[[Tensor], Tensor]], dict[int, Step]],
+        state: Sequence[Tensor],
+        stream: torch.cuda.Stream | None = None,
+    ) -> tuple[dict[int, Step], "Engine"]:
+        """Steps that are ready to run, and the engine that runs them: this one, or a plainer one where it fails.
+
+        Args:
+            model: what is trained.
+            steps: gives the steps by batch size for a `forward` of the model.
+            state, stream: see `capture`.
+        """
+        for engine in dict.fromkeys((self, replace(self, compile=False))):
+            if not (engine.compile or engine.graph):
+                break
+            before = [value.detach().clone() for value in state]
+            try:
+                return engine.capture(steps(engine.forward(model)), state, stream), engine
+            except Exception as error:  # compilers and drivers raise whatever they like
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                warnings.warn(f"{engine}: failed, so training goes on a plainer way ({reason})", stacklevel=2)
+                copy_into(state, before)
+        return steps(model), replace(self, compile=False, graph=False)
+
+
+@torch.no_grad()
+def copy_into(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into tensors that stay where they are."""
+    for target, value in zip(targets, values, strict=True):
+        target.copy_(value)
+
+
+def choose(
+    device: torch.device | str,
+    precision: str = "auto",
+    compile: str = "auto",
+    deterministic: bool = False,
+    large: bool = False,
+) -> Engine:
+    """The fastest way that this machine has and the options allow.
+
+    Args:
+        device: where to train.
+        precision: one of `PRECISIONS`; "auto" is bfloat16 on a GPU that computes in it, else float32.
+        compile: one of `COMPILE`; "auto" compiles large networks on CUDA, whose elementwise passes it fuses. On
+            a CPU it gains nothing over channels-last memory (exp/benchmarks.csv).
+        deterministic: see `Engine`.
+        large: whether the network has millions of weights.
+    """
+    device = torch.device(device)
+    cuda, notices = device.type == "cuda", []
+    if not cuda:
+        notices.append(f"no CUDA graph on {device.type}")
+    fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "auto":
+        precision = "bf16" if fast else "fp32"
+    elif precision == "bf16" and not fast:
+        notices.append(f"{device.type} has no fast bf16 here" + (": fp32" if device.type != "cpu" else ""))
+        precision = "bf16" if device.type == "cpu" else "fp32"
+    compiled = compile == "on" or (compile == "auto" and cuda and large)
+    return Engine(device, precision, compiled, cuda, deterministic, tuple(notices))
