@@ -7,7 +7,7 @@ running ones drift, pass by pass, and the test images see the drifted ones. In b
 crops and flips.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,9 @@ from ltr import metrics, runs
 from ltr.datasets import LongTailed
 from ltr.engine import Engine
 from ltr.loader import Loader
-from ltr.losses import build_loss
+from ltr.losses import Loss, build_loss
 from ltr.models import CifarResNet
-from ltr.regularizers import max_norm_project, outside, row_norms
+from ltr.regularizers import outside, row_norms
 from ltr.training import Recipe
 
 MODES = ("released", "paper")
@@ -164,89 +164,122 @@ class Grid:
 
     Args:
         start: where all of them start.
-        data: frozen features.
+        data: frozen features, of the recipe's seed; or for each value of a column `seed` its own.
         recipe: what they share: epochs, batch size, momentum, schedule, seed. Its loss, learning rate and
             weight decay give way to the grid's.
         settings: a row a classifier, columns loss, lr, weight_decay, max_norm (NaN for none) and
-            max_norm_every; rows of one loss train together.
+            max_norm_every, and seed where there are several.
 
     Attributes:
-        weight, bias: [G, C, D] and [G, C].
+        settings: a row a classifier, those of one seed and loss side by side; the index is the caller's order.
+        weight, bias: [G, C, D] and [G, C], in the order of these rows.
         fired, checked: rows that MaxNorm moved and looked at, [G].
     """
 
-    def __init__(self, start: nn.Linear, data: FrozenFeatures, recipe: Recipe, settings: pd.DataFrame) -> None:
-        self.data, self.recipe, self.settings = data, recipe, settings.reset_index(drop=True)
+    def __init__(
+        self,
+        start: nn.Linear,
+        data: FrozenFeatures | Mapping[int, FrozenFeatures],
+        recipe: Recipe,
+        settings: pd.DataFrame,
+    ) -> None:
+        self.data = data if isinstance(data, Mapping) else {recipe.seed: data}
+        self.recipe = recipe
+        self.settings = settings.reset_index(drop=True)
+        if "seed" not in settings:
+            self.settings["seed"] = recipe.seed
+        # Rows of one seed and loss lie side by side, so that a part of the grid is a view.
+        self.settings = self.settings.sort_values(["seed", "loss"], kind="stable")
         device, size = start.weight.device, len(settings)
         self.weight = start.weight.detach().expand(size, -1, -1).clone()
         self.bias = start.bias.detach().expand(size, -1).clone()
         self.velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-
-        def column(name: str) -> Tensor:
-            return torch.tensor(self.settings[name].to_numpy(np.float32), device=device)
-
-        self.lr, self.weight_decay = column("lr"), column("weight_decay")
-        radius = column("max_norm")
-        self.radius = torch.where(radius.isnan(), torch.inf, radius)
+        self.lr, self.weight_decay, self.radius = (
+            torch.tensor(self.settings[name].fillna(np.inf).to_numpy(np.float32), device=device)
+            for name in ("lr", "weight_decay", "max_norm")
+        )
         self.each_step = torch.tensor((self.settings.max_norm_every == "step").to_numpy(), device=device)
         self.fired, self.checked = torch.zeros(size, device=device), torch.zeros(size, device=device)
-        counts = torch.as_tensor(data.class_counts)
-        self.losses = [
-            (torch.tensor(rows.index.to_numpy(), device=device), build_loss(name, counts, device))
-            for name, rows in self.settings.groupby("loss")
-        ]
+        self.limited = {
+            every: bool((self.radius.isfinite() & (self.each_step == every)).any()) for every in (True, False)
+        }
+        self.parts = self.split(device)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """[B, D] -> [G, B, C], by one matrix product."""
-        size, classes, _ = self.weight.shape
-        product = features @ self.weight.flatten(0, 1).T  # [B, G * C]
-        return product.unflatten(1, (size, classes)).transpose(0, 1) + self.bias[:, None]
+    def split(self, device: torch.device) -> list[tuple[int, int, int, Loss]]:
+        """Each part's seed, first and one past its last row, and loss."""
+        parts, end = [], 0
+        for (seed, name), rows in self.settings.groupby(["seed", "loss"]):
+            counts = torch.as_tensor(self.data[seed].class_counts)
+            parts.append((seed, end, end := end + len(rows), build_loss(name, counts, device)))
+        return parts
 
-    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """The sum of all classifiers' losses, whose gradient is each one's own."""
-        logits = self.logits(features)
-        parts = [torch.vmap(loss, (0, None))(logits[rows], labels).sum() for rows, loss in self.losses]
-        return torch.stack(parts).sum()
+    def loss(self, batches: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """The sum of all classifiers' losses, whose gradient is each one's own; a matrix product a part."""
+        total = []
+        for seed, first, end, loss in self.parts:
+            features, labels = batches[seed]
+            weight, bias = self.weight[first:end].flatten(0, 1), self.bias[first:end].flatten()
+            logits = torch.addmm(bias, features, weight.T)  # [B, G * C]
+            rows = logits.view(-1, self.weight.shape[1])  # [B * G, C]: every loss is a mean over its rows
+            total.append((end - first) * loss(rows, labels.repeat_interleave(end - first)))
+        return torch.stack(total).sum()
 
-    def step(self, features: Tensor, labels: Tensor, schedule: float) -> None:
-        """One update of all classifiers; `schedule` is the learning rate's share of its first value."""
+    def step(self, batches: Mapping[int, tuple[Tensor, Tensor]], schedule: float) -> None:
+        """One update of all classifiers.
+
+        Args:
+            batches: features [B, D] and labels [B] by seed.
+            schedule: the learning rate's share of its first value.
+        """
         parameters = (self.weight.requires_grad_(), self.bias.requires_grad_())
-        gradients = torch.autograd.grad(self.loss(features, labels), parameters)
+        gradients = torch.autograd.grad(self.loss(batches), parameters)
         with torch.no_grad():
             for parameter, gradient, velocity in zip(parameters, gradients, self.velocity, strict=True):
                 shape = (-1, *[1] * (parameter.dim() - 1))
-                gradient = gradient + self.weight_decay.view(shape) * parameter
                 velocity.mul_(self.recipe.momentum).add_(gradient)
-                parameter.sub_(schedule * self.lr.view(shape) * velocity)
-        self.project(self.each_step)
+                velocity.addcmul_(parameter, self.weight_decay.view(shape))
+                parameter.addcmul_(velocity, self.lr.view(shape), value=-schedule)
+        self.project(each_step=True)
 
     @torch.no_grad()
-    def project(self, chosen: Tensor) -> None:
-        """MaxNorm for the classifiers of a mask [G]; those without a radius have an infinite one."""
-        radius = torch.where(chosen, self.radius, torch.inf)[:, None].expand(self.weight.shape[:2])
-        norms = row_norms(self.weight.flatten(0, 1)).view_as(radius)
+    def project(self, each_step: bool) -> None:
+        """MaxNorm for the classifiers that are projected now; those without a radius have an infinite one."""
+        if not self.limited[each_step]:
+            return
+        radius = torch.where(self.each_step == each_step, self.radius, torch.inf)[:, None]
+        norms = torch.linalg.vector_norm(self.weight, dim=2)
         self.fired += outside(norms, radius).sum(1)
-        self.checked += radius.isfinite().sum(1)
-        rows = max_norm_project(self.weight.flatten(0, 1), radius.flatten())
-        self.weight.copy_(rows.view_as(self.weight))
+        self.checked += radius.isfinite().sum(1) * norms.shape[1]
+        self.weight.mul_((radius / norms).masked_fill(norms <= radius, 1)[:, :, None])
 
     def fit(self) -> "Grid":
         """Train to the end of the recipe."""
-        batch_size, seed = self.recipe.batch_size, self.recipe.seed
+        size = self.recipe.batch_size
         for epoch in tqdm(range(self.recipe.epochs), f"{len(self.settings)} classifiers", leave=False, disable=None):
             schedule = self.recipe.learning_rate(epoch) / self.recipe.lr
-            for features, labels in self.data.train_batches(batch_size, seed, epoch):
-                self.step(features, labels, schedule)
-            self.project(~self.each_step)
+            for batches in zip(
+                *(data.train_batches(size, seed, epoch) for seed, data in self.data.items()), strict=True
+            ):
+                self.step(dict(zip(self.data, batches, strict=True)), schedule)
+            self.project(each_step=False)
         return self
+
+    def classifier(self, row: int) -> nn.Linear:
+        """The classifier of a row of the settings as they were given."""
+        position = self.settings.index.get_loc(row)
+        weight, bias = self.weight[position].detach(), self.bias[position].detach()
+        linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        return linear
 
     @torch.no_grad()
     def table(self) -> pd.DataFrame:
         """The settings, and beside each all, many, medium, few (percent; last epoch, plain) and MaxNorm's share."""
-        features = self.data.test_features(self.recipe.epochs - 1, False)
         rows = []
-        for weight, bias in zip(self.weight, self.bias, strict=True):
-            logits = torch.addmm(bias, features, weight.T).float().cpu().numpy()
-            rows.append(metrics.group_accuracy(logits, self.data.test_labels, self.data.class_counts))
+        for seed, weight, bias in zip(self.settings.seed, self.weight, self.bias, strict=True):
+            data = self.data[seed]
+            logits = torch.addmm(bias, data.test_features(self.recipe.epochs - 1, False), weight.T)
+            rows.append(metrics.group_accuracy(logits.cpu().numpy(), data.test_labels, data.class_counts))
+        rows = pd.DataFrame(rows, index=self.settings.index)
         fired = (self.fired / self.checked).cpu().numpy()  # NaN where nothing was checked
-        return pd.concat([self.settings, pd.DataFrame(rows)], axis=1).assign(max_norm_fired=fired)
+        return pd.concat([self.settings, rows], axis=1).assign(max_norm_fired=fired).sort_index()

@@ -1,5 +1,7 @@
 """Frozen features: equal to running the backbone each epoch, in both modes."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -110,10 +112,26 @@ def test_a_grid_equals_its_classifiers_trained_one_at_a_time(data):
         own = training.Recipe(3, 16, choice["lr"], choice["weight_decay"], schedule="released", loss=choice["loss"])
         classifier = classifiers.copy_classifier(network())
         outcome = training.fit(classifier, frozen, own, ball)
-        torch.testing.assert_close(grid.weight[i], classifier.weight.detach(), atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(grid.bias[i], classifier.bias.detach(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(grid.classifier(i).weight, classifier.weight, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(grid.classifier(i).bias, classifier.bias, atol=1e-5, rtol=1e-4)
         assert table["all"][i] == pytest.approx(outcome.history.test_accuracy.iloc[-1])
         if ball:
             assert table.max_norm_fired[i] == pytest.approx(ball.fired_share)
         else:
             assert np.isnan(table.max_norm_fired[i])
+
+
+def test_a_grid_over_seeds_equals_a_grid_for_each(data):
+    recipe, start = training.Recipe(2, batch_size=16), classifiers.copy_classifier(network())
+    frozen = {s: classifiers.FrozenFeatures(network(), data, "cpu", batch_size=16, seed=s) for s in (4, 0)}
+    row = {"loss": "cb-ce", "lr": 0.1, "max_norm": 0.6, "max_norm_every": "step"}
+    choices = pd.DataFrame([{**row, "weight_decay": d, "seed": s} for d in (0.0, 0.1) for s in (4, 0)])
+    together = classifiers.Grid(start, frozen, recipe, choices).fit()
+    table = together.table()
+    assert table.seed.tolist() == [4, 0, 4, 0]  # the caller's order
+    for seed, rows in choices.groupby("seed"):
+        alone = classifiers.Grid(start, frozen[seed], dataclasses.replace(recipe, seed=seed), rows.drop(columns="seed"))
+        expected = alone.fit().table()
+        assert np.array_equal(expected["all"], table.loc[rows.index, "all"])
+        torch.testing.assert_close(together.classifier(rows.index[1]).weight, alone.classifier(1).weight)
+    assert not torch.allclose(together.classifier(0).weight, together.classifier(1).weight)
