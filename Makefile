@@ -49,9 +49,9 @@ notebooks: .venv/.installed
 scripts: .venv/.installed
 	$(BIN)/jupyter nbconvert --to script --no-prompt --log-level=WARN --output-dir scripts notebooks/*.ipynb
 
-# Rewrite the README's tables from exp/results.csv.
+# Rewrite the tables of the README from exp/results.csv and exp/benchmarks.csv.
 tables: .venv/.installed
-	$(BIN)/python -m ltr.report exp/results.csv --readme README.md
+	$(BIN)/python -m ltr.report exp/results.csv exp/benchmarks.csv --readme README.md
 
 clean:
 	rm -rf build .venv

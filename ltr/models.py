@@ -115,6 +115,11 @@ def build_model(backbone: str, num_classes: int, seed: int = 0) -> CifarResNet:
         return CifarResNet(num_classes, **BACKBONES[backbone])
 
 
+def is_large(backbone: str) -> bool:
+    """Whether a backbone has millions of weights."""
+    return BACKBONES[backbone]["widths"][0] > 16
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of trained weights, batch-norm's included."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,7 +1,7 @@
-"""Tables from results.csv: `python -m ltr.report exp/results.csv [--readme README.md]`.
+"""Tables from results.csv and benchmarks.csv: `python -m ltr.report exp/results.csv [--readme README.md]`.
 
-Without `--readme` the table is printed. With it, the part of the file between `<!-- results -->` and
-`<!-- /results -->` is written anew, so that every figure in the README is a row of results.csv.
+Without `--readme` a file's table is printed. With it, the part of the README between `<!-- results -->` and
+`<!-- /results -->` (the file's name) is written anew, so that every figure there is a row of the file.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from ltr.storage import write_text
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
 MODEL = ["stage1_weight_decay", "method", "mode", "loss", "weight_decay", "max_norm_every", "radius", "tau"]
 FIGURES = ["many", "medium", "few", "all", "ece"]
-BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 PAPER = {  # Table 1 of the paper, all, top-1 % (CIFAR100-LT, imbalance factor 100, ResNet-34)
     "naive": 38.38,
     "WD": 46.08,
@@ -92,26 +91,73 @@ def markdown(results: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def rounded(value: str) -> str:
+    """A measured figure to three digits; other words as they are."""
+    try:
+        return f"{float(value):,.3g}" if abs(float(value)) < 1000 else f"{float(value):,.0f}"
+    except ValueError:
+        return value
+
+
+def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
+    """One table of all measured work, and of what still waits for its device.
+
+    Args:
+        benchmarks: the columns of `bench.COLUMNS`, as text.
+    """
+    names = {
+        "reference_s": "reference (s)",
+        "ours_s": "ours (s)",
+        "ratio": "ratio",
+        "floor_share": "share of the floor",
+    }
+    names |= {"peak_mb": "peak (MB)", "device": "device", "torch": "torch"}
+    shown = benchmarks[["what", "backbone", "images", "precision", *names]].rename(columns=names)
+    for name in [*names.values()][:5]:
+        shown[name] = shown[name].map(rounded)
+    lines = [shown.columns, ["---"] * shown.shape[1], *shown.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def table(path: Path) -> str:
+    """The Markdown of a file; its columns say which of the two it is.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.exists():
+        raise InputError(f"results: there is no file {path}")
+    text = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if "ours_s" in text:
+        return benchmark_markdown(text)
+    return markdown(pd.read_csv(path, dtype={"torch": str}))
+
+
+def block(name: str) -> re.Pattern:
+    """The part of a README that holds the table of a file."""
+    return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line.
 
     Raises:
-        InputError: a file is absent, or the README has no place for the tables.
+        InputError: a file is absent, or the README has no place for its table.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="a results.csv")
+    parser.add_argument("results", type=Path, nargs="+", help="a results.csv or a benchmarks.csv")
     parser.add_argument("--readme", type=Path, help="a file whose tables are written anew")
     options = parser.parse_args(arguments)
-    if not options.results.exists():
-        raise InputError(f"results: there is no file {options.results}")
-    text = markdown(pd.read_csv(options.results, dtype={"torch": str}))
+    tables = {path.stem: table(path) for path in options.results}
     if options.readme is None:
-        print(text)
+        print("\n".join(tables.values()))
         return
-    old = options.readme.read_text("utf-8")
-    if not BLOCK.search(old):
-        raise InputError(f"--readme: {options.readme} has no <!-- results --> ... <!-- /results -->")
-    write_text(options.readme, BLOCK.sub(lambda found: f"{found[1]}{text}{found[2]}", old))
+    readme = options.readme.read_text("utf-8")
+    for name, text in tables.items():
+        if not block(name).search(readme):
+            raise InputError(f"--readme: {options.readme} has no <!-- {name} --> ... <!-- /{name} -->")
+        readme = block(name).sub(lambda found, text=text: f"{found[1]}{text}{found[2]}", readme)
+    write_text(options.readme, readme)
 
 
 if __name__ == "__main__":

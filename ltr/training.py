@@ -385,6 +385,14 @@ def fit(
     return fit_together([Trainer(model, data, recipe, max_norm, checkpoint, label, engine)])[0]
 
 
+def train_epoch(trainers: Sequence[Trainer]) -> None:
+    """Queue an epoch's steps of several trainings in turn."""
+    for trainer in trainers:
+        trainer.begin_epoch()
+    for _ in zip_longest(*(trainer.train_steps() for trainer in trainers)):
+        pass
+
+
 def fit_together(trainers: Sequence[Trainer]) -> list[runs.Outcome]:
     """Train several models side by side, each as `fit` would train it alone.
 
@@ -408,10 +416,7 @@ def fit_together(trainers: Sequence[Trainer]) -> list[runs.Outcome]:
         total = max(trainer.recipe.epochs for trainer in trainers)
         label = trainers[0].label if len(trainers) == 1 else f"{len(trainers)} trainings"
         for _ in tqdm(range(first, total), label or None, unit="epoch", disable=None, leave=False):
-            for trainer in running:
-                trainer.begin_epoch()
-            for _ in zip_longest(*(trainer.train_steps() for trainer in running)):
-                pass
+            train_epoch(running)
             for trainer in running:
                 row = trainer.end_epoch()
                 trainer.save_when_due()

@@ -82,7 +82,8 @@ def test_a_readme_without_marks_is_refused(tmp_path):
         report.main([str(tmp_path / "results.csv"), "--readme", str(tmp_path / "README.md")])
 
 
-def test_the_readmes_tables_are_those_of_results_csv():
-    table = pd.read_csv(ROOT / "exp" / "results.csv", dtype={"torch": str})
-    block = report.BLOCK.search((ROOT / "README.md").read_text("utf-8"))
-    assert block[0] == f"{block[1]}{report.markdown(table)}{block[2]}", "run `make tables`"
+@pytest.mark.parametrize("name", ["results", "benchmarks"])
+def test_the_readmes_tables_are_those_of_the_files(name):
+    found = report.block(name).search((ROOT / "README.md").read_text("utf-8"))
+    text = report.table(ROOT / "exp" / f"{name}.csv")
+    assert found[0] == f"{found[1]}{text}{found[2]}", "run `make tables`"

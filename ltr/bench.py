@@ -1,0 +1,361 @@
+"""What the fast path is worth: it and a plain reference, timed in turn in one run.
+
+    python -m ltr.bench                        # what this machine can measure, into exp/benchmarks.csv
+    python -m ltr.bench --only stage-1 --backbones resnet34
+
+The reference trains as the released code does: torchvision's transforms on PIL images in a DataLoader with
+workers, eager, float32 (TF32 where PyTorch's defaults use it), a test after every epoch. Both sides have the
+same network, batch, images and arithmetic. Pixels are drawn, since their content does not change the time.
+A row whose device is not here stays `not measured`. Times are medians of `--repeat` repetitions.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+from ltr import InputError, classifiers, engine, models, runs, storage, training
+from ltr.datasets import STATISTICS, LabelledImages, LongTailed, class_counts
+from ltr.engine import Engine
+from ltr.settings import ROOT, one_line, usable_device
+
+COLUMNS = "what,backbone,device,images,batch,precision,reference_s,ours_s,ratio,floor_share,peak_mb,torch,date".split(
+    ","
+)
+NOT_MEASURED = "not measured"
+BATCH = 64
+TEST_EVERY = 10  # of the paper preset
+EPOCHS = {"resnet32": 200, "resnet32-wide": 200, "resnet34": 320}
+
+STAGE_1 = "stage 1, an epoch and its share of the tests"
+READY = "stage 1, compile and capture"
+WHOLE = "stage 1, {} epochs (reference scaled)"
+EIGHT = "stage 1, 10 epochs of eight seeds at once (reference: one after another)"
+FEATURES = "stage 2, features of 10 passes and of the test images"
+GRID = "stage 2, 500 classifiers (reference scaled)"
+NOTEBOOKS = "both notebooks, paper preset"
+
+
+def drawn(copies: int = 1, test: int = 10_000) -> LongTailed:
+    """As many random images as CIFAR100-LT has at imbalance factor 100, several times over."""
+    rng, counts = np.random.default_rng(0), class_counts(500, 100, 100) * copies
+    labels = np.repeat(np.arange(100), counts), np.arange(test) % 100
+    parts = [LabelledImages(rng.integers(0, 256, (len(y), 32, 32, 3), np.uint8), y) for y in labels]
+    return LongTailed("drawn", [str(k) for k in range(100)], *parts, None, *STATISTICS["cifar100"])
+
+
+class Pictures(Dataset):
+    """Images and labels one by one, through PIL and a transform, as torchvision's CIFAR-100 gives them."""
+
+    def __init__(self, images: LabelledImages, transform: Callable) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images.images[index])), int(self.images.labels[index])
+
+
+class Reference:
+    """The released code's way to train and to test.
+
+    Args:
+        frozen: train the classifier alone, behind a backbone that each image passes again each epoch (stage 2).
+    """
+
+    def __init__(self, data: LongTailed, backbone: str, device: torch.device, frozen: bool = False) -> None:
+        normal = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+        crop = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+        workers = {"num_workers": min(8, torch.get_num_threads()), "pin_memory": device.type == "cuda"}
+        self.train = DataLoader(Pictures(data.train, transforms.Compose(crop + normal)), BATCH, shuffle=True, **workers)
+        self.test = DataLoader(Pictures(data.test, transforms.Compose(normal)), BATCH, **workers)
+        self.device, self.model = device, models.build_model(backbone, 100).to(device)
+        trained = self.model.classifier if frozen else self.model
+        self.model.requires_grad_(False)
+        trained.requires_grad_(True)
+        self.optimizer = torch.optim.SGD(trained.parameters(), 0.01, 0.9, weight_decay=5e-3)
+
+    def epoch(self) -> None:
+        """Train on every image, then test."""
+        self.model.train()
+        hits = 0
+        for images, labels in self.train:
+            images, labels = images.to(self.device), labels.to(self.device)
+            logits = self.model(images)
+            loss = nn.functional.cross_entropy(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            hits += (logits.argmax(1) == labels).sum().item()
+        self.evaluate()
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Accuracy on the test images, a share."""
+        self.model.eval()
+        hits = [self.model(images.to(self.device)).argmax(1).cpu() == labels for images, labels in self.test]
+        return torch.cat(hits).float().mean().item()
+
+
+def trainer(data: LongTailed, backbone: str, how: Engine, seed: int = 0) -> training.Trainer:
+    """The package's own training of the same network."""
+    model = models.build_model(backbone, 100, seed).to(how.device, memory_format=torch.channels_last)
+    recipe = training.Recipe(EPOCHS[backbone], BATCH, 0.01, 5e-3, seed=seed, test_every=TEST_EVERY)
+    return training.Trainer(model, training.ImageData(data, how.device), recipe, engine=how)
+
+
+def ready(*trainers: training.Trainer) -> list[training.Trainer]:
+    """Trainings that can run their steps."""
+    for one in trainers:
+        one.prepare()
+    return list(trainers)
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall time of some work, the device's included."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def in_turn(repeat: int, device: torch.device, *works: Callable[[], Any]) -> list[float]:
+    """Median seconds of each piece of work, all of them once a round."""
+    rounds = [[seconds(work, device) for work in works] for _ in range(repeat)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def peak_flops(how: Engine) -> float:
+    """Floating-point operations a second of a large matrix product in the precision of the network."""
+    size, device = (8192, how.device) if how.device.type == "cuda" else (2048, how.device)
+    dtype = torch.bfloat16 if how.precision == "bf16" else torch.float32
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
+
+
+def epoch_flops(backbone: str, images: int) -> float:
+    """Operations of an epoch's training: the forward pass, and twice as much backward."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        models.build_model(backbone, 100).eval()(torch.zeros(1, 3, 32, 32))
+    return 3 * counter.get_total_flops() * images
+
+
+def row(what: str, backbone: str, how: Engine, images: int = 10_847, **measured: Any) -> dict[str, Any]:
+    """A row of the table; the ratio follows from the two times."""
+    if {"reference_s", "ours_s"} <= measured.keys():
+        measured["ratio"] = measured["reference_s"] / measured["ours_s"]
+    where = {"device": runs.device_name(how.device), "precision": how.precision, "batch": BATCH, "images": images}
+    stamp = {"torch": torch.__version__.split("+")[0], "date": date.today().isoformat()}
+    return {"what": what, "backbone": backbone, **where, **measured, **stamp}
+
+
+def stage_1(backbone: str, how: Engine, repeat: int, copies: int = 1) -> Iterator[dict[str, Any]]:
+    """An epoch and its share of the tests, beside the reference's epoch and its test."""
+    data = drawn(copies)
+    reference = Reference(data, backbone, how.device)
+    with how.backend():
+        (own,) = ready(trainer(data, backbone, how))
+    if own.prepare_seconds:
+        yield row(READY + compiled(own.engine), backbone, how, ours_s=own.prepare_seconds)
+    works = lambda: training.train_epoch([own]), own.test_epoch, reference.epoch
+    with how.backend():
+        train_s, test_s, reference_s = in_turn(repeat, how.device, *works)
+    images = len(data.train)
+    times = {"reference_s": reference_s, "ours_s": train_s + test_s / TEST_EVERY}
+    floor = epoch_flops(backbone, images) / peak_flops(how) / train_s
+    peak = {"peak_mb": peak_mb(backbone, how)} if copies == 1 else {}
+    yield row(STAGE_1 + compiled(own.engine), backbone, how, images, **times, floor_share=floor, **peak)
+
+
+def compiled(how: Engine) -> str:
+    """What a row's name adds where the network was compiled."""
+    return ", compiled" if how.compile else ""
+
+
+def whole_training(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str, Any]]:
+    """All epochs of stage 1 with their tests; the reference's time is scaled from a few of its epochs."""
+    data, epochs = drawn(), EPOCHS[backbone]
+    reference, own = Reference(data, backbone, how.device), trainer(data, backbone, how)
+    (_, reference_s) = seconds(reference.epoch, how.device), in_turn(repeat, how.device, reference.epoch)[0]
+    (outcome,) = training.fit_together([own])
+    own_s = outcome.extra["seconds"]
+    floor = epochs * epoch_flops(backbone, len(data.train)) / peak_flops(how) / own_s
+    times = {"reference_s": epochs * reference_s, "ours_s": own_s, "floor_share": floor}
+    yield row(WHOLE.format(epochs) + compiled(own.engine), backbone, how, **times)
+
+
+def eight_at_once(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str, Any]]:
+    """Ten epochs of eight seeds side by side, beside eight times one seed's."""
+    data = drawn()
+    with how.backend():
+        eight = ready(*(trainer(data, backbone, how, seed) for seed in range(8)))
+
+    def epochs(trainers: list[training.Trainer]) -> None:
+        for _ in range(10):
+            training.train_epoch(trainers)
+
+    with how.backend():
+        one_s, eight_s = in_turn(repeat, how.device, lambda: epochs(eight[:1]), lambda: epochs(eight))
+    yield row(EIGHT, backbone, how, reference_s=8 * one_s, ours_s=eight_s)
+
+
+def stage_2(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str, Any]]:
+    """500 classifiers of 10 epochs from features, beside a pass of the backbone for each of them and each epoch."""
+    data, recipe = drawn(), training.Recipe(10, BATCH)
+    model = models.build_model(backbone, 100).to(how.device, memory_format=torch.channels_last)
+    frozen = classifiers.FrozenFeatures(model, data, how.device, engine=how)
+    features_s = seconds(lambda: (frozen.up_to(9), frozen.test_features(9, False)), how.device)
+    yield row(FEATURES, backbone, how, ours_s=features_s)
+    balls = [{"max_norm": radius, "max_norm_every": "step"} for radius in (np.nan, 0.5, 1.0, 1.5, 2.0)]
+    choices = [
+        {"loss": "cb-ce", "lr": lr, "weight_decay": decay, **ball}
+        for lr in (0.003, 0.01, 0.03, 0.1)
+        for decay in np.geomspace(1e-4, 0.1, 25)
+        for ball in balls
+    ]
+    start, reference = classifiers.copy_classifier(model), Reference(data, backbone, how.device, frozen=True)
+
+    def grid() -> None:
+        classifiers.Grid(start, frozen, recipe, pd.DataFrame(choices)).fit().table()
+
+    grid_s, epoch_s = in_turn(repeat, how.device, grid, reference.epoch)
+    flops = 6 * recipe.epochs * len(frozen) * len(choices) * start.weight.numel()
+    floor = flops / peak_flops(how.exact) / grid_s
+    times = {"reference_s": len(choices) * recipe.epochs * epoch_s, "ours_s": grid_s, "floor_share": floor}
+    yield row(GRID, backbone, how, **times)
+
+
+def both_notebooks(backbone: str, how: Engine, data_root: Path) -> Iterator[dict[str, Any]]:
+    """Both scripts with the paper preset, from their start to the last figure."""
+    options = f"--preset paper --dataset folder --data-root {data_root} --backbone {backbone} --device {how.device}"
+    with tempfile.TemporaryDirectory() as out:
+        commands = [
+            [sys.executable, str(script), *options.split(), "--out", out]
+            for script in sorted(ROOT.glob("scripts/*.py"))
+        ]
+        work = lambda: [subprocess.run(command, check=True, stdout=subprocess.DEVNULL) for command in commands]  # noqa: E731
+        yield row(NOTEBOOKS, backbone, how, ours_s=seconds(work, how.device))
+
+
+def peak_mb(backbone: str, how: Engine) -> float:
+    """Most memory that two epochs of stage 1 hold, in MB: the device's, or on a CPU a fresh process's."""
+    if how.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(how.device)
+        training.train_epoch(ready(trainer(drawn(), backbone, how)))
+        return torch.cuda.max_memory_allocated(how.device) / 1e6
+    code = f"from ltr import bench; bench.show_peak({backbone!r}, {str(how.device)!r}, {how.precision!r})"
+    child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return float(child.stdout.split()[-1])
+
+
+def show_peak(backbone: str, device: str, precision: str) -> None:
+    """Train and test a few epochs' worth in this process, then print its peak memory in MB."""
+    (own,) = ready(trainer(drawn(), backbone, Engine(torch.device(device), precision)))
+    training.train_epoch([own])
+    own.test_epoch()
+    import resource  # not there on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
+Work = Callable[[], Iterator[dict[str, Any]]]
+
+
+def plan(device: torch.device, repeat: int, data_root: Path | None) -> list[tuple[str, str, Work]]:
+    """All that is measured on a device: what, backbone, and the work that gives its rows.
+
+    A CPU measures the narrow network alone: the others take minutes to hours an epoch there.
+    """
+    cuda, parts = device.type == "cuda", []
+    for backbone in models.BACKBONES if cuda else ("resnet32",):
+        how = engine.choose(device, large=models.is_large(backbone))
+        other = dataclasses.replace(how, compile=not how.compile)
+        parts += [
+            (STAGE_1, backbone, partial(stage_1, backbone, how, repeat)),
+            (STAGE_1, backbone, partial(stage_1, backbone, other, repeat)),
+            (STAGE_1, backbone, partial(stage_1, backbone, how, 1, copies=2)),
+            (STAGE_1, backbone, partial(stage_1, backbone, how, 1, copies=4)),
+            (GRID, backbone, partial(stage_2, backbone, how, repeat)),
+        ]
+        if cuda:
+            parts.append((WHOLE.format(EPOCHS[backbone]), backbone, partial(whole_training, backbone, how, repeat)))
+        if cuda and backbone == "resnet32":
+            parts.append((EIGHT, backbone, partial(eight_at_once, backbone, how, repeat)))
+        if cuda and backbone == "resnet32-wide" and data_root:
+            parts.append((NOTEBOOKS, backbone, partial(both_notebooks, backbone, how, data_root)))
+    return parts
+
+
+def unmeasured() -> pd.DataFrame:
+    """The rows of a GPU, before there was one."""
+    wanted = dict.fromkeys((what, backbone) for what, backbone, _ in plan(torch.device("cuda"), 1, ROOT))
+    shared = {"device": "CUDA", "precision": "bf16", "batch": BATCH, "images": 10_847, "date": ""}
+    blank = dict.fromkeys(("reference_s", "ours_s", "ratio", "floor_share", "peak_mb"), NOT_MEASURED)
+    return pd.DataFrame([{"what": w, "backbone": b, **shared, **blank} for w, b in wanted], columns=COLUMNS)
+
+
+def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """New rows in the place of old ones of the same work and device; GPU rows that still miss stay marked."""
+    key = ["what", "backbone", "device", "precision", "images"]
+    text = pd.concat([old, new]).astype({"images": int}).astype(str).replace("nan", "")
+    rows = text.drop_duplicates(key, keep="last")
+    measured = rows[(rows.ours_s != NOT_MEASURED) & ~rows.device.str.startswith("cpu")]
+    missing = unmeasured()
+    done = set(zip(measured.what.str.removesuffix(", compiled"), measured.backbone, strict=True))
+    missing = missing[[pair not in done for pair in zip(missing.what, missing.backbone, strict=True)]]
+    rows = pd.concat([rows[rows.ours_s != NOT_MEASURED], missing.astype(str)])
+    return rows.sort_values(["what", "backbone", "device", "images"], key=lambda c: c.astype(str).str.zfill(9))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line.
+
+    Raises:
+        InputError: an option is not allowed.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions, of which the median counts")
+    parser.add_argument("--only", default="", help="measure what begins so, as 'stage 2'")
+    parser.add_argument("--backbones", nargs="*", choices=models.BACKBONES, default=list(models.BACKBONES))
+    parser.add_argument("--data-root", type=Path, help="a class-per-folder tree of CIFAR-100, for both notebooks")
+    parser.add_argument("--out", type=Path, default=ROOT / "exp" / "benchmarks.csv")
+    options = parser.parse_args(arguments)
+    if options.repeat < 1:
+        raise InputError(f"--repeat: must be at least 1, got {options.repeat}")
+    device = torch.device(usable_device(options.device))
+    print(f"{runs.device_name(device)}, torch {torch.__version__}", flush=True)
+    for what, backbone, work in plan(device, options.repeat, options.data_root):
+        if backbone not in options.backbones or not what.startswith(options.only):
+            continue
+        for measured in work():
+            new = pd.DataFrame([measured], columns=COLUMNS)
+            print(new.drop(columns=["device", "torch", "date"]).to_string(index=False, header=True), flush=True)
+            old = pd.read_csv(options.out, dtype=str, keep_default_na=False) if options.out.exists() else unmeasured()
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            storage.write_text(options.out, merge(old, new.round(4)).to_csv(index=False))
+
+
+if __name__ == "__main__":
+    sys.excepthook = one_line
+    main()

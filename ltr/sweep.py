@@ -1,0 +1,115 @@
+"""First-stage runs for many seeds and weight decays, side by side on one GPU.
+
+    python -m ltr.sweep --seeds 0 1 2 --weight-decays 0 0.005 --preset paper --backbone resnet34
+    python -m ltr.sweep --weight-decays 0 0.001 0.002 0.005 0.01 --hold-out 20 --preset paper
+
+All other options are the first script's. The runs are the ones that the notebook would make, and it finds
+them finished. With `--hold-out` the held-out images take the place of the test images, and the runs go to
+`<out>/tuning`: that is how a weight decay is chosen.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import pandas as pd
+import torch
+
+from ltr import InputError, datasets, models, runs, training
+from ltr.engine import Engine
+from ltr.settings import FirstStage, one_line, real, whole
+
+AT_ONCE = {"resnet32": 8, "resnet32-wide": 4, "resnet34": 2}  # on CUDA; a CPU gains nothing by sharing its cores
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of the grid, and the images it learns from."""
+
+    settings: FirstStage
+    weight_decay: float
+    data: datasets.LongTailed
+
+    def open(self) -> runs.Run:
+        """The run's folder."""
+        label, identity = self.settings.model("WD" if self.weight_decay else "naive", self.weight_decay)
+        return runs.open_run(self.settings.out / "demo_1", label, identity, self.data.describe()["fingerprint"])
+
+    def trainer(self, run: runs.Run, images: training.ImageData, engine: Engine) -> training.Trainer:
+        """The training of a run that was begun."""
+        settings = self.settings
+        model = models.build_model(settings.backbone, len(self.data.class_counts), settings.seed)
+        model.to(settings.device, memory_format=torch.channels_last)
+        recipe = settings.recipe(self.weight_decay)
+        return training.Trainer(model, images, recipe, None, run.checkpoint, run.name.rsplit("-", 1)[0], engine)
+
+
+def grid(settings: FirstStage, seeds: Sequence[int], weight_decays: Sequence[float]) -> list[Cell]:
+    """All cells; seeds share their images unless these are drawn by the seed."""
+    cells, shared = [], None
+    for seed in seeds:
+        own = dataclasses.replace(settings, seed=seed)
+        if shared is None or settings.choice == "random":
+            shared = datasets.load(**own.data)
+            shared = shared.for_tuning() if settings.hold_out else shared
+        cells += [Cell(own, weight_decay, shared) for weight_decay in weight_decays]
+    return cells
+
+
+def train(cells: Sequence[Cell], at_once: int) -> Iterator[runs.Result]:
+    """Train what is not finished, some side by side, and give all runs in their order."""
+    opened = [(cell, cell.open()) for cell in cells]
+    retrain = cells[0].settings.retrain
+    waiting = iter([(cell, run) for cell, run in opened if retrain or not run.finished])
+    while group := list(islice(waiting, at_once)):
+        images, trainers = {}, []
+        for cell, run in group:
+            run.begin(cell.data, cell.settings.device, retrain)
+            own = images.setdefault(id(cell.data), training.ImageData(cell.data, cell.settings.device))
+            trainers.append(cell.trainer(run, own, cell.settings.engine))
+        outcomes = training.fit_together(trainers)
+        for (cell, run), outcome in zip(group, outcomes, strict=True):
+            run.save(outcome, cell.data.class_counts)
+    return (run.load() for _, run in opened)
+
+
+def summary(results: Sequence[runs.Result]) -> pd.DataFrame:
+    """Mean and deviation over seeds of each weight decay: all, many, medium, few; last epoch, plain, percent."""
+    rows = [{"weight decay": r.config["settings"]["stage1_weight_decay"], **r.accuracy()} for r in results]
+    groups = pd.DataFrame(rows).groupby("weight decay")[["all", "many", "medium", "few"]]
+    deviation = groups.std().add_suffix(" ±")
+    return pd.concat([groups.mean(), deviation], axis=1).round(2).sort_index(axis=1).assign(seeds=groups.size())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Raises:
+        InputError: an option is not allowed.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="All else: see the first script.")
+    parser.add_argument("--seeds", nargs="+", default=["0"], help="of weights, order, crops and flips")
+    parser.add_argument("--weight-decays", nargs="+", default=["0", "0.005"], help="0 is the naive model")
+    parser.add_argument("--at-once", default=None, help="runs side by side (default: by backbone on CUDA, 1 on a CPU)")
+    options, rest = parser.parse_known_args(arguments)
+    settings = FirstStage.parse(rest)
+    try:
+        seeds, decays = [whole(text) for text in options.seeds], [real(text) for text in options.weight_decays]
+        at_once = whole(options.at_once or str(AT_ONCE[settings.backbone] if settings.device.startswith("cuda") else 1))
+    except ValueError as error:
+        raise InputError(f"--seeds, --weight-decays, --at-once: must be numbers, got {error.args[0]}") from error
+    if min(seeds) < 0 or min(decays) < 0 or at_once < 1:
+        raise InputError("--seeds, --weight-decays: must be at least 0, and --at-once at least 1")
+    if settings.hold_out:
+        settings = dataclasses.replace(settings, out=settings.out / "tuning")
+    print(settings, f"engine: {settings.engine}", sep="\n", flush=True)
+    results = list(train(grid(settings, seeds, decays), at_once))
+    print(summary(results).to_string())
+    runs.append_results(settings.out / "results.csv", results)
+
+
+if __name__ == "__main__":
+    sys.excepthook = one_line
+    main()

@@ -1,0 +1,92 @@
+"""The benchmark's bookkeeping, and one round of it on a few images; no time is asserted."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+
+from ltr import InputError, bench, engine
+from ltr.datasets import LabelledImages, LongTailed
+
+
+def measured(**changes) -> pd.DataFrame:
+    row = {"what": bench.STAGE_1, "backbone": "resnet32", "device": "cpu (x)", "images": 10_847, "precision": "fp32"}
+    return pd.DataFrame([{**row, "ours_s": 2.0, "reference_s": 6.0, "ratio": 3.0, **changes}], columns=bench.COLUMNS)
+
+
+def test_what_needs_a_gpu_stands_there_unmeasured():
+    missing = bench.unmeasured()
+    assert list(missing) == bench.COLUMNS
+    assert set(missing.ours_s) == {bench.NOT_MEASURED}
+    assert {"resnet32", "resnet32-wide", "resnet34"} == set(missing.backbone)
+    assert bench.NOTEBOOKS in set(missing.what)
+
+
+def test_a_new_measurement_takes_the_place_of_the_old_one():
+    once = bench.merge(bench.unmeasured(), measured())
+    twice = bench.merge(once, measured(ours_s=1.0))
+    assert len(once) == len(twice) == len(bench.unmeasured()) + 1
+    assert twice[twice.device == "cpu (x)"].ours_s.tolist() == ["1.0"]
+    assert len(bench.merge(once, measured(images=21_694))) == len(once) + 1
+
+
+def test_a_gpu_row_takes_the_place_of_its_mark():
+    table = bench.merge(bench.merge(bench.unmeasured(), measured()), measured(device="NVIDIA X", precision="bf16"))
+    assert len(table) == len(bench.unmeasured()) + 1
+    marked = table[table.ours_s == bench.NOT_MEASURED]
+    assert not ((marked.what == bench.STAGE_1) & (marked.backbone == "resnet32")).any()
+    assert ((marked.what == bench.STAGE_1) & (marked.backbone == "resnet34")).any()
+    again = bench.merge(table, measured())
+    assert len(again) == len(table)
+
+
+def test_operations_of_an_epoch_are_three_forward_passes():
+    # 68.9 M multiply-adds an image, two operations each, forward and twice backward
+    assert bench.epoch_flops("resnet32", 10) == pytest.approx(10 * 6 * 68.9e6, rel=0.01)
+
+
+all_of_them = bench.drawn
+
+
+def few(copies: int = 1) -> LongTailed:
+    """130 training images, 100 to test."""
+    data = all_of_them(copies, test=100)
+    train = LabelledImages(data.train.images[:130], data.train.labels[:130] % 100)
+    return dataclasses.replace(data, train=train)
+
+
+def test_a_round_measures_both_sides(monkeypatch):
+    monkeypatch.setattr(bench, "drawn", few)
+    monkeypatch.setattr(bench, "peak_mb", lambda *_: 123.0)
+    (row,) = bench.stage_1("resnet32", engine.choose("cpu"), repeat=1)
+    assert set(row) <= set(bench.COLUMNS)
+    assert row["ratio"] == pytest.approx(row["reference_s"] / row["ours_s"])
+    assert (row["images"], row["peak_mb"], row["torch"]) == (130, 123.0, torch.__version__.split("+")[0])
+    assert 0 < row["floor_share"] < 1.5
+
+
+def test_the_reference_learns(monkeypatch):
+    data = few()
+    reference = bench.Reference(data, "resnet32", torch.device("cpu"))
+    before = reference.model.stem[0].weight.clone()
+    reference.epoch()
+    assert not torch.equal(before, reference.model.stem[0].weight)
+    frozen = bench.Reference(data, "resnet32", torch.device("cpu"), frozen=True)
+    backbone, classifier = frozen.model.stem[0].weight.clone(), frozen.model.classifier.weight.clone()
+    frozen.epoch()
+    assert torch.equal(backbone, frozen.model.stem[0].weight)
+    assert not torch.equal(classifier, frozen.model.classifier.weight)
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(InputError, match="--repeat"):
+        bench.main(["--repeat", "0"])
+
+
+def test_the_table_is_written_as_it_grows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "plan", lambda *_: [(bench.STAGE_1, "resnet32", lambda: iter([row]))])
+    row = measured().iloc[0].to_dict()
+    bench.main(["--device", "cpu", "--out", str(tmp_path / "b.csv")])
+    assert "3.0" in capsys.readouterr().out
+    assert (pd.read_csv(tmp_path / "b.csv").ours_s == "2.0").sum() == 1

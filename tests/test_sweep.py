@@ -1,0 +1,55 @@
+"""Seeds and weight decays side by side: the runs are the ones that the first notebook makes."""
+
+import pandas as pd
+import pytest
+
+from ltr import InputError, runs, sweep
+from ltr.settings import FirstStage
+
+OPTIONS = "--preset demo --epochs 1 --imbalance-factor 250"
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    sweep.main(f"--seeds 0 1 --weight-decays 0 0.01 --at-once 3 {OPTIONS} --out {out}".split())
+    return out
+
+
+def test_every_cell_is_a_finished_run(swept):
+    found = runs.finished_runs(swept / "demo_1")
+    cells = {(r.config["settings"]["seed"], r.config["settings"]["stage1_weight_decay"], r.label) for r in found}
+    assert cells == {(s, d, m) for s in (0, 1) for d, m in ((0.0, "naive"), (0.01, "WD"))}
+    assert len(pd.read_csv(swept / "results.csv")) == 4 * 4
+
+
+def test_the_notebook_finds_them_finished(swept):
+    settings = FirstStage.parse(f"{OPTIONS} --seed 1 --weight-decay 0.01 --out {swept}".split())
+    data = sweep.datasets.load(**settings.data).describe()["fingerprint"]
+    for method, decay in (("naive", 0.0), ("WD", 0.01)):
+        label, identity = settings.model(method, decay)
+        assert runs.open_run(swept / "demo_1", label, identity, data).finished
+
+
+def test_finished_cells_are_loaded(swept, monkeypatch, capsys):
+    monkeypatch.setattr(sweep.training, "fit_together", None)  # not called
+    sweep.main(f"--seeds 0 1 --weight-decays 0 0.01 {OPTIONS} --out {swept}".split())
+    shown = capsys.readouterr().out
+    assert "weight decay" in shown
+    assert len(shown.splitlines()[-2:]) == 2
+
+
+def test_held_out_images_take_the_place_of_the_test_images(tmp_path):
+    sweep.main(f"--weight-decays 0.01 --hold-out 2 {OPTIONS.replace('250', '240')} --out {tmp_path}".split())
+    (result,) = runs.finished_runs(tmp_path / "tuning" / "demo_1")
+    assert result.config["data"]["test_images"] == 2 * 20
+    assert not (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "bad", ["--seeds x", "--seeds -1", "--weight-decays nan", "--at-once 0", "--weight-decays -0.1", "--no-such 1"]
+)
+def test_bad_options_are_refused(bad, tmp_path):
+    with pytest.raises(InputError, match="^--"):
+        sweep.main(f"{bad} {OPTIONS} --out {tmp_path}".split())
+    assert list(tmp_path.iterdir()) == []
