@@ -1,5 +1,7 @@
 """The fast path against the plain loop, side by side against alone, and what happens where it cannot be had."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -231,6 +233,20 @@ def test_switches_are_put_back_after_an_error():
     pytest.raises(ZeroDivisionError, fail)
     assert within == [True]
     assert before == (torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())
+
+
+@pytest.mark.parametrize(("cores", "threads", "expected"), [(2, 4, 2), (8, 1, 1), (4, 4, 4)])
+def test_threads_are_the_physical_cores_or_fewer(monkeypatch, cores, threads, expected):
+    chosen = []
+    monkeypatch.setattr(engine, "physical_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    engine.use_physical_cores()
+    assert chosen == [expected]
+
+
+def test_there_is_a_physical_core():
+    assert 1 <= engine.physical_cores() <= os.cpu_count()
 
 
 @needs_cuda
