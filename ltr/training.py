@@ -181,11 +181,15 @@ class Trainer:
         self.sums += torch.stack([loss.detach() * size, hits])
         self.position += size
 
+    @property
+    def momentum(self) -> list[Tensor]:
+        """Momentum of every weight, in place; none where there is no momentum."""
+        return [state["momentum_buffer"] for state in self.optimizer.state.values()]
+
     def state_tensors(self) -> list[Tensor]:
         """Every tensor that a step changes."""
         counts = [self.max_norm.checked, self.max_norm.fired] if self.max_norm else []
-        momentum = [state["momentum_buffer"] for state in self.optimizer.state.values()]
-        return [*self.model.state_dict().values(), *momentum, *counts, self.position, self.sums]
+        return [*self.model.state_dict().values(), *self.momentum, *counts, self.position, self.sums]
 
     @property
     def sizes(self) -> list[int]:
@@ -305,8 +309,9 @@ class Trainer:
                 difference = f"{field} is {theirs.get(field)} there and {own.get(field)} here"
                 raise InputError(f"--out: the checkpoint is of another run: {difference}; --retrain starts anew")
         self.model.load_state_dict(state["model"])
-        momentum = self.optimizer.state_dict() | {"state": state["optimizer"]["state"]}  # its options are this device's
-        self.optimizer.load_state_dict(momentum)
+        # Momentum alone: the optimizer's options are this device's, and a captured step needs its tensors in place.
+        saved = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]
+        copy_into(self.momentum, saved)
         self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
         self.norms = list(state["norms"].cpu())
         if self.max_norm:
