@@ -158,7 +158,9 @@ class Run:
         """Write all files of a finished run, the summary last, drop the checkpoint and free the folder."""
         write_text(self.path / "metrics.csv", outcome.history.to_csv(index=False))
         write_whole(self.path / "norms.npy", lambda file: np.save(file, outcome.norms.astype(np.float32)))
-        last = {"logits": outcome.logits["last", "none"].astype(np.float16), "labels": outcome.labels.astype(np.int16)}
+        largest = np.finfo(np.float16).max  # a logit beyond it would be stored as infinite
+        logits = outcome.logits["last", "none"].clip(-largest, largest).astype(np.float16)
+        last = {"logits": logits, "labels": outcome.labels.astype(np.int16)}
         write_whole(self.path / "test_logits.npz", lambda file: np.savez_compressed(file, **last))
         write_weights(self.path / "weights.pt", outcome.weights)
         if (self.path / "weights.pt").stat().st_size > COMMIT_LIMIT:

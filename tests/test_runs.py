@@ -63,6 +63,12 @@ def test_what_is_saved_is_loaded(tmp_path, outcome, data):
     assert {"device", "torch", "commit", "python"} <= result.config["environment"].keys()
 
 
+def test_logits_beyond_half_precision_stay_finite(tmp_path, outcome, data):
+    outcome.logits["last", "none"][0] = [1e9, -1e9, 3.0]
+    logits, _ = finished(tmp_path, outcome, data).test_logits
+    assert logits[0].tolist() == [65504, -65504, 3]
+
+
 def test_an_empty_group_stays_empty(tmp_path, outcome, data):
     run = runs.Run(tmp_path / "run", {"method": "CB"})
     run.begin(data, "cpu")
