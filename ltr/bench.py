@@ -53,10 +53,11 @@ GRID = "stage 2, 500 classifiers (reference scaled)"
 NOTEBOOKS = "both notebooks, paper preset"
 
 
-def drawn(copies: int = 1, test: int = 10_000) -> LongTailed:
-    """As many random images as CIFAR100-LT has at imbalance factor 100, several times over."""
-    rng, counts = np.random.default_rng(0), class_counts(500, 100, 100) * copies
-    labels = np.repeat(np.arange(100), counts), np.arange(test) % 100
+def drawn(scale: float = 1.0) -> LongTailed:
+    """Random images, some share or multiple of what CIFAR100-LT has at imbalance factor 100, and of its test set."""
+    rng, counts = np.random.default_rng(0), class_counts(500, 100, 100)
+    train = rng.permutation(np.repeat(np.arange(100), counts))
+    labels = np.resize(train, int(scale * len(train))), np.arange(int(scale * 10_000)) % 100
     parts = [LabelledImages(rng.integers(0, 256, (len(y), 32, 32, 3), np.uint8), y) for y in labels]
     return LongTailed("drawn", [str(k) for k in range(100)], *parts, None, *STATISTICS["cifar100"])
 
@@ -168,9 +169,9 @@ def row(what: str, backbone: str, how: Engine, images: int = 10_847, **measured:
     return {"what": what, "backbone": backbone, **where, **measured, **stamp}
 
 
-def stage_1(backbone: str, how: Engine, repeat: int, copies: int = 1) -> Iterator[dict[str, Any]]:
+def stage_1(backbone: str, how: Engine, repeat: int, scale: float = 1.0) -> Iterator[dict[str, Any]]:
     """An epoch and its share of the tests, beside the reference's epoch and its test."""
-    data = drawn(copies)
+    data = drawn(scale)
     reference = Reference(data, backbone, how.device)
     with how.backend():
         (own,) = ready(trainer(data, backbone, how))
@@ -182,7 +183,7 @@ def stage_1(backbone: str, how: Engine, repeat: int, copies: int = 1) -> Iterato
     images = len(data.train)
     times = {"reference_s": reference_s, "ours_s": train_s + test_s / TEST_EVERY}
     floor = epoch_flops(backbone, images) / peak_flops(how) / train_s
-    peak = {"peak_mb": peak_mb(backbone, how)} if copies == 1 else {}
+    peak = {"peak_mb": peak_mb(backbone, how)} if scale == 1 else {}
     yield row(STAGE_1 + compiled(own.engine), backbone, how, images, **times, floor_share=floor, **peak)
 
 
@@ -284,17 +285,19 @@ Work = Callable[[], Iterator[dict[str, Any]]]
 def plan(device: torch.device, repeat: int, data_root: Path | None) -> list[tuple[str, str, Work]]:
     """All that is measured on a device: what, backbone, and the work that gives its rows.
 
-    A CPU measures the narrow network alone: the others take minutes to hours an epoch there.
+    How the time grows is seen on one, two and four times as many images: from all of them up on a GPU, from a
+    quarter up on a CPU, which measures the narrow network alone (the others take it an hour an epoch).
     """
     cuda, parts = device.type == "cuda", []
+    first, second = (2, 4) if cuda else (0.25, 0.5)
     for backbone in models.BACKBONES if cuda else ("resnet32",):
         how = engine.choose(device, large=models.is_large(backbone))
         other = dataclasses.replace(how, compile=not how.compile)
         parts += [
             (STAGE_1, backbone, partial(stage_1, backbone, how, repeat)),
-            (STAGE_1, backbone, partial(stage_1, backbone, other, repeat)),
-            (STAGE_1, backbone, partial(stage_1, backbone, how, 1, copies=2)),
-            (STAGE_1, backbone, partial(stage_1, backbone, how, 1, copies=4)),
+            (STAGE_1, backbone, partial(stage_1, backbone, how, 1, first)),
+            (STAGE_1, backbone, partial(stage_1, backbone, how, 1, second)),
+            (STAGE_1, backbone, partial(stage_1, backbone, other, 1, 1 if cuda else first)),
             (GRID, backbone, partial(stage_2, backbone, how, repeat)),
         ]
         if cuda:

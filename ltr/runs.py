@@ -27,7 +27,15 @@ from filelock import FileLock, Timeout
 
 from ltr import InputError, metrics
 from ltr.datasets import LongTailed
-from ltr.storage import read_weights, remove_checkpoint, write_json, write_text, write_weights, write_whole
+from ltr.storage import (
+    read_weights,
+    remove_checkpoint,
+    remove_partial,
+    write_json,
+    write_text,
+    write_weights,
+    write_whole,
+)
 
 COLUMNS = (
     "dataset,imbalance_factor,profile,backbone,stage1_epochs,stage1_weight_decay,method,loss,weight_decay,"
@@ -148,6 +156,7 @@ class Run:
             self.lock.acquire()
         except Timeout as error:
             raise InputError(f"--out: another process is training {self.path}") from error
+        remove_partial(self.path)
         if retrain:
             (self.path / "summary.json").unlink(missing_ok=True)
             remove_checkpoint(self.checkpoint)
@@ -175,12 +184,15 @@ class Run:
         self.lock.release(force=True)
 
     def load(self) -> "Result":
-        """Read a finished run.
+        """Read a finished run; a checkpoint that a kill at the very end left there goes.
 
         Raises:
             InputError: the run is not finished, or a file of it cannot be read.
         """
         try:
+            if self.finished:
+                with contextlib.suppress(OSError):  # a tree that is only read
+                    remove_checkpoint(self.checkpoint)
             return Result.read(self.path)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"--out: the run {self.path} cannot be read: {error}; --retrain repeats it") from error
@@ -342,6 +354,7 @@ def append_results(path: Path, results: list[Result]) -> pd.DataFrame:
     """Put the rows of these runs into results.csv, in place of rows they had there; return the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
+        remove_partial(path.parent, path.name)
         table = pd.DataFrame([row for result in results for row in result.rows()], columns=COLUMNS)
         if path.exists():
             old = pd.read_csv(path)

@@ -4,6 +4,7 @@ A checkpoint is a magic word, the SHA-256 of what follows, and what `torch.save`
 kept as `<name>.previous` until the next is whole, so that at any moment one of the two can be loaded.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ltr import InputError
+from ltr import InputError, StorageError
 
 MAGIC = b"ltr-checkpoint-1\n"
 DIGEST_SIZE = hashlib.sha256().digest_size
@@ -26,7 +27,7 @@ def write_whole(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None:
     """Write through a temporary file beside `path`, so that readers see the old file or the new one.
 
     Raises:
-        OSError: the disk is full or the folder not writable; `path` is as it was.
+        StorageError: the disk is full or the folder not writable; `path` is as it was.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,7 +36,17 @@ def write_whole(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(f"cannot write {path}: {reason}; what was saved before is whole") from error
     finally:
+        with contextlib.suppress(OSError):  # what stopped the writing may stop this too
+            partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left half-written; only for files that nobody else writes now."""
+    for partial in folder.glob(f".{name}.*.tmp"):
         partial.unlink(missing_ok=True)
 
 
@@ -50,9 +61,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
 
 
+def serialise(content: Mapping[str, Any]) -> memoryview:
+    """What `torch.save` writes; in memory, since it hides the system's reason where a file cannot be written."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getbuffer()
+
+
 def write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Save a state dict as `torch.load(path, weights_only=True)` reads it anywhere."""
-    write_whole(path, lambda file: torch.save(dict(weights), file))
+    content = serialise(weights)
+    write_whole(path, lambda file: file.write(content))
 
 
 def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -76,11 +95,9 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Save tensors and plain values; the checkpoint before stays as the previous one.
 
     Raises:
-        OSError: the disk is full or the folder not writable; what could be loaded before still can.
+        StorageError: the disk is full or the folder not writable; what could be loaded before still can.
     """
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    content = buffer.getbuffer()
+    content = serialise(state)
 
     def write(file: io.BufferedIOBase) -> None:
         file.write(MAGIC + hashlib.sha256(content).digest())

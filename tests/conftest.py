@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from trees import NAMES, TEST, TRAIN, random_images, write_tree
 
 settings.register_profile("ltr", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ltr")
@@ -19,3 +20,30 @@ def random_state_untouched():
     assert random.getstate() == before[0]
     assert repr(np.random.get_state()) == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@pytest.fixture
+def images():
+    """Random pixels of a training and a test set of three classes."""
+    return {"train": random_images(len(NAMES) * TRAIN, 1), "test": random_images(len(NAMES) * TEST, 2)}
+
+
+@pytest.fixture
+def tree(tmp_path, images):
+    """The same as a tree of class folders."""
+    return write_tree(tmp_path / "tree", images)
+
+
+REPORT = pytest.StashKey[list]()
+
+
+@pytest.fixture
+def report(request):
+    """Call it with a line that shall stand at the end of pytest's output."""
+    return request.config.stash.setdefault(REPORT, []).append
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Show what tests have counted."""
+    for line in config.stash.get(REPORT, []):
+        terminalreporter.write_line(line)

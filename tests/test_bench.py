@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ltr import InputError, bench, engine
-from ltr.datasets import LabelledImages, LongTailed
+from ltr.datasets import LongTailed
 
 
 def measured(**changes) -> pd.DataFrame:
@@ -49,11 +49,10 @@ def test_operations_of_an_epoch_are_three_forward_passes():
 all_of_them = bench.drawn
 
 
-def few(copies: int = 1) -> LongTailed:
+def few(scale: float = 1.0) -> LongTailed:
     """130 training images, 100 to test."""
-    data = all_of_them(copies, test=100)
-    train = LabelledImages(data.train.images[:130], data.train.labels[:130] % 100)
-    return dataclasses.replace(data, train=train)
+    data = all_of_them(0.02)
+    return dataclasses.replace(data, train=data.train.take(slice(130)), test=data.test.take(slice(100)))
 
 
 def test_a_round_measures_both_sides(monkeypatch):

@@ -33,21 +33,45 @@ def test_a_checkpoint_comes_back(tmp_path):
     assert torch.equal(loaded["model"]["weight"], torch.ones(3))
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "gone"])
+def flip(position: float):
+    """Change one bit, at a share of the file's length."""
+
+    def damaged(content: bytes) -> bytes:
+        at = int(position * (len(content) - 1))
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    return damaged
+
+
+DAMAGES = {
+    "first byte": flip(0),
+    "last byte": flip(1),
+    **{f"byte at {share} %": flip(share / 100) for share in range(1, 100, 7)},  # magic word, hash and content
+    "cut by a byte": lambda content: content[:-1],
+    "cut in half": lambda content: content[: len(content) // 2],
+    "cut behind the hash": lambda content: content[: len(storage.MAGIC) + storage.DIGEST_SIZE],
+    "empty": lambda content: b"",
+    "foreign": lambda content: b"not ours" * 99,
+    "of plain torch.save": lambda content: content[len(storage.MAGIC) + storage.DIGEST_SIZE :],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_noticed_and_the_previous_one_used(tmp_path, damage):
     path = tmp_path / "checkpoint.pt"
     storage.save_checkpoint(path, state(1))
     storage.save_checkpoint(path, state(2))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    if damage == "gone":  # killed between the two renames of a save
-        path.unlink()
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt cannot be used: .*; going on from checkpoint\.pt\.previous"):
         assert storage.load_checkpoint(path)["epoch"] == 1
-        return
-    new = {"flip": bytes(content), "cut": bytes(content[:-7]), "empty": b"", "foreign": b"not ours" * 99}[damage]
-    path.write_bytes(new)
-    with pytest.warns(UserWarning, match=r"checkpoint\.pt cannot be used"):
-        assert storage.load_checkpoint(path)["epoch"] == 1
+
+
+def test_a_kill_between_the_two_renames_of_a_save_leaves_the_previous_one(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    storage.save_checkpoint(path, state(1))
+    storage.save_checkpoint(path, state(2))
+    path.unlink()
+    assert storage.load_checkpoint(path)["epoch"] == 1
 
 
 def test_when_both_are_damaged_both_are_named(tmp_path):
