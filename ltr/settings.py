@@ -163,8 +163,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the message."""
-        message = message.replace("argument ", "", 1).replace("ignored explicit argument", "takes no value, got")
-        raise InputError(message)
+        message = message.replace("argument ", "", 1).replace("expected one argument", "must have a value")
+        raise InputError(message.replace("ignored explicit argument", "must have no value, got"))
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """As argparse's, but a word that is no option is answered with the option nearest to it."""
@@ -175,7 +175,7 @@ class Parser(argparse.ArgumentParser):
         hint = nearest(word, [name for action in self._actions for name in action.option_strings])
         if word.startswith("--"):
             raise InputError(f"{clip(word)}: must be one of the options that --help lists{hint}")
-        raise InputError(f"--help: lists the options, each word must be one or its value, got {clip(word)}{hint}")
+        raise InputError(f"--help: each word must be an option or its value, got {clip(word)}{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +254,7 @@ class Common:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "build" / "compiled"))  # compile once
+        engine.use_physical_cores()
         check_writable(settings.out)
         if not any(word.startswith("--preset") for word in arguments):
             print(
@@ -276,7 +277,7 @@ class Common:
     @property
     def engine(self) -> engine.Engine:
         """How steps are run with these options on this machine."""
-        large = models.BACKBONES[self.backbone]["widths"][0] > 16
+        large = models.is_large(self.backbone)
         return engine.choose(self.device, self.precision, self.compile, self.deterministic, large)
 
     @property
@@ -423,7 +424,8 @@ def usable_device(name: str) -> str:
     try:
         torch.zeros(1, device=name).item()  # `meta` makes the tensor, but there is nothing in it
     except Exception as error:  # each backend that is not there says so in its own way
-        raise InputError(f"--device: must be auto, or a device of this machine (cpu works), got {clip(name)}") from error
+        here = "auto, or a device of this machine (cpu works)"
+        raise InputError(f"--device: must be {here}, got {clip(name)}") from error
     return name
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 SCRIPTS = sorted((ROOT / "scripts").glob("demo?_*.py"))
 SHARED = "--preset demo --imbalance-factor 250"  # 250 images down to 1, the shortest epoch
 OPTIONS = (f"{SHARED} --epochs 8", f"{SHARED} --stage1-epochs 8 --epochs 4")
+ALONE = {"OMP_NUM_THREADS": "1"}  # threads that wait for each other take minutes where another process has a core
 FINAL = ("metrics.csv", "norms.npy", "test_logits.npz", "weights.pt")
 Moment = Callable[[Path, int, int], bool]
 
@@ -68,10 +70,11 @@ PLAN = (
 
 def start(stage: int, out: Path, log: Path) -> subprocess.Popen:
     """Run a script; what it prints goes to a file, whole even if it is killed."""
-    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **ALONE, "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(SCRIPTS[stage]), *OPTIONS[stage].split(), "--out", str(out)]
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs start deaf to Ctrl-C
     with open(log, "w") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, preexec_fn=heed)
 
 
 def kill_at(process: subprocess.Popen, moment: Moment, delay: float, out: Path, log: Path) -> bool:
@@ -200,7 +203,7 @@ def execute_notebook(out: Path, log: Path) -> subprocess.Popen:
     """Run the first notebook as Jupyter does, with the first script's options."""
     notebook = next((ROOT / "notebooks").glob("demo1_*.ipynb"))
     command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(out)]
-    environment = {**os.environ, "LTR_ARGS": f"{OPTIONS[0]} --out {out}"}
+    environment = {**os.environ, **ALONE, "LTR_ARGS": f"{OPTIONS[0]} --out {out}"}
     with open(log, "w") as file:
         return subprocess.Popen([*command, str(notebook)], stdout=file, stderr=subprocess.STDOUT, env=environment)
 

@@ -1,0 +1,141 @@
+"""Image files into arrays: decoded once, kept in memory, cached beside the files."""
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ltr import InputError
+from ltr.storage import remove_partial, write_whole
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images uint8 [N, H, W, 3] and labels int64 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "LabelledImages":
+        """The images at these positions, in their order."""
+        return LabelledImages(self.images[indices], self.labels[indices])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the sorted list of label and pixel hash: the same for any order of the images."""
+        rows = sorted(
+            b"%02d" % label + hashlib.sha256(image.tobytes()).digest()
+            for label, image in zip(self.labels.tolist(), self.images, strict=True)
+        )
+        return hashlib.sha256(b"".join(rows)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A split's image files, none of them opened yet.
+
+    Attributes:
+        name: the split's, for messages and the cache.
+        paths: [N].
+        labels: [N].
+    """
+
+    name: str
+    paths: Sequence[str]
+    labels: Sequence[int]
+
+
+def decode(path: str) -> np.ndarray:
+    """Read one PNG, JPEG or WebP file as RGB: uint8 [H, W, 3].
+
+    Raises:
+        InputError: the file is no readable image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders answer damage with a dozen kinds of exceptions
+        reason = getattr(error, "strerror", None) or "it cannot be decoded"
+        raise InputError(f"--data-root: {path} must be a whole PNG, JPEG or WebP image ({reason})") from error
+
+
+def decode_all(listing: Listing) -> np.ndarray:
+    """Decode every image of a split: uint8 [N, H, W, 3].
+
+    Raises:
+        InputError: an image is broken or of another size, or they do not fit into memory.
+    """
+    first = decode(listing.paths[0])
+    try:
+        images = np.empty((len(listing.paths), *first.shape), np.uint8)
+    except MemoryError as error:
+        need = f"{len(listing.paths)} images take {len(listing.paths) * first.nbytes / 2**30:.1f} GiB"
+        raise InputError(f"--data-root: all images must fit into memory; {listing.name}'s {need}") from error
+    for row, path in enumerate(tqdm(listing.paths, desc=f"decode {listing.name}", disable=None, leave=False)):
+        image = decode(path)
+        if image.shape != first.shape:
+            sizes = [f"{width}x{height}" for height, width, _ in (image.shape, first.shape)]
+            raise InputError(f"--data-root: all images must have one size; {path} is {sizes[0]}, the first {sizes[1]}")
+        images[row] = image
+    return images
+
+
+def stamp(root: Path, paths: Sequence[str]) -> str:
+    """Sixteen hexadecimal digits that change when one of the files does.
+
+    Raises:
+        InputError: a file is absent, or no regular file: a pipe would be waited for.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise InputError(f"--data-root: {path} must be an image file ({error.strerror})") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"--data-root: {path} must be an image file (it is no regular file)")
+        digest.update(os.fsencode(f"{os.path.relpath(path, root)} {status.st_size} {status.st_mtime_ns}\n"))
+    return digest.hexdigest()[:16]
+
+
+def read_cache(path: Path, count: int) -> np.ndarray | None:
+    """The cached pixels, uint8 [count, H, W, 3]; None where they are absent or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            images = stored["images"]
+    except Exception:  # absent, or damaged in one of many ways, each with its own kind of exception
+        return None
+    whole = images.dtype == np.uint8 and images.ndim == 4 and (len(images), images.shape[3]) == (count, 3)
+    return images if whole else None
+
+
+def write_cache(path: Path, name: str, images: np.ndarray) -> None:
+    """Keep a split's pixels and drop those of earlier states of its files."""
+    with contextlib.suppress(OSError):  # a read-only or full disk: they are decoded each time
+        write_whole(path, lambda file: np.savez(file, images=images))
+        remove_partial(path.parent, f".ltr-{name}-*.npz")
+        for stale in set(path.parent.glob(f".ltr-{name}-*.npz")) - {path}:
+            stale.unlink()
+
+
+def read_listing(root: Path, listing: Listing) -> LabelledImages:
+    """Decode a split once and keep its pixels below `root`, until one of its files changes.
+
+    Raises:
+        InputError: see `decode_all` and `stamp`.
+    """
+    cache = root / f".ltr-{listing.name}-{stamp(root, listing.paths)}.npz"
+    images = read_cache(cache, len(listing.paths))
+    if images is None:
+        images = decode_all(listing)
+        write_cache(cache, listing.name, images)
+    return LabelledImages(images, np.asarray(listing.labels, np.int64))
