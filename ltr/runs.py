@@ -288,17 +288,24 @@ def finished_runs(folder: Path) -> list[Result]:
     return [Run(path.parent, {}).load() for path in sorted(folder.glob("*/summary.json"))]
 
 
-def find(folder: Path, wanted: dict[str, Any], fingerprint: dict[str, str] | None = None) -> Result:
+def find(
+    folder: Path,
+    wanted: dict[str, Any],
+    fingerprint: dict[str, str] | None = None,
+    absent: InputError | None = None,
+) -> Result:
     """The finished run whose settings hold all that is wanted; the latest of several.
 
     Args:
         folder: `exp/demo_1` or `exp/demo_2`.
         wanted: settings and their values.
         fingerprint: of the data at hand; None takes any.
+        absent: why there is no data at hand, to be said where there is no run either.
 
     Raises:
         InputError: there is none; the message says in what the nearest one differs.
     """
+    cause = f"{absent}; " if absent else ""
     wanted = json.loads(json.dumps(wanted, default=str))
     candidates, differences = finished_runs(folder), []
     for result in candidates:
@@ -311,11 +318,12 @@ def find(folder: Path, wanted: dict[str, Any], fingerprint: dict[str, str] | Non
     if fitting:
         return max(fitting, key=lambda result: result.config["environment"]["started"])
     if not candidates:
-        raise InputError(f"--out: there is no finished run in {folder}")
+        raise InputError(f"{cause}--out: there is no finished run in {folder}")
     nearest = min(range(len(candidates)), key=lambda i: len(differences[i]))
     key, have, value = differences[nearest][0]
     option = f"--{key.replace('_', '-')}"
-    raise InputError(f"{option}: no finished run in {folder} with {value}; {candidates[nearest].path.name} has {have}")
+    nearest_run = candidates[nearest].path.name
+    raise InputError(f"{cause}{option}: no finished run in {folder} with {value}; {nearest_run} has {have}")
 
 
 def open_run(folder: Path, label: str, identity: dict[str, Any], fingerprint: dict[str, str]) -> Run:

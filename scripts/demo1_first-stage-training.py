@@ -41,9 +41,12 @@ try:
     about = data.describe()
 except datasets.Absent as absent:
     print(f"{absent}; only finished runs can be read")
-    data, about = None, runs.find(settings.out / "demo_1", settings.identity()).config["data"]
+    data = None
+    run = runs.find(settings.out / "demo_1", settings.identity(), absent=absent)
+    about = run.config["data"]
 
 counts = np.array(about["class_counts"])
+order = np.argsort(-counts, kind="stable")  # from common to rare; CIFAR100-LT's classes are so
 groups = metrics.group_of(counts)
 print(
     f"{about['name']}: {counts.sum():,} training images, {counts.max()} to {counts.min()} a class"
@@ -59,10 +62,7 @@ plots.show(plots.class_counts(classes), figures / "demo1_class-counts.png")
 # The axis is logarithmic: the most common class has as many images as the rarest dozens together.
 
 if data is not None:
-    shown = [
-        *range(3),
-        *range(len(counts) - 3, len(counts)),
-    ]  # the three most common and the three rarest
+    shown = [*order[:3], *order[-3:]]  # the three most common and the three rarest
     pictures = np.full(
         (6, 8, *data.train.images.shape[1:]), 255, np.uint8
     )  # white where a class has no more
@@ -175,7 +175,8 @@ matrix = metrics.confusion_matrix(
     naive.test_logits[0].argmax(1), naive.test_logits[1], len(counts)
 )
 edges = [int((groups == "many").sum()), int((groups != "few").sum())]
-plots.show(plots.confusion(matrix, edges), figures / "demo1_confusion.png")
+sorted_matrix = matrix[np.ix_(order, order)]
+plots.show(plots.confusion(sorted_matrix, edges), figures / "demo1_confusion.png")
 few = groups == "few"
 lost = 100 * matrix[few][:, ~few].sum() / matrix[few].sum()
 print(f"naive: {lost:.0f} % of few-shot test images are taken for many- or medium-shot classes")

@@ -32,16 +32,17 @@ settings = SecondStage.read()
 figures = settings.figures
 
 
+missing = None
 try:
     data = datasets.load(**settings.data)
     fingerprint = data.describe()["fingerprint"]
 except datasets.Absent as absent:
     print(f"{absent}; only finished runs can be read")
-    data, fingerprint = None, None
+    data, fingerprint, missing = None, None, absent
 
-stage1 = settings.out / "demo_1"
-naive = runs.find(stage1, settings.first_stage(0.0), fingerprint)
-decayed = runs.find(stage1, settings.first_stage(settings.stage1_weight_decay), fingerprint)
+stage1, weight_decay = settings.out / "demo_1", settings.stage1_weight_decay
+naive = runs.find(stage1, settings.first_stage(0.0), fingerprint, missing)
+decayed = runs.find(stage1, settings.first_stage(weight_decay), fingerprint, missing)
 fingerprint, counts = decayed.config["data"]["fingerprint"], decayed.class_counts
 print(f"first stage: {naive.path.name} and {decayed.path.name}")
 

@@ -1,6 +1,9 @@
 """Shared by all tests: hypothesis without a deadline (the cores are shared), and a guard on the global random state."""
 
+import os
 import random
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # scripts that tests start may share the cores with others
 
 import numpy as np
 import pytest

@@ -96,9 +96,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later(data, 
     def strike(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(storage if at == "open" else os, at, full, raising=False)
 
-    with pytest.raises(
-        StorageError, match=r"^cannot write \S+checkpoint\.pt: No space left on device; .*whole$"
-    ):
+    with pytest.raises(StorageError, match=r"^cannot write \S+checkpoint\.pt: No space left on device; .*whole$"):
         interrupted_fit(data, stage, checkpoint, strike)
     assert storage.load_checkpoint(checkpoint)["epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]

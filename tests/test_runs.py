@@ -163,3 +163,9 @@ def test_a_damaged_run_is_named(tmp_path, outcome, data):
     (result.path / "summary.json").write_text("{")
     with pytest.raises(InputError, match=rf"^--out: .*{result.path.name}.*--retrain"):
         runs.Run(result.path, {}).load()
+
+
+def test_where_there_are_no_images_either_both_causes_are_said(tmp_path):
+    absent = InputError("--data-root: there is no folder x")
+    with pytest.raises(InputError, match=r"^--data-root: there is no folder x; --out: there is no finished run"):
+        runs.find(tmp_path, {"method": "WD"}, absent=absent)
