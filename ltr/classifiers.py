@@ -7,8 +7,9 @@ running ones drift, pass by pass, and the test images see the drifted ones. In b
 crops and flips.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,12 +21,13 @@ from ltr import metrics, runs
 from ltr.datasets import LongTailed
 from ltr.engine import Engine
 from ltr.loader import Loader
-from ltr.losses import Loss, build_loss
+from ltr.losses import Loss, build_loss, class_balanced_weights
 from ltr.models import CifarResNet
 from ltr.regularizers import outside, row_norms
 from ltr.training import Recipe
 
 MODES = ("released", "paper")
+Gradient = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,16 @@ class FrozenFeatures:
         return logits.float().cpu().numpy()
 
 
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A classifier with copies of this weight [C, D] and bias [C]; nothing is drawn from the global generator."""
+    classifier = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device)
+    classifier.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
+    return classifier
+
+
 def copy_classifier(model: CifarResNet) -> nn.Linear:
     """A classifier of its own with the first stage's weights, where the second stage starts."""
-    first = model.classifier
-    classifier = nn.Linear(first.in_features, first.out_features, device=first.weight.device)
-    classifier.load_state_dict(first.state_dict())
-    return classifier
+    return linear(model.classifier.weight, model.classifier.bias)
 
 
 def evaluate(classifier: nn.Linear, data: FrozenFeatures) -> runs.Outcome:
@@ -157,6 +163,31 @@ def evaluate(classifier: nn.Linear, data: FrozenFeatures) -> runs.Outcome:
     norms = row_norms(classifier.weight.detach()).cpu().numpy()[None]
     weights = {name: value.cpu() for name, value in classifier.state_dict().items()}
     return runs.Outcome(pd.DataFrame({"epoch": [0]}), norms, logits, data.test_labels, weights, {"seconds": 0.0})
+
+
+def cross_entropy_gradient(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    r"""What `balanced_cross_entropy` of each of G classifiers sends back to its logits.
+
+    .. math:: \frac{\alpha_y}{B} (\mathrm{softmax}(z) - 1_y)
+
+    Args:
+        logits: [B, G, C].
+        labels: [B].
+        weights: [C], alpha; ones for the plain cross-entropy.
+
+    Returns:
+        [B, G, C]. Autograd gives the same, by way of more tensors of this size: most of a grid's time.
+    """
+    gradient = torch.softmax(logits, 2)
+    gradient.scatter_add_(2, labels[:, None, None].expand(-1, logits.shape[1], 1), -torch.ones_like(logits[:, :, :1]))
+    return gradient.mul_((weights[labels] / len(labels))[:, None, None])
+
+
+def loss_gradient(logits: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+    """The same for any loss, by autograd: of logits [B, G, C] and labels [B]."""
+    rows = logits.flatten(0, 1).requires_grad_()  # [B * G, C]: every loss is a mean over its rows
+    total = logits.shape[1] * loss(rows, labels.repeat_interleave(logits.shape[1]))
+    return torch.autograd.grad(total, rows)[0].view_as(logits)
 
 
 class Grid:
@@ -205,41 +236,41 @@ class Grid:
         }
         self.parts = self.split(device)
 
-    def split(self, device: torch.device) -> list[tuple[int, int, int, Loss]]:
-        """Each part's seed, first and one past its last row, and loss."""
+    def split(self, device: torch.device) -> list[tuple[int, slice, Gradient]]:
+        """Each part's seed, rows, and what its loss sends back to the logits."""
         parts, end = [], 0
         for (seed, name), rows in self.settings.groupby(["seed", "loss"]):
             counts = torch.as_tensor(self.data[seed].class_counts)
-            parts.append((seed, end, end := end + len(rows), build_loss(name, counts, device)))
+            if name in ("ce", "cb-ce"):
+                weights = torch.ones(len(counts)) if name == "ce" else class_balanced_weights(counts)
+                gradient = partial(cross_entropy_gradient, weights=weights.to(device))
+            else:
+                gradient = partial(loss_gradient, loss=build_loss(name, counts, device))
+            parts.append((seed, slice(end, end := end + len(rows)), gradient))
         return parts
 
-    def loss(self, batches: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
-        """The sum of all classifiers' losses, whose gradient is each one's own; a matrix product a part."""
-        total = []
-        for seed, first, end, loss in self.parts:
-            features, labels = batches[seed]
-            weight, bias = self.weight[first:end].flatten(0, 1), self.bias[first:end].flatten()
-            logits = torch.addmm(bias, features, weight.T)  # [B, G * C]
-            rows = logits.view(-1, self.weight.shape[1])  # [B * G, C]: every loss is a mean over its rows
-            total.append((end - first) * loss(rows, labels.repeat_interleave(end - first)))
-        return torch.stack(total).sum()
-
     def step(self, batches: Mapping[int, tuple[Tensor, Tensor]], schedule: float) -> None:
-        """One update of all classifiers.
+        """One update of all classifiers, by two matrix products a part.
 
         Args:
             batches: features [B, D] and labels [B] by seed.
             schedule: the learning rate's share of its first value.
         """
-        parameters = (self.weight.requires_grad_(), self.bias.requires_grad_())
-        gradients = torch.autograd.grad(self.loss(batches), parameters)
-        with torch.no_grad():
-            for parameter, gradient, velocity in zip(parameters, gradients, self.velocity, strict=True):
-                shape = (-1, *[1] * (parameter.dim() - 1))
-                velocity.mul_(self.recipe.momentum).add_(gradient)
-                velocity.addcmul_(parameter, self.weight_decay.view(shape))
-                parameter.addcmul_(velocity, self.lr.view(shape), value=-schedule)
+        for seed, rows, gradient in self.parts:
+            features, labels = batches[seed]
+            weight, bias = self.weight[rows], self.bias[rows]  # [G, C, D], [G, C]
+            logits = torch.addmm(bias.flatten(), features, weight.flatten(0, 1).T)
+            back = gradient(logits.view(len(labels), *bias.shape), labels)  # [B, G, C]
+            self.update(weight, (back.flatten(1).T @ features).view_as(weight), rows, 0, schedule)
+            self.update(bias, back.sum(0), rows, 1, schedule)
         self.project(each_step=True)
+
+    def update(self, values: Tensor, gradient: Tensor, rows: slice, which: int, schedule: float) -> None:
+        """SGD with momentum and weight decay, in place, each classifier by its own settings."""
+        shape = (-1, *[1] * (values.dim() - 1))
+        velocity = self.velocity[which][rows].mul_(self.recipe.momentum).add_(gradient)
+        velocity.addcmul_(values, self.weight_decay[rows].view(shape))
+        values.addcmul_(velocity, self.lr[rows].view(shape), value=-schedule)
 
     @torch.no_grad()
     def project(self, each_step: bool) -> None:
@@ -267,10 +298,7 @@ class Grid:
     def classifier(self, row: int) -> nn.Linear:
         """The classifier of a row of the settings as they were given."""
         position = self.settings.index.get_loc(row)
-        weight, bias = self.weight[position].detach(), self.bias[position].detach()
-        linear = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
-        linear.load_state_dict({"weight": weight, "bias": bias})
-        return linear
+        return linear(self.weight[position], self.bias[position])
 
     @torch.no_grad()
     def table(self) -> pd.DataFrame:
