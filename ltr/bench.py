@@ -175,12 +175,12 @@ def stage_1(backbone: str, how: Engine, repeat: int, scale: float = 1.0) -> Iter
     reference = Reference(data, backbone, how.device)
     with how.backend():
         (own,) = ready(trainer(data, backbone, how))
+    images = len(data.train)
     if own.prepare_seconds:
-        yield row(READY + compiled(own.engine), backbone, how, ours_s=own.prepare_seconds)
+        yield row(READY + compiled(own.engine), backbone, how, images, ours_s=own.prepare_seconds)
     works = lambda: training.train_epoch([own]), own.test_epoch, reference.epoch
     with how.backend():
         train_s, test_s, reference_s = in_turn(repeat, how.device, *works)
-    images = len(data.train)
     times = {"reference_s": reference_s, "ours_s": train_s + test_s / TEST_EVERY}
     floor = epoch_flops(backbone, images) / peak_flops(how) / train_s
     peak = {"peak_mb": peak_mb(backbone, how)} if scale == 1 else {}
