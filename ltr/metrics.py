@@ -3,10 +3,13 @@
 Everything is NumPy. Accuracies are percentages. An empty group is NaN and shows as an en dash, never as 0.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 GROUPS = ("many", "medium", "few")
+RATIOS = (50, 25, 10, 5, 2)  # of long-tailed test sets, as in SADE
 
 
 def group_of(counts: np.ndarray) -> np.ndarray:
@@ -91,6 +94,55 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int
 def summarise(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
     """All figures of one evaluated model: all, many, medium, few and ece, in percent."""
     return {**group_accuracy(logits, labels, counts), "ece": expected_calibration_error(logits, labels)}
+
+
+def shifted_priors(counts: np.ndarray, ratio: float, backward: bool = False) -> np.ndarray:
+    r"""Class distribution of a long-tailed test set.
+
+    .. math:: \pi_k \propto r^{-\mathrm{rank}(k) / (C - 1)}
+
+    Args:
+        counts: [C], training images of each class; rank 0 is the class with most of them, equal ones in their order.
+        ratio: r, at least 1, images of the most common test class over those of the rarest.
+        backward: turn the order around, so that the rarest class of training is the most common of the test.
+
+    Returns:
+        float64 [C], sums to 1.
+
+    Source: Hong et al. 2021 (LADE); Zhang et al. 2022 (SADE, test-agnostic recognition).
+    """
+    rank = np.argsort(np.argsort(-np.asarray(counts), kind="stable"))
+    rank = len(rank) - 1 - rank if backward else rank
+    weights = float(ratio) ** (-rank / max(len(rank) - 1, 1))
+    return weights / weights.sum()
+
+
+def shifted_accuracy(
+    logits: np.ndarray, labels: np.ndarray, counts: np.ndarray, ratios: Sequence[float] = RATIOS
+) -> dict[str, float]:
+    """Accuracy in percent on test sets whose classes are long-tailed, forward as in training or backward.
+
+    The papers draw such sets from the balanced one. Here the accuracies of the classes are weighted by the shifted
+    class distribution: what that drawing gives on average, without its noise and with all images used.
+
+    Args:
+        logits: [N, C].
+        labels: [N]; classes without test images are left out.
+        counts: [C], training images of each class, which give the order.
+        ratios: see `shifted_priors`.
+
+    Returns:
+        keys "forward 50", ..., "backward 50", from the most to the least like training.
+    """
+    accuracy = per_class_accuracy(logits, labels)
+    seen = ~np.isnan(accuracy)
+    shifts = [(ratio, False) for ratio in sorted(ratios, reverse=True)] + [(ratio, True) for ratio in sorted(ratios)]
+    result = {}
+    for ratio, backward in shifts:
+        weights = shifted_priors(counts, ratio, backward)[seen]
+        name = f"{'backward' if backward else 'forward'} {ratio:g}"
+        result[name] = float(weights @ accuracy[seen] / weights.sum())
+    return result
 
 
 def percent(value: float) -> str:

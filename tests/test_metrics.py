@@ -106,3 +106,55 @@ def test_summarise_holds_all_figures():
     figures = metrics.summarise(logits, labels, counts)
     expected = {"all": 75, "many": 100, "medium": nan, "few": 0, "ece": 0}
     assert figures == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+def test_shifted_priors_by_hand():
+    # ratio 4 over three classes: 4, 2, 1, the most for the class with most training images
+    np.testing.assert_allclose(metrics.shifted_priors(np.array([500, 5, 50]), 4), np.array([4, 1, 2]) / 7)
+    np.testing.assert_allclose(
+        metrics.shifted_priors(np.array([500, 5, 50]), 4, backward=True), np.array([1, 4, 2]) / 7
+    )
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12), st.floats(1, 200))
+def test_shifted_priors_span_the_ratio(seed, num_classes, ratio):
+    counts = np.random.default_rng(seed).integers(1, 500, num_classes)
+    forward, backward = (metrics.shifted_priors(counts, ratio, turned) for turned in (False, True))
+    assert forward.sum() == pytest.approx(1)
+    assert forward.max() / forward.min() == pytest.approx(ratio if num_classes > 1 else 1)
+    assert sorted(forward) == pytest.approx(sorted(backward))
+    assert (np.diff(forward[np.argsort(-counts, kind="stable")]) <= 1e-12).all()
+
+
+def test_shifted_accuracy_by_hand():
+    # classes right in 100, 50 and 0 %, ratio 4: (4 * 100 + 2 * 50) / 7 forward, (2 * 50 + 1 * 100) / 7 backward
+    logits, labels = logits_for([0, 0, 1, 0, 1, 1], 3), np.array([0, 0, 1, 1, 2, 2])
+    shifted = metrics.shifted_accuracy(logits, labels, np.array([500, 50, 5]), ratios=(4,))
+    assert shifted == pytest.approx({"forward 4": 500 / 7, "backward 4": 200 / 7})
+
+
+def test_a_ratio_of_one_is_the_balanced_test_set_and_unseen_classes_count_for_nothing():
+    logits, labels = logits_for([0, 1, 1, 1], 4), np.array([0, 0, 1, 1])
+    shifted = metrics.shifted_accuracy(logits, labels, np.array([9, 8, 7, 6]), ratios=(1,))
+    assert shifted == pytest.approx({"forward 1": 75, "backward 1": 75})
+
+
+def test_shifts_run_from_the_most_to_the_least_like_training():
+    logits, labels = logits_for([0, 1], 2), np.array([0, 0])
+    names = list(metrics.shifted_accuracy(logits, labels, np.array([9, 8])))
+    assert names[:2] == ["forward 50", "forward 25"]
+    assert names[-2:] == ["backward 25", "backward 50"]
+
+
+def test_weighted_accuracy_is_what_drawing_shifted_test_sets_gives_on_average():
+    rng = np.random.default_rng(0)
+    labels, counts = np.repeat(np.arange(4), 100), np.array([400, 90, 20, 5])
+    logits = rng.normal(size=(400, 4)) + 1.5 * np.eye(4)[labels] * np.array([2, 1.5, 1, 0.5])[labels, None]
+    wanted = np.array([100, 46, 22, 10])  # 100 * 10 ** (-k / 3)
+    drawn = []
+    for _ in range(400):
+        chosen = np.concatenate([rng.choice(np.flatnonzero(labels == k), n, False) for k, n in enumerate(wanted)])
+        drawn.append(metrics.group_accuracy(logits[chosen], labels[chosen], counts)["all"])
+    assert metrics.shifted_accuracy(logits, labels, counts, (10,))["forward 10"] == pytest.approx(
+        np.mean(drawn), abs=0.4
+    )

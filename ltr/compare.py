@@ -1,0 +1,369 @@
+"""Every method in one table, tuned on held-out images alone:
+
+    python -m ltr.sweep --weight-decays 0.005 --hold-out 20 --preset paper --backbone resnet32 --imbalance-factor 100
+    python -m ltr.compare --preset paper --backbone resnet32 --imbalance-factor 100 [--figures build/figures]
+
+The first command trains a network without the held-out images: below `<out>/tuning`, `--tuning-epochs` where its
+epochs differ. On its features, and scored by the held-out images, each method's setting is chosen. Then each is
+fitted once, with this setting, on the features of the first stage's full run in `<out>/demo_1`, and tested once.
+Where there is no full run, the tuning network is the one tested, and the column `first stage` says so. All other
+options are the second script's, but for those that are tuned. Methods that train a whole network stand below, with
+the figures of their finished runs in `<out>/demo_1`, or `not measured`.
+"""
+
+import dataclasses
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+
+from ltr import InputError, classifiers, datasets, metrics, models, plots, runs
+from ltr.classifiers import FrozenFeatures
+from ltr.methods import METHODS, Method, Setting, Settings
+from ltr.settings import MOST, SecondStage, check_writable, flag, folder, one_line, option, short, whole
+from ltr.storage import write_text
+from ltr.training import Recipe
+
+PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
+FIGURES = ["many", "medium", "few", "all", "ECE"]
+NOT_MEASURED = "not measured"
+TUNED = {"--weight-decay", "--max-norm", "--tau"}  # options of the second script that have no place here
+NAN = float("nan")
+
+WEIGHT_BALANCING = "Alshammari et al. 2022"
+DECAYED = f"{WEIGHT_BALANCING}, with weight decay"
+RERUN = "rerun by others"
+# Top-1 over all classes, in percent, on CIFAR100-LT (exp) at imbalance factor 100, 50 and 10. Best test epochs,
+# recipes and augmentations differ: a figure says how far a method is known to go, not what it adds here.
+PUBLISHED = [
+    ("first stage alone", "resnet34", 46.08, 52.71, 66.03, DECAYED),
+    ("L2norm", "resnet34", 49.60, 56.33, 67.16, DECAYED),
+    ("tau-norm", "resnet34", 51.31, 57.65, 67.79, DECAYED),
+    ("CB", "resnet34", 47.09, NAN, NAN, DECAYED),
+    ("CB + WD", "resnet34", 52.42, 57.47, 67.96, DECAYED),
+    ("CB + MaxNorm", "resnet34", 50.20, 56.06, 67.10, DECAYED),
+    ("CB + WD + MaxNorm", "resnet34", 53.35, 57.71, 68.67, DECAYED),
+    ("Balanced Softmax", "resnet34", 52.8, NAN, NAN, f"{RERUN}, with weight decay"),
+    ("LOS", "resnet34", 54.9, 58.8, 69.7, "Sun et al. 2025"),
+    ("isotonic norms (SAMN)", "resnet32-wide", 54.0, 58.3, 70.1, "Zhang et al. 2026"),
+    ("first stage alone", "resnet32", 38.3, 43.9, 55.7, f"{RERUN}, small weight decay"),
+    ("tau-norm", "resnet32", 41.0, 45.7, NAN, RERUN),
+    ("cRT", "resnet32", 40.3, 45.4, NAN, RERUN),
+    ("LWS", "resnet32", 40.2, 45.2, NAN, RERUN),
+    ("naive", "resnet34", 38.38, 43.99, 57.31, WEIGHT_BALANCING),
+    ("LORT", "resnet34", 53.9, NAN, NAN, "Lu et al. 2024"),
+    ("FSGL", "resnet34", 59.2, 63.4, NAN, "FSGL, with mixing"),
+    ("GLMC", "resnet32-wide", 57.97, 63.78, 73.40, "Du et al. 2023, with mixing"),
+    ("GLMC + MaxNorm", "resnet32-wide", 58.41, 64.57, 74.28, "Du et al. 2023, with mixing"),
+    ("Balanced Softmax, whole network", "resnet32", 43.0, 46.6, NAN, RERUN),
+    ("LDAM-DRW", "resnet32", 42.0, 46.6, 58.7, "Cao et al. 2019"),
+    ("MiSLAS", "resnet32", 47.0, 52.3, 63.2, "Zhong et al. 2021, with mixup"),
+    ("BCL", "resnet32", 51.9, 56.6, 64.9, "Zhu et al. 2022, stronger augmentation"),
+    ("PaCo", "resnet32", 52.0, 56.0, 64.2, "Cui et al. 2021, AutoAugment and Cutout, 400 epochs"),
+]
+WHOLE_NETWORK = (  # trained from scratch; beside them every one with a published figure
+    "naive",
+    "Balanced Softmax, whole network",
+    "logit adjustment, whole network",
+    "LDAM-DRW",
+    "label smoothing",
+    "mixup",
+    "CutMix",
+)
+
+
+def published(dataset: str, imbalance_factor: float, profile: str, backbone: str) -> dict[str, tuple[float, str]]:
+    """Each method's published figure, and where it is from, for this set and network; nothing for others."""
+    column = {100.0: 2, 50.0: 3, 10.0: 4}.get(imbalance_factor)
+    if column is None or (dataset, profile) != ("cifar100", "exp"):
+        return {}
+    rows = [row for row in PUBLISHED if row[1] == backbone and not np.isnan(row[column])]
+    return {row[0]: (row[column], row[5]) for row in rows}
+
+
+def accuracy(classifier: torch.nn.Linear, features: FrozenFeatures) -> float:
+    """Top-1 accuracy in percent on the features' test images, which are the held-out ones of `for_tuning`.
+
+    It is minus infinity where training diverged.
+    """
+    logits = features.test_logits(classifier, 0)
+    if not np.isfinite(logits).all():
+        return -np.inf
+    return metrics.group_accuracy(logits, features.test_labels, features.class_counts)["all"]
+
+
+def fit(method: Method, features: FrozenFeatures, recipe: Recipe, settings: Settings) -> list[torch.nn.Linear]:
+    """A method's classifiers from the first stage's, one a setting."""
+    return method.fit(classifiers.copy_classifier(features.model), features, recipe, settings)
+
+
+def tune(method: Method, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Setting, float]:
+    """The setting with the best accuracy on held-out images, and that accuracy; of equals the first.
+
+    Args:
+        held_out: features of a network that never saw its test images, which are the held-out ones.
+    """
+    candidates = fit(method, held_out, recipe, method.settings)
+    scores = [accuracy(classifier, held_out) for classifier in candidates]
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return method.settings[best], scores[best]
+
+
+def describe(setting: Setting, recipe: Recipe) -> str:
+    """A setting in words."""
+    names = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
+    shown = {names.get(name, name): value for name, value in setting.items()}
+    if "lr" in shown:
+        shown["lr"] = shown["lr"] * recipe.lr
+    return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in shown.items())
+
+
+def figures_of(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """Percentages of a table's row: `FIGURES`, then those of shifted test sets; NaN where training diverged."""
+    finite = np.isfinite(logits).all()
+    logits = logits if finite else np.zeros_like(logits)
+    plain = metrics.summarise(logits, labels, counts)
+    row = {name: plain[name.lower()] for name in FIGURES} | metrics.shifted_accuracy(logits, labels, counts)
+    return row if finite else dict.fromkeys(row, NAN)
+
+
+def draw_reliability(bins: Mapping[str, pd.DataFrame], folder: Path) -> None:
+    """A reliability diagram a method, the first one beside it."""
+    first = next(iter(bins))
+    for name in bins:
+        pair = pd.concat([bins[each].assign(model=each) for each in dict.fromkeys((first, name))])
+        slug = re.sub(r"\W+", "-", name.lower()).strip("-")
+        plots.show(plots.reliability(pair), folder / f"reliability_{slug}.png")
+
+
+def compare(
+    held_out: FrozenFeatures,
+    final: FrozenFeatures,
+    recipe: Recipe,
+    compared: Mapping[str, Method] = METHODS,
+    figures: Path | None = None,
+) -> pd.DataFrame:
+    """Tune every method on held-out images, then fit each once for the test and test it once.
+
+    Args:
+        held_out: features on `for_tuning()` data, of a network that did not train on the held-out images.
+        final: features on the data to test on, of the network to report. No setting depends on its test labels.
+        recipe: what the trained methods share; its loss is the class-balanced one.
+        compared: methods by name.
+        figures: a folder for reliability diagrams, each method beside the first one.
+
+    Returns:
+        a row a method: method, hyper-parameters, many, medium, few, all, ECE (percent; last epoch, plain),
+        validation (accuracy on the held-out images), seconds (tuning, fit and test; features not counted), and
+        the accuracies on shifted test sets, see `metrics.shifted_accuracy`.
+
+    Raises:
+        ValueError: the tuning images are the test images.
+    """
+    if held_out.test_labels is final.test_labels:
+        raise ValueError("held_out: must hold other images than those of the test")
+    rows, bins = [], {}
+    for name, method in compared.items():
+        start = time.perf_counter()
+        setting, validation = tune(method, held_out, recipe)
+        (classifier,) = fit(method, final, recipe, [setting])
+        logits = final.test_logits(classifier, 0)
+        row = {"method": name, "hyper-parameters": describe(setting, recipe)}
+        row |= figures_of(logits, final.test_labels, final.class_counts)
+        rows.append(row | {"validation": validation, "seconds": time.perf_counter() - start})
+        if np.isnan(row["all"]):
+            rows[-1]["hyper-parameters"] += ", diverged"
+        else:
+            bins[name] = metrics.reliability(logits, final.test_labels)
+    if figures:
+        draw_reliability(bins, figures)
+    return pd.DataFrame(rows)
+
+
+# --- first stages of a folder, and the table's other columns -----------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(SecondStage):
+    """Every post-hoc and second-stage method in one table, tuned on held-out images alone."""
+
+    hold_out: int = option(20, "images a class that choose the settings", whole, low=1)
+    tuning_epochs: int = option(
+        0, "of the first stage without these images; 0: --stage1-epochs", whole, low=0, high=MOST
+    )
+    figures: Path = option(None, "folder for reliability diagrams; without it none are drawn", folder)
+
+    def command(self, epochs: int, hold_out: int) -> str:
+        """The command that trains a first stage."""
+        names = ("preset", "dataset", "data_root", "imbalance_factor", "profile", "choice", "normalization", "backbone")
+        words = ["--weight-decays", f"{self.stage1_weight_decay:g}", "--epochs", epochs, "--seeds", self.seed]
+        words += ["--hold-out", hold_out] * bool(hold_out)
+        for name in (*names, "out"):
+            value = getattr(self, name)
+            words += [flag(name), f"{value:g}" if isinstance(value, float) else short(value)]
+        return "python -m ltr.sweep " + shlex.join(map(str, words))
+
+    def find(self, where: Path, epochs: int, hold_out: int, data: datasets.LongTailed) -> runs.Result:
+        """A finished first stage.
+
+        Raises:
+            InputError: there is none; the message names the command that makes it.
+        """
+        asked = dataclasses.replace(self, stage1_epochs=epochs, hold_out=hold_out)
+        wanted = asked.first_stage(self.stage1_weight_decay)
+        wanted["method"] = "WD" if self.stage1_weight_decay else "naive"
+        try:
+            return runs.find(where, wanted, data.describe()["fingerprint"])
+        except InputError as error:
+            made = f"this makes it: {self.command(epochs, hold_out)}"
+            raise InputError(f"{short(error)}; {made}") from error
+
+    def features(self, run: runs.Result, data: datasets.LongTailed) -> FrozenFeatures:
+        """Features of a run's network on a set, in the paper's mode."""
+        model = models.build_model(self.backbone, len(data.class_counts))
+        model.load_state_dict(run.weights())
+        model.to(self.device, memory_format=torch.channels_last)
+        return FrozenFeatures(model, data, self.device, "paper", self.batch_size, self.seed, self.engine)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What a comparison stands on.
+
+    Attributes:
+        held_out, final: see `compare`.
+        run: the first stage that is tested.
+        fingerprint: of the images of a full run.
+        protocol: the table's columns that say how it was made.
+    """
+
+    held_out: FrozenFeatures
+    final: FrozenFeatures
+    run: runs.Result
+    fingerprint: dict[str, str]
+    protocol: dict[str, Any]
+
+
+def first_stages(settings: Comparison) -> Stages:
+    """Find the network to tune on and the one to test.
+
+    Raises:
+        InputError: no network was trained without the held-out images.
+    """
+    full, cut = (datasets.load(**settings.data | {"hold_out": k}) for k in (0, settings.hold_out))
+    epochs, tuning = settings.tuning_epochs or settings.stage1_epochs, cut.for_tuning()
+    tuned = settings.find(settings.out / "tuning" / "demo_1", epochs, settings.hold_out, tuning)
+    held_out = settings.features(tuned, tuning)
+    try:
+        run = settings.find(settings.out / "demo_1", settings.stage1_epochs, 0, full)
+    except InputError as error:
+        print(f"no full first stage, so the tuning network is tested ({error})", flush=True)
+        run, final, name = tuned, settings.features(tuned, cut), f"{tuned.path.name} (tuning network, no full run)"
+        final.passes = held_out.passes  # the same network on the same training images
+    else:
+        final, name = settings.features(run, full), run.path.name
+    protocol = {column: run.config["settings"][column] for column in PROTOCOL} | {"dataset": full.name}
+    protocol |= {"tuned_on": f"{len(tuning.test)} held-out images, {tuned.path.name}", "first stage": name}
+    return Stages(held_out, final, run, full.describe()["fingerprint"], protocol)
+
+
+def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
+    """Rows of the other finished first stages on the same images: another method, weight decay or length."""
+    same = {name: stages.protocol[name] for name in ("backbone", "seed")}
+    for result in runs.finished_runs(folder):
+        settings = result.config["settings"]
+        if result.config["data"]["fingerprint"] != stages.fingerprint or result.path == stages.run.path:
+            continue
+        if any(settings[name] != value for name, value in same.items()):
+            continue
+        words = f"weight decay {settings['stage1_weight_decay']:g}, {settings['stage1_epochs']} epochs"
+        method = settings["method"] + ", whole network" * (settings["method"] in METHODS)
+        figures = figures_of(*result.test_logits, result.class_counts)
+        seconds = {"seconds": result.summary["seconds"], "first stage": result.path.name}
+        yield {"method": method, "hyper-parameters": words, "tuned_on": ""} | figures | seconds
+
+
+def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stages: Stages) -> pd.DataFrame:
+    """One table of all methods: measured ones, whole networks, and those that are not measured.
+
+    Args:
+        measured: of `compare`.
+        networks: of `finished_networks`.
+    """
+    protocol = stages.protocol
+    figures = published(*(protocol[name] for name in PROTOCOL[:4]))
+    rows = [protocol | row for row in [*measured.to_dict("records"), *networks]]
+    names = {row["method"] for row in rows}
+    absent = [name for name in dict.fromkeys((*WHOLE_NETWORK, *figures)) if name not in names]
+    no_stage = {"hyper-parameters": NOT_MEASURED, "tuned_on": "", "first stage": ""}
+    rows += [protocol | no_stage | {"method": name} for name in absent]
+    for row in rows:
+        row["published"], row["source"] = figures.get(row["method"], (NAN, ""))
+    first = [*PROTOCOL, "method", "hyper-parameters", *FIGURES, "published", "source", "validation", "seconds"]
+    return pd.DataFrame(rows)[list(dict.fromkeys((*first, "tuned_on", "first stage", *rows[0])))]
+
+
+def shown(table: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Some columns as text, figures with two decimals."""
+    text = table[[*columns]].copy()
+    for name in text.select_dtypes("number"):
+        text[name] = text[name].map(metrics.percent)
+    return text.to_string(index=False)
+
+
+def save(path: Path, table: pd.DataFrame) -> None:
+    """Put a comparison into the file, in place of an earlier one of the same protocol."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.exists():
+            old = pd.read_csv(path)
+            earlier = old[~old[PROTOCOL].eq(table[PROTOCOL].iloc[0]).all(axis=1)]
+            table = pd.concat([earlier, table], ignore_index=True) if len(earlier) else table
+        write_text(path, table.to_csv(index=False, float_format="%.6g"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Raises:
+        InputError: an option is not allowed, or there is no first stage to tune on.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    settings = Comparison.parse(arguments)
+    for word in TUNED & {word.split("=")[0] for word in arguments}:
+        raise InputError(f"{word}: must not be given, as the held-out images choose it")
+    check_writable(settings.out)
+    print(settings, f"engine: {settings.engine}", sep="\n", flush=True)
+    stages = first_stages(settings)
+    recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
+    start = time.perf_counter()
+    for features in (stages.held_out, stages.final):
+        features.up_to(recipe.epochs - 1)
+        features.test_features(0, False)
+    error = 50 / len(stages.held_out.test_labels) ** 0.5
+    print(f"tested: {stages.protocol['first stage']}")
+    print(f"settings chosen on {stages.protocol['tuned_on']}; standard error up to {error:.1f} points")
+    print(f"features: {time.perf_counter() - start:.0f} s, shared by all methods", flush=True)
+    measured = compare(stages.held_out, stages.final, recipe, figures=settings.figures)
+    table = assemble(measured, list(finished_networks(settings.out / "demo_1", stages)), stages)
+    path = settings.out / "comparison.csv"
+    save(path, table)
+    print(shown(table, ["method", "hyper-parameters", *FIGURES, "published", "source", "seconds"]))
+    shifts = [name for name in table if name.startswith(("forward", "backward"))]
+    print("\nclasses of the test set long-tailed, forward as in training or backward, by the ratio of its ends:")
+    print(shown(table[table["all"].notna()], ["method", *shifts]))
+    print(f"\nlast epoch, plain test, in %; all columns: {short(path)}")
+
+
+if __name__ == "__main__":
+    sys.excepthook = one_line
+    main()

@@ -1,0 +1,227 @@
+"""The comparison: tuned without the test, end to end on the embedded set, every method in one table."""
+
+import contextlib
+import io
+import re
+import shlex
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from gaussians import Gaussians
+
+from ltr import InputError, classifiers, compare, models, sweep
+from ltr.methods import METHODS, Method
+from ltr.training import Recipe
+
+RECIPE = Recipe(2, lr=0.05, loss="cb-ce")
+OPTIONS = "--preset demo --stage1-epochs 1 --epochs 1 --imbalance-factor 240 --hold-out 2"
+
+
+@pytest.fixture
+def held_out():
+    return Gaussians(seed=1)
+
+
+@pytest.fixture
+def final():
+    return Gaussians(seed=0)
+
+
+def run(words: str) -> str:
+    """What `python -m ltr.compare` prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        compare.main(shlex.split(words))
+    return shown.getvalue()
+
+
+def make(message: str) -> None:
+    """Run the command that a message names; one epoch at the preset's learning rate would blow up the features."""
+    words = re.search(r"python -m ltr\.sweep (.*?)\)?$", message, re.MULTILINE)[1]
+    with contextlib.redirect_stdout(io.StringIO()):
+        sweep.main([*shlex.split(words), "--lr", "0.01"])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """First a tuning network alone, then a full run and a naive one beside it; what was said at each step."""
+    out = tmp_path_factory.mktemp("compare")
+    with pytest.raises(InputError) as nothing_there:
+        run(f"{OPTIONS} --out {out}")
+    make(str(nothing_there.value))
+    alone, first_table = run(f"{OPTIONS} --out {out}"), pd.read_csv(out / "comparison.csv")
+    make(alone)
+    with contextlib.redirect_stdout(io.StringIO()):
+        words = "--weight-decays 0 --seeds 1 --preset demo --epochs 1 --imbalance-factor 240"
+        sweep.main(f"{words} --out {out}".split())
+    both = run(f"{OPTIONS} --out {out}")
+    table = pd.read_csv(out / "comparison.csv")
+    return SimpleNamespace(
+        out=out, error=str(nothing_there.value), alone=alone, first_table=first_table, both=both, table=table
+    )
+
+
+def test_a_missing_first_stage_is_one_line_that_names_the_command(demo):
+    assert re.match(r"--out: there is no finished run in .*; this makes it: python -m ltr\.sweep ", demo.error)
+    assert "--hold-out 2" in demo.error
+    assert "\n" not in demo.error
+
+
+def test_the_named_commands_make_what_was_missing(demo):
+    assert len(list((demo.out / "tuning" / "demo_1").glob("*/summary.json"))) == 1
+    assert "no full first stage, so the tuning network is tested" in demo.alone
+    assert "no full first stage" not in demo.both
+
+
+def test_without_a_full_run_the_column_says_which_network_was_tested(demo):
+    measured = demo.first_table[demo.first_table["all"].notna()]
+    assert measured["first stage"].str.contains("tuning network, no full run").all()
+    full = demo.table[demo.table.method.isin(METHODS)]
+    assert not full["first stage"].str.contains("tuning network").any()
+    assert full.tuned_on.str.startswith("40 held-out images, wd_").all()
+
+
+def test_every_method_is_a_row_with_its_protocol(demo):
+    table = demo.table
+    assert table.method.tolist()[: len(METHODS)] == list(METHODS)
+    figures = table[table.method.isin(METHODS)][[*compare.FIGURES, "validation", "seconds", "forward 50", "backward 2"]]
+    assert figures.notna().all(axis=None)
+    assert figures[["all", "ECE", "validation"]].apply(lambda values: values.between(0, 100)).all(axis=None)
+    wanted = ["synthetic", 240, "exp", "resnet32", 1, 0.005, 1]
+    assert (table[compare.PROTOCOL] == wanted).all(axis=None)
+    columns = ["hyper-parameters", "published", "source", "tuned_on", "first stage"]
+    assert set(columns) <= set(table.columns)
+
+
+def test_networks_trained_from_scratch_are_measured_where_a_run_is_there(demo):
+    rows = demo.table.set_index("method")
+    assert rows.loc["naive", "hyper-parameters"] == "weight decay 0, 1 epochs"
+    assert rows.loc["naive", "first stage"].startswith("naive_wd0_e1")
+    assert rows.loc["mixup", "hyper-parameters"] == compare.NOT_MEASURED
+    assert np.isnan(rows.loc["mixup", "all"])
+    assert "naive" not in set(demo.first_table[demo.first_table["all"].notna()].method)
+    assert not rows.index.duplicated().any()
+
+
+def test_what_is_printed_is_the_table(demo):
+    for name in (*METHODS, *compare.WHOLE_NETWORK):
+        assert name in demo.both
+    assert "standard error up to 7.9 points" in demo.both
+    assert "forward 50" in demo.both
+
+
+def test_an_untouched_classifier_gives_the_runs_own_figures(demo):
+    (full,) = [r for r in sweep.runs.finished_runs(demo.out / "demo_1") if r.label == "WD"]
+    row = demo.table.set_index("method").loc["first stage alone"]
+    assert row["all"] == pytest.approx(full.accuracy()["all"], abs=0.11)  # a tie may fall to the other side
+
+
+def test_settings_do_not_depend_on_test_labels(held_out, final):
+    before = compare.compare(held_out, final, RECIPE)
+    final.test_labels = np.random.default_rng(0).permutation(final.test_labels)
+    after = compare.compare(held_out, final, RECIPE)
+    assert before["hyper-parameters"].tolist() == after["hyper-parameters"].tolist()
+    assert before.validation.tolist() == after.validation.tolist()
+    assert (before["all"] != after["all"]).all()
+
+
+def test_settings_do_not_depend_on_the_tested_network_or_its_images(held_out, final):
+    other = compare.compare(held_out, Gaussians(seed=5), RECIPE)
+    assert compare.compare(held_out, final, RECIPE)["hyper-parameters"].tolist() == other["hyper-parameters"].tolist()
+
+
+def test_settings_do_depend_on_the_held_out_labels(held_out, final):
+    before = compare.compare(held_out, final, RECIPE)["hyper-parameters"].tolist()
+    held_out.test_labels = np.repeat(0, len(held_out.test_labels))  # all of the commonest class
+    assert compare.compare(held_out, final, RECIPE)["hyper-parameters"].tolist() != before
+
+
+def test_tuning_on_the_test_images_is_refused(final):
+    with pytest.raises(ValueError, match="held_out"):
+        compare.compare(final, final, RECIPE)
+
+
+def test_of_equal_settings_the_first_is_chosen(held_out):
+    same = Method(lambda first, features, recipe, settings: [first for _ in settings], [{"tau": 2.0}, {"tau": 0.0}])
+    assert compare.tune(same, held_out, RECIPE)[0] == {"tau": 2.0}
+
+
+def diverges(first, features, recipe, settings):
+    """A method whose settings give weights of their `value`, or the first stage's where that is 0."""
+    return [classifiers.linear(first.weight + setting["value"], first.bias) for setting in settings]
+
+
+def test_a_setting_that_diverges_is_never_chosen(held_out):
+    setting, accuracy = compare.tune(Method(diverges, [{"value": np.nan}, {"value": 0.0}]), held_out, RECIPE)
+    assert setting == {"value": 0.0}
+    assert accuracy > 0
+    held_out.test_labels = np.full(len(held_out.test_labels), 11)  # hardly ever chosen, and class 0 never right
+    assert compare.tune(Method(diverges, [{"value": np.inf}, {"value": 0.0}]), held_out, RECIPE)[0] == {"value": 0.0}
+
+
+def test_what_diverges_has_no_figures_and_stops_nothing(held_out, final, tmp_path):
+    compared = {"bad": Method(diverges, [{"value": np.nan}]), "first stage alone": METHODS["first stage alone"]}
+    table = compare.compare(held_out, final, RECIPE, compared, tmp_path).set_index("method")
+    assert table.loc["bad", "hyper-parameters"] == "value nan, diverged"
+    assert table.loc["bad", [*compare.FIGURES, "forward 50"]].isna().all()
+    assert table.loc["first stage alone", "all"] > 0
+
+
+def test_settings_are_described_in_words():
+    setting = {"weight_decay": 0.001, "radius": 0.75, "lr": 10.0, "metric": "cosine"}
+    assert compare.describe(setting, Recipe(1, lr=0.01)) == (
+        "weight decay 0.001, radius / mean norm 0.75, lr 0.1, metric cosine"
+    )
+    assert compare.describe({}, Recipe(1)) == ""
+
+
+def test_reliability_diagrams_go_to_a_folder(held_out, final, tmp_path):
+    few = {name: METHODS[name] for name in ("first stage alone", "tau-norm")}
+    compare.compare(held_out, final, RECIPE, few, tmp_path / "figures")
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["reliability_first-stage-alone.png", "reliability_tau-norm.png"]
+
+
+def test_published_figures_belong_to_one_set_and_network():
+    narrow, deep = (compare.published("cifar100", 100.0, "exp", name) for name in ("resnet32", "resnet34"))
+    assert narrow["PaCo"][0] == 52.0
+    assert deep["CB + WD + MaxNorm"] == (53.35, "Alshammari et al. 2022, with weight decay")
+    assert "PaCo" not in deep
+    assert "CB" not in compare.published("cifar100", 50.0, "exp", "resnet34")  # not published
+    assert compare.published("cifar100", 20.0, "exp", "resnet34") == {}
+    assert compare.published("synthetic", 100.0, "exp", "resnet34") == {}
+    assert compare.published("cifar100", 100.0, "step", "resnet34") == {}
+
+
+def test_each_published_figure_is_there_once_with_its_source():
+    rows = pd.DataFrame(compare.PUBLISHED)
+    assert not rows.duplicated([0, 1]).any()
+    assert set(rows[1]) <= set(models.BACKBONES)
+    assert rows[5].str.len().gt(0).all()
+
+
+def test_a_comparison_replaces_its_earlier_rows_and_no_others(tmp_path):
+    protocol = dict(zip(compare.PROTOCOL, ["cifar100", 100.0, "exp", "resnet32", 70, 0.005, 0], strict=True))
+    for factor, method, value in ((100.0, "CB", 1.0), (50.0, "CB", 2.0), (100.0, "NCM", 3.0)):
+        row = protocol | {"imbalance_factor": factor, "method": method, "all": value}
+        compare.save(tmp_path / "comparison.csv", pd.DataFrame([row]))
+    table = pd.read_csv(tmp_path / "comparison.csv")
+    assert sorted(zip(table.imbalance_factor, table.method, strict=True)) == [(50.0, "CB"), (100.0, "NCM")]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "--hold-out 0",
+        "--tuning-epochs -1",
+        "--tuning-epochs x",
+        "--no-such 1",
+        "--figures ''",
+        "--tau 1",
+        "--max-norm=2",
+    ],
+)
+def test_bad_options_are_refused(bad, tmp_path):
+    with pytest.raises(InputError, match="^--"):
+        run(f"{bad} --preset demo --out {tmp_path}")
