@@ -326,8 +326,11 @@ def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     missing = unmeasured()
     done = set(zip(measured.what.str.removesuffix(", compiled"), measured.backbone, strict=True))
     missing = missing[[pair not in done for pair in zip(missing.what, missing.backbone, strict=True)]]
-    rows = pd.concat([rows[rows.ours_s != NOT_MEASURED], missing.astype(str)])
-    return rows.sort_values(["what", "backbone", "device", "images"], key=lambda c: c.astype(str).str.zfill(9))
+    order = {"key": lambda column: column.astype(str).str.zfill(9)}  # images as numbers
+    measured, missing = (
+        part.sort_values(key[:3] + key[4:], **order) for part in (rows[rows.ours_s != NOT_MEASURED], missing)
+    )
+    return pd.concat([measured, missing.astype(str)])
 
 
 def main(arguments: list[str] | None = None) -> None:
