@@ -7,8 +7,7 @@ running ones drift, pass by pass, and the test images see the drifted ones. In b
 crops and flips.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from ltr import metrics, runs
 from ltr.datasets import LongTailed
 from ltr.engine import Engine
+from ltr.features import Features, Pass
 from ltr.loader import Loader
 from ltr.losses import Loss, build_loss, class_balanced_weights
 from ltr.models import CifarResNet
@@ -30,18 +30,8 @@ MODES = ("released", "paper")
 Gradient = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One epoch's training features [N, D] and labels [N], in the order of its batches, and the
-    batch-norm buffers after it."""
-
-    features: Tensor
-    labels: Tensor
-    buffers: dict[str, Tensor]
-
-
-class FrozenFeatures:
-    """Features of a frozen backbone, extracted when first asked for; `training.fit`'s data in stage 2.
+class FrozenFeatures(Features):
+    """Features of a frozen backbone, extracted when first asked for.
 
     Args:
         model: the first stage's network; its buffers change in released mode, so hand over one of its own.
@@ -62,13 +52,10 @@ class FrozenFeatures:
         seed: int = 0,
         engine: Engine | None = None,
     ) -> None:
-        self.model, self.mode, self.batch_size, self.seed = model, mode, batch_size, seed
-        self.engine = engine or Engine(torch.device(device))
-        self.class_counts, self.test_labels = data.class_counts, data.test.labels
+        super().__init__([], {}, data.class_counts, data.test.labels, batch_size, seed, mode)
+        self.model, self.engine = model, engine or Engine(torch.device(device))
         self.train = Loader(data.train.images, data.train.labels, data.mean, data.std, device)
         self.test = Loader(data.test.images, data.test.labels, data.mean, data.std, device)
-        self.passes: list[Pass] = []
-        self.tested: dict[tuple[int, bool], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.train)
@@ -78,6 +65,11 @@ class FrozenFeatures:
         """Features float32 [B, D] of normalised images."""
         with self.engine.autocast():
             return self.model.features(images).float()
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """Features [N, D] and labels [N] of the training images as they are, in evaluation mode."""
+        self.model.eval()
+        return torch.cat([self.extract(images) for images, _ in self.train.test_batches()]), self.train.labels
 
     @torch.no_grad()
     def extract_pass(self, epoch: int) -> Pass:
@@ -98,31 +90,6 @@ class FrozenFeatures:
             self.passes.append(self.extract_pass(len(self.passes)))
         return self.passes[epoch]
 
-    def draw(self, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Features and labels of an epoch, in the order of the batches that the images' loader would have given.
-
-        Raises:
-            ValueError: another batch size or seed than the features were extracted with.
-        """
-        if (batch_size, seed) != (self.batch_size, self.seed):
-            raise ValueError(f"features are of batch size {self.batch_size} and seed {self.seed}")
-        this = self.up_to(epoch)
-        return this.features, this.labels
-
-    def batch(self, drawn: tuple[Tensor, Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, D] and labels [B] at these positions [B] of the order."""
-        return drawn[0][positions], drawn[1][positions]
-
-    def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch's batches one after another, see `draw`."""
-        return zip(*(values.split(batch_size) for values in self.draw(batch_size, seed, epoch)), strict=True)
-
-    def drifted(self) -> dict[str, Tensor]:
-        """Batch-norm buffers after the last pass, to be kept with a classifier; none where they do not drift."""
-        if self.mode == "paper":
-            return {}
-        return {name: value.cpu() for name, value in self.passes[-1].buffers.items()}
-
     @torch.no_grad()
     def test_features(self, epoch: int, flip: bool) -> Tensor:
         """Features [N, D] of the test images, in evaluation mode, after an epoch's drift."""
@@ -134,14 +101,6 @@ class FrozenFeatures:
             batches = self.test.test_batches(flip=flip)
             self.tested[key] = torch.cat([self.extract(images) for images, _ in batches])
         return self.tested[key]
-
-    @torch.no_grad()
-    def test_logits(self, model: nn.Module, epoch: int, flip: bool = False) -> np.ndarray:
-        """Logits [N, C] of a classifier; the mean of both images' logits with `flip`."""
-        logits = model(self.test_features(epoch, False))
-        if flip:
-            logits = (logits + model(self.test_features(epoch, True))) / 2
-        return logits.float().cpu().numpy()
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -156,7 +115,7 @@ def copy_classifier(model: CifarResNet) -> nn.Linear:
     return linear(model.classifier.weight, model.classifier.bias)
 
 
-def evaluate(classifier: nn.Linear, data: FrozenFeatures) -> runs.Outcome:
+def evaluate(classifier: nn.Linear, data: Features) -> runs.Outcome:
     """The outcome of a classifier that needs no training, as L2- or tau-normalised ones."""
     plain, flipped = (data.test_logits(classifier, 0, flip) for flip in (False, True))
     logits = {(selection, tta): flipped if tta == "flip" else plain for selection, tta in runs.VARIANTS}
@@ -210,7 +169,7 @@ class Grid:
     def __init__(
         self,
         start: nn.Linear,
-        data: FrozenFeatures | Mapping[int, FrozenFeatures],
+        data: Features | Mapping[int, Features],
         recipe: Recipe,
         settings: pd.DataFrame,
     ) -> None:

@@ -92,6 +92,43 @@ class CifarResNet(nn.Module):
         return self.classifier(self.features(x))
 
 
+class LastLayers(nn.Module):
+    """A trained network of which only the last layers learn (the paper's section 5.3, "last 2 layers").
+
+    A layer is a convolution with its batch-norm, counted from the classifier, which is the first. Batch-norm keeps
+    its running statistics, in the frozen layers and the learning ones: the network is never in training mode.
+
+    Args:
+        model: changed in place; its other weights stop to ask for gradients.
+        layers: how many learn, the classifier included.
+
+    Raises:
+        ValueError: the network has fewer layers.
+    """
+
+    def __init__(self, model: CifarResNet, layers: int) -> None:
+        super().__init__()
+        pairs = [pair for block in model.blocks for pair in ((block.conv1, block.bn1), (block.conv2, block.bn2))]
+        if not 1 <= layers <= len(pairs) + 1:
+            raise ValueError(f"layers: must be 1 to {len(pairs) + 1}, got {layers}")
+        self.network = model.requires_grad_(False).eval()
+        for module in (model.classifier, *(module for pair in pairs[len(pairs) - layers + 1 :] for module in pair)):
+            module.requires_grad_(True)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The network's own."""
+        return self.network.classifier
+
+    def train(self, mode: bool = True) -> "LastLayers":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised images [B, 3, H, W] to logits [B, C]."""
+        return self.network(x)
+
+
 BACKBONES = {
     "resnet32": {"widths": (16, 32, 64), "depths": (5, 5, 5), "projection": False},
     "resnet32-wide": {"widths": (64, 128, 256), "depths": (5, 5, 5), "projection": False},

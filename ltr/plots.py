@@ -11,7 +11,7 @@ Accuracies are in percent. "The paper" is Alshammari et al., CVPR 2022 (arXiv 22
 import functools
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -281,15 +281,35 @@ def class_norms(table: pd.DataFrame, counts: pd.DataFrame | None = None, log: bo
             lines separate many, medium and few.
         log: a log axis, for models whose norms differ tenfold.
     """
+    return _class_lines(table, "norm", "L2 norm of the class's weights", counts, log)
+
+
+@_styled
+def marginal_likelihoods(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
+    """Probability that a model gives each class over a balanced test set (paper, figure 6): flat is balanced.
+
+    Args:
+        table: columns model, class_index, likelihood (sums to 1 over the classes), one row a model and class.
+        counts: as for `class_counts`; it sorts the classes.
+    """
+    classes = table["class_index"].nunique()
+    scaled = table.assign(share=classes * table["likelihood"])
+    fig = _class_lines(scaled, "share", "marginal likelihood x C", counts, log=True)
+    fig.axes[0].axhline(1, color="0.5", linewidth=1, zorder=0)
+    return fig
+
+
+def _class_lines(table: pd.DataFrame, column: str, label: str, counts: pd.DataFrame | None, log: bool) -> Figure:
+    """A value of each class, common to rare, a line a model."""
     if counts is not None:
         table = table.drop(columns="count", errors="ignore")
         table = table.merge(counts[["class_index", "count"]], on="class_index")
     fig, axes = plt.subplots(figsize=(7.2, 3.4))
     for index, name in enumerate(_models(table)):
         rows = _common_to_rare(table[table["model"] == name])
-        axes.plot(rows.index, rows["norm"], **_line_style(index), label=name)
+        axes.plot(rows.index, rows[column], **_line_style(index), label=name)
     classes = table["class_index"].nunique()
-    axes.set(xlabel=CLASS_AXIS, ylabel="L2 norm of the class's weights", xlim=(-0.5, classes - 0.5))
+    axes.set(xlabel=CLASS_AXIS, ylabel=label, xlim=(-0.5, classes - 0.5))
     _class_ticks(axes.xaxis)
     axes.grid(axis="y")
     if log:
@@ -300,6 +320,50 @@ def class_norms(table: pd.DataFrame, counts: pd.DataFrame | None = None, log: bo
     if counts is not None:
         _mark_groups(axes, counts)
     _legend_below(fig, *axes.get_legend_handles_labels())
+    return fig
+
+
+@_styled
+def filter_norms(table: pd.DataFrame) -> Figure:
+    """Mean and variance of the filters' norms, layer by layer (paper, figure 3).
+
+    Args:
+        table: columns model, layer (from 1 on), mean, variance.
+    """
+    fig, panels = plt.subplots(1, 2, figsize=(7.2, 3.0))
+    for axes, column in zip(panels, ("mean", "variance"), strict=True):
+        for index, name in enumerate(_models(table)):
+            rows = table[table["model"] == name]
+            axes.plot(rows["layer"], rows[column], **_line_style(index), label=name)
+        axes.set(
+            xlabel="convolution, from the first to the last", ylabel=f"{column} of the filters' norms", yscale="log"
+        )
+        axes.grid(axis="y")
+    _legend_below(fig, *panels[0].get_legend_handles_labels())
+    return fig
+
+
+@_styled
+def weight_rays(norms: dict[str, np.ndarray], epoch: int) -> Figure:
+    """The norm of each class's weights as a ray, one panel a model: balanced weights fill a disc.
+
+    Classes go clockwise from the top, from common to rare. The figures of all epochs make an animation.
+
+    Args:
+        norms: model -> [E, C], row 0 before training, common classes first.
+        epoch: the row to draw; the scale is that of all rows.
+    """
+    fig, panels = plt.subplots(1, len(norms), figsize=(1.9 * len(norms), 2.3), subplot_kw={"projection": "polar"})
+    for axes, (name, values) in zip(np.atleast_1d(panels), norms.items(), strict=True):
+        classes = values.shape[1]
+        angles = 2 * np.pi * np.arange(classes) / classes
+        colors = plt.get_cmap("viridis", 5)(np.linspace(0, 1, classes))  # few colours keep an animation small
+        axes.vlines(angles, 0, values[min(epoch, len(values) - 1)], colors=colors, linewidth=2)
+        axes.set(ylim=(0, float(values.max())), xticks=[], yticks=[], title=f"{name}, up to {values.max():.2f}")
+        axes.set_theta_zero_location("N")
+        axes.set_theta_direction(-1)
+        axes.spines["polar"].set_color("0.8")
+    fig.supxlabel(f"epoch {epoch}", size=9)
     return fig
 
 
@@ -420,6 +484,41 @@ def heatmap(table: pd.DataFrame, xlabel: str, ylabel: str, label: str) -> Figure
 
 
 @_styled
+def landscape(
+    table: pd.DataFrame, marks: dict[str, tuple[float, float]], shown: Sequence[str] = ("few", "all")
+) -> Figure:
+    """Accuracy over weight decay and MaxNorm's radius, a panel a group, with chosen points marked.
+
+    Args:
+        table: columns weight_decay, max_norm (infinite for none), and those of `shown` (percent), a row a
+            classifier; the values of both settings form a grid.
+        marks: name -> (weight decay, radius), drawn at the nearest point of the grid.
+        shown: groups.
+    """
+    fig, panels = plt.subplots(1, len(shown), figsize=(3.9 * len(shown), 3.6), sharey=True, squeeze=False)
+    for axes, group in zip(panels[0], shown, strict=True):
+        cells = table.pivot_table(index="weight_decay", columns="max_norm", values=group)
+        image = axes.imshow(cells, aspect="auto", cmap="cividis", origin="lower")
+        axes.set_xticks(
+            range(cells.shape[1]), ["none" if np.isinf(r) else f"{r:.2f}" for r in cells.columns], rotation=90
+        )
+        axes.set_yticks(range(cells.shape[0]), [_tick(decay) for decay in cells.index])
+        axes.set(title=GROUP_NAMES.get(group, group), xlabel=r"MaxNorm radius $\delta$")
+        axes.spines[:].set_visible(False)
+        for index, (decay, radius) in enumerate(marks.values()):
+            x = len(cells.columns) - 1 if np.isinf(radius) else int(np.abs(cells.columns - radius).argmin())
+            y = int(np.abs(cells.index - decay).argmin())
+            look = {"facecolors": "none", "edgecolors": "white", "linewidths": 1.8, "s": 90}
+            axes.scatter(x, y, marker="osD^"[index % 4], **look)
+        fig.colorbar(image, ax=axes, label=ACCURACY_AXIS)
+    panels[0][0].set_ylabel("weight decay")
+    look = {"linestyle": "", "markerfacecolor": "none", "color": "black"}
+    handles = [Line2D([], [], marker="osD^"[index % 4], **look) for index in range(len(marks))]
+    _legend_below(fig, handles, list(marks))
+    return fig
+
+
+@_styled
 def confusion(matrix: np.ndarray, group_edges: Sequence[int]) -> Figure:
     """Confusion matrix, each row scaled to 100 %, with lines between many, medium and few.
 
@@ -491,6 +590,28 @@ def _png(fig: Figure) -> bytes:
             small.save(file, format="png", optimize=True)
             png = file.getvalue()
     return png
+
+
+def show_animation(figures: Iterable[Figure], path: Path, seconds: float = 0.15) -> None:
+    """Save figures of one size as a GIF that repeats, show it in a notebook, and close them.
+
+    Args:
+        figures: the frames.
+        path: the GIF to write.
+        seconds: of each frame; the last one stays six times as long.
+    """
+    frames = []
+    for fig in figures:
+        frames.append(Image.open(io.BytesIO(_png(fig))).convert("RGB").quantize(12, dither=Image.Dither.NONE))
+        plt.close(fig)
+    times = [round(1000 * seconds)] * (len(frames) - 1) + [round(6000 * seconds)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
+    if "inline" in plt.get_backend().lower():
+        from IPython.display import Image as Picture  # only a notebook has it
+        from IPython.display import display
+
+        display(Picture(data=path.read_bytes(), format="gif"))
 
 
 def show(fig: Figure, path: Path | None = None) -> None:

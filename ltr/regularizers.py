@@ -87,14 +87,40 @@ class MaxNorm:
         self.checked, self.fired = self.checked.to(device), self.fired.to(device)
         return self
 
+    def moves(self, norms: Tensor) -> Tensor:
+        """Which rows the projection moves, by their norms [C]."""
+        return outside(norms, self.radius)
+
+    def project(self, weight: Tensor) -> Tensor:
+        """A weight matrix [C, D] as it shall be."""
+        return max_norm_project(weight, self.radius)
+
     @torch.no_grad()
     def apply(self, weight: Tensor) -> None:
-        """Project a weight matrix [C, D] in place."""
-        self.fired += outside(row_norms(weight), self.radius).sum()
+        """Project a weight matrix [C, D] in place, and count."""
+        self.fired += self.moves(row_norms(weight)).sum()
         self.checked += len(weight)
-        weight.copy_(max_norm_project(weight, self.radius))
+        weight.copy_(self.project(weight))
 
     @property
     def fired_share(self) -> float:
         """Share of the rows checked so far that the projection moved, in 0..1; 0 before the first check."""
         return int(self.fired) / int(self.checked) if self.checked else 0.0
+
+
+class L2Norm(MaxNorm):
+    """The unit sphere for every class's weights: L2-normalisation as a constraint, held after each update.
+
+    Source: the paper's section 4.3 and the rows "CE & L2norm", "CB & L2norm" of its Table 1.
+    """
+
+    def __init__(self, every: str = "step") -> None:
+        super().__init__(1.0, every)
+
+    def moves(self, norms: Tensor) -> Tensor:
+        """Rows whose norm is not 1, beyond rounding."""
+        return (norms - 1).abs() > 1e-6
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Every row brought to unit norm."""
+        return l2_normalize(weight)

@@ -21,14 +21,25 @@ MODEL = ["stage1_weight_decay", "method", "mode", "loss", "weight_decay", "max_n
 FIGURES = ["many", "medium", "few", "all", "ece"]
 PAPER = {  # Table 1 of the paper, all, top-1 % (CIFAR100-LT, imbalance factor 100, ResNet-34)
     "naive": 38.38,
+    "naive + tau-norm": 42.00,
     "WD": 46.08,
-    "WD + L2norm": 49.60,
     "WD + tau-norm": 51.31,
+    "WD + L2norm": 49.60,
+    "CE + L2norm": 49.87,
+    "CE + WD": 47.22,
+    "CE + MaxNorm": 47.95,
+    "CE + WD + MaxNorm": 47.83,
     "CB": 47.09,
+    "CB + L2norm": 50.10,
     "CB + WD": 52.42,
     "CB + MaxNorm": 50.20,
+    "CB + stage-1 WD + MaxNorm": 50.24,
     "CB + WD + MaxNorm": 53.35,
+    "last 2 layers, CB + WD + MaxNorm": 53.55,
+    "last 5 layers, CB + WD + MaxNorm": 51.45,
 }
+NETWORKS = {"resnet32": "narrow ResNet-32", "resnet32-wide": "wide ResNet-32", "resnet34": "ResNet-34"}
+NOT_MEASURED = "not measured"
 
 
 def cell(values: pd.Series) -> str:
@@ -89,6 +100,28 @@ def markdown(results: pd.DataFrame) -> str:
             + "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
         )
     return "\n\n".join(parts) + "\n"
+
+
+def table_1(results: pd.DataFrame, factor: float = 100) -> str:
+    """The paper's Table 1 beside ours: a row a model, a column a network, the paper's mode; last epoch, plain test.
+
+    Args:
+        results: the columns of `runs.COLUMNS`. Of several lengths of training the longest counts.
+    """
+    rows = results[(results.selection == "last") & (results.tta == "none") & (results["mode"] != "released")]
+    rows = rows[(rows.dataset == "cifar100") & (rows.imbalance_factor == factor) & (rows.profile == "exp")]
+    head, columns = ["model", "paper (ResNet-34, best epoch on the test set)"], []
+    for backbone, name in NETWORKS.items():
+        own = rows[rows.backbone == backbone]
+        own = own[own.stage1_epochs == own.stage1_epochs.max()]
+        seeds = f", {own.stage1_epochs.max():.0f} epochs, {own.seed.nunique()} seed(s)" if len(own) else ""
+        head.append(name + seeds)
+        columns.append({method: cell(group["all"]) for method, group in own.groupby("method")})
+    lines = [head, ["---"] * len(head)]
+    for method, published in PAPER.items():
+        ours = [column.get(method, NOT_MEASURED) for column in columns]
+        lines.append([method, metrics.percent(published), *ours])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def rounded(value: str) -> str:

@@ -13,12 +13,13 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,6 @@ import torch
 from filelock import FileLock, Timeout
 
 from ltr import InputError, metrics
-from ltr.datasets import LongTailed
 from ltr.storage import (
     read_weights,
     remove_checkpoint,
@@ -112,6 +112,13 @@ def environment(device: torch.device | str) -> dict[str, str]:
     }
 
 
+class Described(Protocol):
+    """What a run is made of: images, or features of them."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """See `datasets.LongTailed.describe`."""
+
+
 class Run:
     """A folder below `exp/demo_1` or `exp/demo_2`.
 
@@ -143,7 +150,7 @@ class Run:
         """Where training keeps its state."""
         return self.path / "checkpoint.pt"
 
-    def begin(self, data: LongTailed | None, device: torch.device | str, retrain: bool = False) -> None:
+    def begin(self, data: Described | None, device: torch.device | str, retrain: bool = False) -> None:
         """Take the folder, write its config; `retrain` first clears what an earlier run left.
 
         Raises:
@@ -157,8 +164,9 @@ class Run:
         except Timeout as error:
             raise InputError(f"--out: another process is training {self.path}") from error
         remove_partial(self.path)
-        if retrain:
-            (self.path / "summary.json").unlink(missing_ok=True)
+        if retrain:  # the summary first: without it the run is not finished, whatever else is there
+            for path in (self.path / "summary.json", *self.path.glob("*.csv"), *self.path.glob("*.np[yz]")):
+                path.unlink(missing_ok=True)
             remove_checkpoint(self.checkpoint)
         config = {"settings": self.identity, "data": data.describe(), "environment": environment(device)}
         write_json(self.path / "config.json", config)
@@ -246,6 +254,23 @@ class Result:
         if not (self.path / "weights.pt").exists():
             raise InputError(f"--out: {self.path} has no weights.pt; run the first stage with --retrain")
         return read_weights(self.path / "weights.pt", device)
+
+    def kept(self, name: str, make: Callable[[], pd.DataFrame] | None) -> pd.DataFrame | None:
+        """A further table of this run: read from its folder, or made and written there.
+
+        Args:
+            name: of the file, without its end.
+            make: makes the table; None where that cannot be done here.
+
+        Returns:
+            None where it is neither there nor can be made.
+        """
+        path = self.path / f"{name}.csv"
+        if not path.exists():
+            if make is None:
+                return None
+            write_text(path, make().to_csv(index=False, float_format="%.6g"))
+        return pd.read_csv(path)
 
     def accuracy(self, selection: str = "last", tta: str = "none") -> dict[str, float]:
         """all, many, medium, few, ece in percent; NaN for an empty group."""

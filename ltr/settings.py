@@ -7,6 +7,7 @@ string in `LTR_ARGS`. Relative folders are taken from the repository's root, whe
 import argparse
 import dataclasses
 import difflib
+import json
 import math
 import os
 import re
@@ -26,6 +27,7 @@ from ltr import InputError, TrainingError, datasets, engine, losses, models, tra
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("demo", "paper")
+BASES = ("trained", "shipped")
 STAGE1_DECAY = {"resnet32": 5e-3, "resnet32-wide": 5e-3, "resnet34": 5e-3}
 # Of the paper's mode. The narrow network's are tuned on held-out images (see the README). For the larger two weight
 # decay and tau are the published ones of ResNet-34; a radius was not published, so 1.0 is only a start for that tuning.
@@ -205,6 +207,11 @@ class Common:
         return dict(DEMO if preset == "demo" else PAPER)
 
     @classmethod
+    def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """What was given, and beside it what its preset says."""
+        return cls.defaults(given["preset"]) | given
+
+    @classmethod
     def parser(cls) -> Parser:
         """The command line's parser, one option a field, and `--resume` beside `--retrain`."""
         parser = Parser(description=cls.__doc__.splitlines()[0], allow_abbrev=False)
@@ -233,7 +240,7 @@ class Common:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         values = {name: check(name, text, fields[name].metadata) for name, text in given.items()}
         values.setdefault("preset", "paper" if torch.cuda.is_available() else "demo")
-        values = cls.defaults(values["preset"]) | values
+        values = cls.filled(values)
         if values.get("profile") == "as-is":
             values["imbalance_factor"] = 1.0  # nothing is cut, so that any other names the same run
         settings = cls(**values)
@@ -293,13 +300,13 @@ class Common:
 
     def label(self, method: str, *words: str) -> str:
         """The readable part of a run's folder."""
-        return "_".join([method.lower().replace(" + ", "-").replace(" ", "-"), *words, self.scene])
+        return "_".join([re.sub(r"[^a-z0-9]+", "-", method.lower()), *words, self.scene])
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""
         elsewhere = ("preset", "data_root", "device", "out", "retrain", "compile")
         # left alone they are no part of what was asked, and a run made on a GPU is found without one
-        unless_given = {"precision": "auto", "deterministic": False}
+        unless_given = {"precision": "auto", "deterministic": False, "base": "trained"}
         own = {
             name: value
             for name, value in dataclasses.asdict(self).items()
@@ -349,6 +356,22 @@ class FirstStage(Common):
         return training.Recipe(weight_decay=weight_decay, **{name: getattr(self, name) for name in names})
 
 
+def shipped(backbone: str) -> dict[str, Any]:
+    """Settings of the first stage whose features ship for a backbone.
+
+    Raises:
+        InputError: none do.
+    """
+    found = {}
+    for path in sorted((ROOT / "exp" / "demo_1").glob("*/features.npz")):
+        settings = json.loads((path.parent / "config.json").read_text("utf-8"))["settings"]
+        found[settings["backbone"]] = settings
+    if backbone not in found:
+        names = ", ".join(found) or "none yet"
+        raise InputError(f"--backbone: must be one whose features ship ({names}), got {clip(backbone)}")
+    return found[backbone]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SecondStage(Common):
     """Second stage: balance the classifier of the first stage's network.
@@ -357,6 +380,7 @@ class SecondStage(Common):
     the released code.
     """
 
+    base: str = option("trained", "images and a trained first stage, or shipped features", choices=BASES)
     stage1_epochs: int = option(None, "which first stage to start from", whole, low=1, high=MOST)
     stage1_weight_decay: float = option(None, "which first stage to start from", real, low=0)
     epochs: int = option(10, "passes over the training images, each classifier", whole, low=1, high=MOST)
@@ -382,6 +406,22 @@ class SecondStage(Common):
         for name, value in fill.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+
+    @classmethod
+    def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """As the common one; from shipped features, what the first stage says that they are of."""
+        if given.get("base") != "shipped":
+            return super().filled(given)
+        backbone = given.get("backbone", "resnet32")
+        known = {field.name for field in dataclasses.fields(cls)}
+        own = {name: value for name, value in shipped(backbone).items() if name in known - {"lr", "loss"}}
+        given = given | {"preset": "paper"}
+        return super().filled(given) | {"out": ROOT / "build" / "shipped"} | own | given
+
+    @property
+    def first_stages(self) -> Path:
+        """The folder of the first stage's runs."""
+        return (ROOT / "exp" if self.base == "shipped" else self.out) / "demo_1"
 
     def first_stage(self, weight_decay: float) -> dict[str, Any]:
         """Settings of the first-stage run to start from."""

@@ -148,16 +148,21 @@ class Trainer:
         self.steps: dict[int, Step] = {}
         self.stream: torch.cuda.Stream | None = None
 
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        """The weights that learn."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
     def make_optimizer(self) -> torch.optim.SGD:
         """SGD whose momentum stays in place; on CUDA one fused kernel, with its learning rate on the device."""
         cuda, recipe = self.device.type == "cuda", self.recipe
         optimizer = torch.optim.SGD(
-            self.model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=cuda or None
+            self.learned, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=cuda or None
         )
         if cuda:  # a captured step would keep a number for ever
             optimizer.param_groups[0]["lr"] = torch.tensor(recipe.lr, device=self.device)
         if recipe.momentum:  # SGD would start from a copy of the first gradient, which zeros lead to as well
-            for parameter in self.model.parameters():
+            for parameter in self.learned:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
 
@@ -280,6 +285,8 @@ class Trainer:
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must agree with: the recipe, MaxNorm's settings and the shape of every weight."""
         ball = {"max_norm": self.max_norm.radius, "max_norm_every": self.max_norm.every} if self.max_norm else {}
+        if self.max_norm and type(self.max_norm) is not MaxNorm:
+            ball["constraint"] = type(self.max_norm).__name__
         shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
         return {**asdict(self.recipe), **ball, **shapes}
 

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ltr.models import BACKBONES, BasicBlock, build_model, count_parameters
+from ltr.models import BACKBONES, BasicBlock, LastLayers, build_model, count_parameters
 
 PARAMETERS = {
     # By hand, 3x3 convolutions of a and b channels having 9ab weights and batch-norm 2b:
@@ -95,3 +95,45 @@ def test_option_a_shortcut_subsamples_and_pads_with_zero_channels():
 def test_equal_shapes_pass_the_shortcut_unchanged(projection):
     x = torch.ones(1, 2, 4, 4)
     assert BasicBlock(2, 2, stride=1, projection=projection).shortcut(x) is x
+
+
+def step(model: nn.Module, lr: float = 0.1) -> None:
+    """One step of SGD on noise."""
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(learned, lr)
+    nn.functional.cross_entropy(model.train()(x), torch.arange(4)).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("layers", "learned"),
+    [
+        (1, {"classifier"}),
+        (2, {"classifier", "blocks.14.conv2", "blocks.14.bn2"}),
+        (3, {"classifier", "blocks.14.conv2", "blocks.14.bn2", "blocks.14.conv1", "blocks.14.bn1"}),
+    ],
+)
+def test_only_the_last_layers_learn(layers, learned):
+    network = build_model("resnet32", 4)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    step(LastLayers(network, layers))
+    changed = {
+        name.rsplit(".", 1)[0] for name, value in network.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == learned
+
+
+def test_batch_norm_keeps_its_statistics_and_logits_are_those_of_evaluation():
+    network = build_model("resnet34", 4)
+    last = LastLayers(network, 5)
+    assert not any(module.training for module in last.train().modules())
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(last(x), network.eval()(x))
+    assert last.classifier is network.classifier
+
+
+@pytest.mark.parametrize("layers", [0, 32])
+def test_layers_that_are_not_there_are_refused(layers):
+    with pytest.raises(ValueError, match="layers: must be 1 to 31"):
+        LastLayers(build_model("resnet32", 4), layers)

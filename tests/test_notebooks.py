@@ -55,7 +55,7 @@ def test_the_demo_rescues_rare_classes(demo):
 
 
 def test_the_demo_evaluates_every_model(demo):
-    assert len(demo) == 4 * 12  # naive, WD, L2norm, tau-norm, and four classifiers in each of two modes
+    assert len(demo) == 4 * (17 + 4)  # the 17 rows of the paper's Table 1, and four in the released mode
     assert demo[["all", "many", "medium", "few", "ece"]].notna().all(axis=None)
     fired = demo[demo.method.str.contains("MaxNorm")].max_norm_fired
     assert fired.between(0, 1).all()

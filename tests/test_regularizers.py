@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ltr.regularizers import MaxNorm, l2_normalize, max_norm_project, relative_radius, row_norms, tau_normalize
+from ltr.regularizers import L2Norm, MaxNorm, l2_normalize, max_norm_project, relative_radius, row_norms, tau_normalize
 
 # eighths are exact in float32, so a row of zeros is really zero and nothing underflows
 entries = st.integers(-800, 800).map(lambda eighths: eighths / 8)
@@ -116,3 +116,13 @@ def test_max_norm_accepts_both_intervals(every):
 def test_max_norm_refuses_bad_arguments(arguments, named):
     with pytest.raises(ValueError, match=f"^{named}: "):
         MaxNorm(**arguments)
+
+
+@given(matrices())
+def test_the_l2_constraint_is_l2_normalisation_and_counts_rows_that_move(weight):
+    norms, sphere = row_norms(weight), L2Norm()
+    expected = l2_normalize(weight)
+    sphere.apply(weight)
+    assert torch.equal(weight, expected)
+    assert int(sphere.fired) == int(((norms - 1).abs() > 1e-6).sum())
+    assert int(sphere.checked) == len(weight)
