@@ -1,7 +1,7 @@
 """Tables from results.csv and benchmarks.csv: `python -m ltr.report exp/results.csv [--readme README.md]`.
 
-Without `--readme` a file's table is printed. With it, the part of the README between `<!-- results -->` and
-`<!-- /results -->` (the file's name) is written anew, so that every figure there is a row of the file.
+Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
+`<!-- /results -->` (the file's name; `table-1` too) is written anew, so that every figure there is a row of the file.
 """
 
 import argparse
@@ -102,11 +102,21 @@ def markdown(results: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def variants(rows: pd.DataFrame) -> str:
+    """Accuracy over all classes of a method; of each of its settings where it was run with several."""
+    settings = ["stage1_weight_decay", "loss", "weight_decay", "max_norm", "tau"]
+    return " / ".join(cell(group["all"]) for _, group in rows.groupby(settings, dropna=False))
+
+
 def table_1(results: pd.DataFrame, factor: float = 100) -> str:
     """The paper's Table 1 beside ours: a row a model, a column a network, the paper's mode; last epoch, plain test.
 
     Args:
         results: the columns of `runs.COLUMNS`. Of several lengths of training the longest counts.
+        factor: the imbalance factor.
+
+    Returns:
+        nothing where no row is of CIFAR100-LT.
     """
     rows = results[(results.selection == "last") & (results.tta == "none") & (results["mode"] != "released")]
     rows = rows[(rows.dataset == "cifar100") & (rows.imbalance_factor == factor) & (rows.profile == "exp")]
@@ -116,7 +126,9 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
         own = own[own.stage1_epochs == own.stage1_epochs.max()]
         seeds = f", {own.stage1_epochs.max():.0f} epochs, {own.seed.nunique()} seed(s)" if len(own) else ""
         head.append(name + seeds)
-        columns.append({method: cell(group["all"]) for method, group in own.groupby("method")})
+        columns.append({method: variants(group) for method, group in own.groupby("method")})
+    if not any(columns):
+        return ""
     lines = [head, ["---"] * len(head)]
     for method, published in PAPER.items():
         ours = [column.get(method, NOT_MEASURED) for column in columns]
@@ -152,8 +164,8 @@ def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def table(path: Path) -> str:
-    """The Markdown of a file; its columns say which of the two it is.
+def tables(path: Path) -> dict[str, str]:
+    """The Markdown of a file by its place in the README; its columns say which kind of file it is.
 
     Raises:
         InputError: there is no such file.
@@ -162,8 +174,9 @@ def table(path: Path) -> str:
         raise InputError(f"results: there is no file {path}")
     text = pd.read_csv(path, dtype=str, keep_default_na=False)
     if "ours_s" in text:
-        return benchmark_markdown(text)
-    return markdown(pd.read_csv(path, dtype={"torch": str}))
+        return {path.stem: benchmark_markdown(text)}
+    results = pd.read_csv(path, dtype={"torch": str})
+    return {"table-1": table_1(results), path.stem: markdown(results)}
 
 
 def block(name: str) -> re.Pattern:
@@ -181,12 +194,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("results", type=Path, nargs="+", help="a results.csv or a benchmarks.csv")
     parser.add_argument("--readme", type=Path, help="a file whose tables are written anew")
     options = parser.parse_args(arguments)
-    tables = {path.stem: table(path) for path in options.results}
+    made = {name: text for path in options.results for name, text in tables(path).items()}
     if options.readme is None:
-        print("\n".join(tables.values()))
+        print("\n".join(filter(None, made.values())))
         return
     readme = options.readme.read_text("utf-8")
-    for name, text in tables.items():
+    for name, text in made.items():
         if not block(name).search(readme):
             raise InputError(f"--readme: {options.readme} has no <!-- {name} --> ... <!-- /{name} -->")
         readme = block(name).sub(lambda found, text=text: f"{found[1]}{text}{found[2]}", readme)

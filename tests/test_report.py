@@ -67,10 +67,11 @@ def test_other_sets_have_no_published_figure():
 def test_the_readme_is_rewritten_between_its_marks(tmp_path):
     results().to_csv(tmp_path / "results.csv", index=False)
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    readme.write_text("<!-- table-1 -->\n<!-- /table-1 -->\nbefore\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
     report.main([str(tmp_path / "results.csv"), "--readme", str(readme)])
     text = readme.read_text()
-    assert text.startswith("before\n<!-- results -->\n**cifar100")
+    assert "before\n<!-- results -->\n**cifar100" in text
+    assert "<!-- table-1 -->\n| model | paper" in text
     assert text.endswith("<!-- /results -->\nafter\n")
     assert "old" not in text
 
@@ -82,8 +83,29 @@ def test_a_readme_without_marks_is_refused(tmp_path):
         report.main([str(tmp_path / "results.csv"), "--readme", str(tmp_path / "README.md")])
 
 
+def test_table_1_has_every_row_and_says_what_is_not_measured():
+    lines = report.table_1(pd.concat([results(), results(seed=1, all=42.0)])).splitlines()
+    assert len(lines) == 2 + 17
+    assert "| WD | 46.08 | 41.00 ± 1.41 | not measured | not measured |" in lines
+    assert "| naive | 38.38 | not measured | not measured | not measured |" in lines
+    assert lines[0].count("60 epochs, 2 seed(s)") == 1
+
+
+def test_table_1_averages_no_different_settings_and_takes_the_longest_training():
+    both = [results(method="CB + WD", mode="paper", weight_decay=d, all=a) for d, a in ((0.1, 40.0), (0.2, 42.0))]
+    text = report.table_1(pd.concat([*both, results(method="CB + WD", mode="paper", stage1_epochs=8, all=1.0)]))
+    assert "| CB + WD | 52.42 | 40.00 / 42.00 |" in text
+
+
+def test_table_1_takes_the_papers_mode_and_its_data_alone():
+    assert report.table_1(results(method="CB", mode="released")) == ""
+    assert report.table_1(results(dataset="synthetic")) == ""
+    assert report.table_1(results(imbalance_factor=50.0)) == ""
+
+
 @pytest.mark.parametrize("name", ["results", "benchmarks"])
 def test_the_readmes_tables_are_those_of_the_files(name):
-    found = report.block(name).search((ROOT / "README.md").read_text("utf-8"))
-    text = report.table(ROOT / "exp" / f"{name}.csv")
-    assert found[0] == f"{found[1]}{text}{found[2]}", "run `make tables`"
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for place, text in report.tables(ROOT / "exp" / f"{name}.csv").items():
+        found = report.block(place).search(readme)
+        assert found[0] == f"{found[1]}{text}{found[2]}", "run `make tables`"

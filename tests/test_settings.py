@@ -1,5 +1,6 @@
 """Options: presets, one-line errors, the same string for Jupyter and the command line."""
 
+import json
 import subprocess
 import sys
 
@@ -128,3 +129,38 @@ def test_scripts_have_help(script):
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "--imbalance-factor" in done.stdout
+
+
+@pytest.fixture
+def shipping(tmp_path, monkeypatch):
+    """A package with which the features of one first stage ship."""
+    run = tmp_path / "exp" / "demo_1" / "wd_1"
+    run.mkdir(parents=True)
+    (run / "features.npz").touch()
+    kept = {"backbone": "resnet32", "dataset": "folder", "imbalance_factor": 50.0, "seed": 3, "stage1_epochs": 7}
+    (run / "config.json").write_text(json.dumps({"settings": kept | {"lr": 0.5, "loss": "ce", "method": "WD"}}))
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_shipped_features_bring_their_settings_along(shipping):
+    chosen = SecondStage.parse(["--base", "shipped"])
+    assert (chosen.imbalance_factor, chosen.seed, chosen.stage1_epochs) == (50.0, 3, 7)
+    assert (chosen.dataset, chosen.backbone, chosen.preset) == ("folder", "resnet32", "paper")
+    assert (chosen.lr, chosen.loss) == (0.01, "cb-ce")  # of the second stage, not of the first
+    assert chosen.out == shipping / "build" / "shipped"
+    assert chosen.first_stages == shipping / "exp" / "demo_1"
+    assert SecondStage.parse(["--base", "shipped", "--seed", "4"]).seed == 4
+    assert SecondStage.parse(["--preset", "demo"]).first_stages.name == "demo_1"
+
+
+def test_features_that_do_not_ship_are_one_line(shipping):
+    with pytest.raises(InputError, match=r"^--backbone: must be one whose features ship \(resnet32\), got resnet34$"):
+        SecondStage.parse(["--base", "shipped", "--backbone", "resnet34"])
+    (shipping / "exp" / "demo_1" / "wd_1" / "features.npz").unlink()
+    with pytest.raises(InputError, match="none yet"):
+        SecondStage.parse(["--base", "shipped"])
+
+
+def test_where_the_features_come_from_is_no_part_of_a_trained_runs_identity():
+    assert "base" not in SecondStage.parse(["--preset", "demo"]).identity()
