@@ -5,6 +5,9 @@ Two modes. "paper" keeps the backbone in evaluation mode, as freezing suggests. 
 training mode as the released code does: batch-norm normalises by the batch's own statistics while its
 running ones drift, pass by pass, and the test images see the drifted ones. In both, each epoch draws new
 crops and flips.
+
+Several processes share the batches of an extraction, and each ends with all features, those of one process. A
+pass in released mode is the exception: each makes it whole, since its drift goes from batch to batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ltr import metrics, runs
+from ltr import distributed, metrics, runs
 from ltr.datasets import LongTailed
 from ltr.engine import Engine
 from ltr.features import Features, Pass
@@ -53,7 +56,7 @@ class FrozenFeatures(Features):
         engine: Engine | None = None,
     ) -> None:
         super().__init__([], {}, data.class_counts, data.test.labels, batch_size, seed, mode)
-        self.model, self.engine = model, engine or Engine(torch.device(device))
+        self.model, self.engine, self.world = model, engine or Engine(torch.device(device)), distributed.current()
         self.train = Loader(data.train.images, data.train.labels, data.mean, data.std, device)
         self.test = Loader(data.test.images, data.test.labels, data.mean, data.std, device)
 
@@ -66,21 +69,31 @@ class FrozenFeatures(Features):
         with self.engine.autocast():
             return self.model.features(images).float()
 
-    def plain(self) -> tuple[Tensor, Tensor]:
-        """Features [N, D] and labels [N] of the training images as they are, in evaluation mode."""
+    def extract_all(self, images: Loader, flip: bool = False) -> Tensor:
+        """Features [N, D] of images as they are, in evaluation mode; several processes share them."""
         self.model.eval()
-        return torch.cat([self.extract(images) for images, _ in self.train.test_batches()]), self.train.labels
+        sizes = len(images), images.test_batch_size
+        batches = images.test_batches(flip, self.world.share(*sizes))
+        return self.world.gather(torch.cat([self.extract(batch) for batch, _ in batches]), *sizes)
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """Features [N, D] and labels [N] of the training images, not cropped or flipped."""
+        return self.extract_all(self.train), self.train.labels
 
     @torch.no_grad()
     def extract_pass(self, epoch: int) -> Pass:
         """Run the training images through the backbone once."""
-        self.model.train(self.mode == "released")
-        batches = self.train.train_batches(self.batch_size, self.seed, epoch)
-        total = -(-len(self.train) // self.batch_size)
+        drifts = self.mode == "released"
+        self.model.train(drifts)
+        world, sizes = distributed.World() if drifts else self.world, (len(self.train), self.batch_size)
+        part = world.share(*sizes)
+        batches = self.train.train_batches(self.batch_size, self.seed, epoch, part)
+        total = -(-len(part) // self.batch_size)
         progress = tqdm(batches, f"features, pass {epoch + 1}", total, leave=False, disable=None)
-        features, labels = zip(*((self.extract(images), labels) for images, labels in progress), strict=True)
+        found = zip(*((self.extract(images), labels) for images, labels in progress), strict=True)
+        features, labels = (world.gather(torch.cat(rows), *sizes) for rows in found)
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
-        return Pass(torch.cat(features), torch.cat(labels), buffers)
+        return Pass(features, labels, buffers)
 
     def up_to(self, epoch: int) -> Pass:
         """The pass of an epoch; earlier ones are made first, since batch-norm may drift through them."""
@@ -97,9 +110,7 @@ class FrozenFeatures(Features):
         if key not in self.tested:
             if self.mode == "released":
                 self.model.load_state_dict(self.up_to(epoch).buffers, strict=False)
-            self.model.eval()
-            batches = self.test.test_batches(flip=flip)
-            self.tested[key] = torch.cat([self.extract(images) for images, _ in batches])
+            self.tested[key] = self.extract_all(self.test, flip)
         return self.tested[key]
 
 

@@ -1,6 +1,7 @@
 """How a training step is run: its precision, compiled or not, captured in a CUDA graph or not.
 
-None of it changes the maths of a step, only rounding and time. What cannot be had here (CUDA, bfloat16, a
+None of it changes the maths of a step, only rounding and time (batch-norm among several processes apart, see
+`Engine`). What cannot be had here (CUDA, bfloat16, a
 compiler) gives way to the plain step, and a notice says so.
 """
 
@@ -32,6 +33,8 @@ class Engine:
         compile: the network goes through `torch.compile`.
         graph: a step is captured once in a CUDA graph, then replayed.
         deterministic: only algorithms that give the same bits each time.
+        processes: that share each batch.
+        sync_batch_norm: batch-norm normalises by the whole batch's statistics, not by those of a process's share.
         notices: what was wanted and is not to be had, a sentence each.
     """
 
@@ -40,12 +43,15 @@ class Engine:
     compile: bool = False
     graph: bool = False
     deterministic: bool = False
+    processes: int = 1
+    sync_batch_norm: bool = False
     notices: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         steps = "CUDA graph" if self.graph else "eager steps"
         words = [str(self.device), self.precision, steps, *["torch.compile"] * self.compile]
-        return ", ".join(words + ["deterministic"] * self.deterministic)
+        words += ["deterministic"] * self.deterministic + [f"{self.processes} processes"] * (self.processes > 1)
+        return ", ".join(words + ["synchronised batch-norm"] * self.sync_batch_norm)
 
     @property
     def exact(self) -> "Engine":
@@ -145,6 +151,8 @@ def choose(
     compile: str = "auto",
     deterministic: bool = False,
     large: bool = False,
+    processes: int = 1,
+    sync_batch_norm: bool = False,
 ) -> Engine:
     """The fastest way that this machine has and the options allow.
 
@@ -155,19 +163,23 @@ def choose(
             a CPU it gains nothing over channels-last memory (exp/benchmarks.csv).
         deterministic: see `Engine`.
         large: whether the network has millions of weights.
+        processes, sync_batch_norm: see `Engine`.
     """
     device = torch.device(device)
     cuda, notices = device.type == "cuda", []
     if not cuda:
         notices.append(f"no CUDA graph on {device.type}")
+    elif processes > 1:
+        notices.append("no CUDA graph where several processes exchange gradients")
     fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
         precision = "bf16" if fast else "fp32"
     elif precision == "bf16" and not fast:
         notices.append(f"{device.type} has no fast bf16 here" + (": fp32" if device.type != "cpu" else ""))
         precision = "bf16" if device.type == "cpu" else "fp32"
-    compiled = compile == "on" or (compile == "auto" and cuda and large)
-    return Engine(device, precision, compiled, cuda, deterministic, tuple(notices))
+    compiled = compile == "on" or (compile == "auto" and cuda and large and not sync_batch_norm)
+    graph = cuda and processes == 1
+    return Engine(device, precision, compiled, graph, deterministic, processes, sync_batch_norm, tuple(notices))
 
 
 def physical_cores() -> int:

@@ -45,6 +45,11 @@ class Draws(NamedTuple):
         return Draws(*(values.to(device) for values in self))
 
 
+def cut(values: Tensor, part: range | None) -> Tensor:
+    """The rows of a part; all without one."""
+    return values if part is None else values[part.start : part.stop]
+
+
 def crop_and_flip(padded: Tensor, corners: Tensor, flips: Tensor, size: tuple[int, int]) -> Tensor:
     """Crop every image at its own corner and mirror it where asked, in one indexing.
 
@@ -109,14 +114,27 @@ class Loader:
         images = crop_and_flip(self.padded[chosen], corners[chosen], flips[chosen], size)
         return self.normalise(images), self.labels[chosen]
 
-    def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield shuffled, cropped, flipped batches ([B, 3, H, W], [B]); the last one may be short."""
+    def train_batches(
+        self, batch_size: int, seed: int, epoch: int, part: range | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield shuffled, cropped, flipped batches ([B, 3, H, W], [B]); the last one may be short.
+
+        With `part` only these positions of the order; one empty batch where there are none.
+        """
         draws = Draws.sample(len(self), seed, epoch).to(self.device)
-        for positions in torch.arange(len(self), device=self.device).split(batch_size):
+        for positions in cut(torch.arange(len(self), device=self.device), part).split(batch_size):
             yield self.batch(draws, positions)
 
-    def test_batches(self, flip: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images in their order, whole; mirrored where `flip` is set."""
-        batch_size = 100 if self.device.type == "cpu" else 1000  # a small batch stays in the cores' caches
-        for images, labels in zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True):
-            yield self.normalise(images.flip(2) if flip else images), labels
+    @property
+    def test_batch_size(self) -> int:
+        """Images of a test batch; on a CPU a small one, which stays in the cores' caches."""
+        return 100 if self.device.type == "cpu" else 1000
+
+    def test_batches(self, flip: bool = False, part: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images of a part in their order, whole; mirrored where `flip` is set.
+
+        One empty batch where the part is empty.
+        """
+        images, labels = (cut(values, part).split(self.test_batch_size) for values in (self.images, self.labels))
+        for pixels, own in zip(images, labels, strict=True):
+            yield self.normalise(pixels.flip(2) if flip else pixels), own

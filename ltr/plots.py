@@ -26,6 +26,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
+from ltr import distributed
+
 STYLE: dict[str, Any] = {
     "figure.dpi": 90,
     "savefig.dpi": "figure",
@@ -596,10 +598,12 @@ def show_animation(figures: Iterable[Figure], path: Path, seconds: float = 0.15)
     """Save figures of one size as a GIF that repeats, show it in a notebook, and close them.
 
     Args:
-        figures: the frames.
+        figures: the frames; of several processes the leader alone draws them.
         path: the GIF to write.
         seconds: of each frame; the last one stays six times as long.
     """
+    if not distributed.current().leads:
+        return
     frames = []
     for fig in figures:
         frames.append(Image.open(io.BytesIO(_png(fig))).convert("RGB").quantize(12, dither=Image.Dither.NONE))
@@ -617,12 +621,16 @@ def show_animation(figures: Iterable[Figure], path: Path, seconds: float = 0.15)
 def show(fig: Figure, path: Path | None = None) -> None:
     """Save the figure as PNG, show it where someone can see it, and close it.
 
-    A notebook shows the very bytes of the file; a script without a screen (Agg) only saves.
+    A notebook shows the very bytes of the file; a script without a screen (Agg) only saves. Of several processes
+    the leader alone does either.
 
     Args:
         fig: the figure; closed afterwards.
         path: the PNG to write, its folder made where missing; None to write nothing.
     """
+    if not distributed.current().leads:
+        plt.close(fig)
+        return
     png = _png(fig)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 `config.json` (settings, data fingerprint, versions, device, commit), `metrics.csv` (a row an epoch),
 `norms.npy` (the classifier's row norms, epoch by class), `test_logits.npz` (float16, last epoch, plain),
 `summary.json`, `weights.pt`, and while it trains `checkpoint.pt` and `.lock`. A folder with a summary is finished:
-it is loaded, not repeated.
+it is loaded, not repeated. Of several processes the leader alone writes; the others wait, and read what it wrote.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from ltr import InputError, metrics
+from ltr import InputError, distributed, metrics
 from ltr.storage import (
     read_weights,
     remove_checkpoint,
@@ -96,14 +96,14 @@ def device_name(device: torch.device | str) -> str:
 
 def environment(device: torch.device | str) -> dict[str, str]:
     """Versions, device and commit, for the config."""
-    versions = {}
+    versions, processes = {}, distributed.current().size
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "absent"
     return {
-        "device": device_name(device),
+        "device": f"{processes} x {device_name(device)}" if processes > 1 else device_name(device),
         "python": sys.version.split()[0],
         "platform": platform.platform(terse=True),
         "commit": commit(),
@@ -142,8 +142,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True once everything is written; the summary comes last."""
-        return (self.path / "summary.json").exists()
+        """True once everything is written; the summary comes last. As the leader sees it, so that all agree."""
+        return distributed.current().from_leader((self.path / "summary.json").exists())
 
     @property
     def checkpoint(self) -> Path:
@@ -158,6 +158,13 @@ class Run:
         """
         if data is None:
             raise InputError(f"--data-root: {self.name} is not finished and the images to train on are not there")
+        world = distributed.current()
+        if world.leads:
+            self.take(data, device, retrain)
+        world.from_leader()
+
+    def take(self, data: Described, device: torch.device | str, retrain: bool) -> None:
+        """Lock the folder and write its config, see `begin`."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self.lock.acquire()
@@ -173,6 +180,13 @@ class Run:
 
     def save(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write all files of a finished run, the summary last, drop the checkpoint and free the folder."""
+        world = distributed.current()
+        if world.leads:
+            self.write(outcome, counts)
+        world.from_leader()
+
+    def write(self, outcome: Outcome, counts: np.ndarray) -> None:
+        """Write all files, see `save`."""
         write_text(self.path / "metrics.csv", outcome.history.to_csv(index=False))
         write_whole(self.path / "norms.npy", lambda file: np.save(file, outcome.norms.astype(np.float32)))
         largest = np.finfo(np.float16).max  # a logit beyond it would be stored as infinite
@@ -198,7 +212,7 @@ class Run:
             InputError: the run is not finished, or a file of it cannot be read.
         """
         try:
-            if self.finished:
+            if distributed.current().leads and (self.path / "summary.json").exists():
                 with contextlib.suppress(OSError):  # a tree that is only read
                     remove_checkpoint(self.checkpoint)
             return Result.read(self.path)
@@ -265,11 +279,14 @@ class Result:
         Returns:
             None where it is neither there nor can be made.
         """
-        path = self.path / f"{name}.csv"
-        if not path.exists():
+        path, world = self.path / f"{name}.csv", distributed.current()
+        if not world.from_leader(path.exists()):
             if make is None:
                 return None
-            write_text(path, make().to_csv(index=False, float_format="%.6g"))
+            table = make()  # together, since features are
+            if world.leads:
+                write_text(path, table.to_csv(index=False, float_format="%.6g"))
+            world.from_leader()
         return pd.read_csv(path)
 
     def accuracy(self, selection: str = "last", tta: str = "none") -> dict[str, float]:
@@ -385,6 +402,15 @@ def variants(results: list[Result]) -> pd.DataFrame:
 
 def append_results(path: Path, results: list[Result]) -> pd.DataFrame:
     """Put the rows of these runs into results.csv, in place of rows they had there; return the table."""
+    world = distributed.current()
+    if world.leads:
+        merge_results(path, results)
+    world.from_leader()
+    return pd.read_csv(path)
+
+
+def merge_results(path: Path, results: list[Result]) -> None:
+    """Write results.csv, see `append_results`; no rows of another process are lost."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         remove_partial(path.parent, path.name)
@@ -395,4 +421,3 @@ def append_results(path: Path, results: list[Result]) -> pd.DataFrame:
             table = pd.concat([old, table], ignore_index=True) if len(old) else table
         table = table.sort_values(["dataset", "imbalance_factor", "backbone", "run", "selection", "tta"])
         write_text(path, table.to_csv(index=False, float_format="%.6g"))
-    return pd.read_csv(path)

@@ -1,10 +1,12 @@
 """Settings of the two stages: presets, and one parser for the command line and the notebook.
 
-Only this module looks at the command line and the environment. In Jupyter the same options come as one
-string in `LTR_ARGS`. Relative folders are taken from the repository's root, wherever one starts.
+Only this module looks at the command line and the environment, torchrun's included. In Jupyter the same options
+come as one string in `LTR_ARGS`. Relative folders are taken from the repository's root, wherever one starts.
 """
 
 import argparse
+import atexit
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -16,14 +18,16 @@ import signal
 import sys
 import tempfile
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from ltr import InputError, TrainingError, datasets, engine, losses, models, training
+from ltr import InputError, TrainingError, datasets, distributed, engine, losses, models, training
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("demo", "paper")
@@ -37,6 +41,7 @@ STAGE2 = {
     "resnet34": {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.9},
 }
 GO_ON = "interrupted; the same command goes on from the last saved epoch"
+LOST = "another process of this job is gone or stuck; the same command goes on from the last saved epoch"
 DEMO_EPOCHS = 30
 MOST = 100_000  # epochs, or images a step: far beyond use, and a clear line for a slip of the keyboard
 DEMO = {
@@ -200,6 +205,7 @@ class Common:
     precision: str = option("auto", "bf16 where the GPU is fast at it", choices=engine.PRECISIONS)
     compile: str = option("auto", "torch.compile: large networks on CUDA", choices=engine.COMPILE)
     deterministic: bool = option(False, "the same bits each time on CUDA too, slower")
+    sync_batch_norm: bool = option(False, "batch-norm over the batches of all processes; torchrun on CUDA")
 
     @classmethod
     def defaults(cls, preset: str) -> dict[str, Any]:
@@ -250,26 +256,45 @@ class Common:
     def read(cls: type[S]) -> S:
         """Settings from the command line, or in Jupyter from `LTR_ARGS`; prints what it chose.
 
-        In a script, bad input from here on ends in one line and exit code 2.
+        In a script, bad input from here on ends in one line and exit code 2; where torchrun started several
+        processes, they meet here and part when the script ends.
         """
         interactive = "ipykernel" in sys.modules
-        if not interactive:
-            sys.excepthook = one_line
-            signal.signal(signal.SIGTERM, terminate)
+        job = distributed.ALONE if interactive else begin_script()
         arguments = from_environment() if interactive else sys.argv[1:]
-        settings = cls.parse(arguments)
+        settings = cls.parse(arguments).for_job(job)
+        group = contextlib.ExitStack()
+        group.enter_context(job.group(settings.device))
+        atexit.register(group.close)
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "build" / "compiled"))  # compile once
         engine.use_physical_cores()
-        check_writable(settings.out)
+        check_folder(settings.out)
         if not any(word.startswith("--preset") for word in arguments):
             print(
                 f"no --preset given: {settings.preset}, as CUDA is {'' if settings.preset == 'paper' else 'not '}there"
             )
         print(settings)
         print(f"engine: {'; '.join([str(settings.engine), *settings.engine.notices])}")
+        if job.world.size > 1:
+            shared = f"{job.world.size} processes share each batch of {settings.batch_size} images"
+            print(f"{shared}, so the learning rate stays {settings.lr:g}")
         return settings
+
+    def for_job(self: S, job: distributed.Job) -> S:
+        """The settings of one process of a job.
+
+        Raises:
+            InputError: they do not suit so many processes.
+        """
+        size, device = job.world.size, job.device(self.device)
+        if self.batch_size < size:
+            raise InputError(f"--batch-size: must be at least the number of processes, {size}, got {self.batch_size}")
+        if self.sync_batch_norm and (size == 1 or device == "cpu"):
+            got = f"{size} on {device}"
+            raise InputError(f"--sync-batch-norm: must be given to several processes (torchrun) on CUDA, got {got}")
+        return dataclasses.replace(self, device=device)
 
     def __str__(self) -> str:
         shown = [f"{flag(f.name)} {getattr(self, f.name)}" for f in dataclasses.fields(self) if f.name != "retrain"]
@@ -285,7 +310,8 @@ class Common:
     def engine(self) -> engine.Engine:
         """How steps are run with these options on this machine."""
         large = models.is_large(self.backbone)
-        return engine.choose(self.device, self.precision, self.compile, self.deterministic, large)
+        several = distributed.current().size, self.sync_batch_norm
+        return engine.choose(self.device, self.precision, self.compile, self.deterministic, large, *several)
 
     @property
     def scene(self) -> str:
@@ -306,12 +332,14 @@ class Common:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""
         elsewhere = ("preset", "data_root", "device", "out", "retrain", "compile")
         # left alone they are no part of what was asked, and a run made on a GPU is found without one
-        unless_given = {"precision": "auto", "deterministic": False, "base": "trained"}
+        unless_given = {"precision": "auto", "deterministic": False, "base": "trained", "sync_batch_norm": False}
         own = {
             name: value
             for name, value in dataclasses.asdict(self).items()
             if name not in elsewhere and unless_given.get(name, ...) != value
         }
+        if (processes := distributed.current().size) > 1:  # batch-norm sees a share of the batch
+            own["processes"] = processes
         return own | described
 
 
@@ -483,18 +511,54 @@ def check_writable(path: Path) -> None:
         raise InputError(f"--out: must be a folder that can be written to, got {path} ({error.strerror})") from error
 
 
-def one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def check_folder(path: Path) -> None:
+    """Let the leader try to write below a folder, and every process see it there.
+
+    Raises:
+        InputError: it cannot be written to, or each of several machines has one of its own.
+    """
+    world = distributed.current()
+    if world.leads:
+        check_writable(path)
+    if world.size > 1:
+        with contextlib.ExitStack() as kept:
+            probe = kept.enter_context(tempfile.NamedTemporaryFile(dir=path)).name if world.leads else None
+            seen = os.path.exists(world.from_leader(probe))
+            seen = world.total(torch.tensor(int(seen)))  # also keeps the file until all have looked
+        if seen < world.size:
+            raise InputError(f"--out: must be a folder that all processes see, got {path}")
+
+
+def begin_script() -> distributed.Job:
+    """Meet torchrun's other processes, and let errors and SIGTERM end a script in one line.
+
+    Raises:
+        InputError: see `distributed.connect`.
+    """
+    sys.excepthook = one_line
+    job = distributed.connect(os.environ)
+    job.mute()
+    sys.excepthook = partial(one_line, job=job)
+    signal.signal(signal.SIGTERM, partial(terminate, job=job))
+    return job
+
+
+def one_line(
+    kind: type[BaseException], error: BaseException, trace: Any, job: distributed.Job = distributed.ALONE
+) -> None:
     """An exception hook for scripts: one line, and exit code 2 for bad input, 1 for failed training or a full
-    disk, 130 for Ctrl-C."""
+    disk, 130 for Ctrl-C. Of several processes the first to fail says why."""
     codes = {InputError: 2, TrainingError: 1, OSError: 1, KeyboardInterrupt: 130}
     for known, code in codes.items():
         if isinstance(error, known):
-            print(f"error: {GO_ON if code == 130 else error}", file=sys.stderr)
-            raise SystemExit(code)
-    sys.__excepthook__(kind, error, trace)
+            job.end(f"error: {GO_ON if code == 130 else error}", code)
+    if job.world.size == 1:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        lost = distributed.lost_another(error)
+        job.end(f"error: {LOST}" if lost else "".join(traceback.format_exception(kind, error, trace)), 1)
 
 
-def terminate(number: int, frame: Any) -> NoReturn:
+def terminate(number: int, frame: Any, job: distributed.Job = distributed.ALONE) -> NoReturn:
     """SIGTERM's handler: say how to go on, exit 143."""
-    print(f"error: {GO_ON}", file=sys.stderr)
-    raise SystemExit(128 + number)
+    job.end(f"error: {GO_ON}", 128 + number)

@@ -4,6 +4,11 @@
 (`ImageData`); the second trains a linear classifier on frozen features (`classifiers.FrozenFeatures`).
 A step reads and writes the same tensors each time and waits for nothing, so that `engine.Engine` can replay
 it; losses and hits are read once an epoch. `fit_together` runs several trainings side by side.
+
+Where several processes train together (see `distributed`), each takes its share of every batch, and gradients are
+the whole batch's mean, so that a step is the one that a single process would take. Batch-norm alone differs: it
+normalises by the statistics of a process's share (with `Engine.sync_batch_norm` by the batch's), and its running
+statistics become their mean over the processes at the end of each epoch, for the test and the checkpoint.
 """
 
 import contextlib
@@ -22,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ltr import InputError, TrainingError, metrics, runs
+from ltr import InputError, TrainingError, distributed, metrics, runs
 from ltr.datasets import LongTailed
 from ltr.engine import Engine, Step, copy_into
 from ltr.loader import Draws, Loader
@@ -71,7 +76,10 @@ class Data(Protocol):
         """Training images."""
 
     def draw(self, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
-        """What one epoch differs in from another, on the device, in the same shapes each time."""
+        """What one epoch differs in from another, on the device, in the same shapes each time.
+
+        The same in every process of a group.
+        """
 
     def batch(self, drawn: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and labels at these positions [B] of the epoch's order, without waiting for the device."""
@@ -82,12 +90,13 @@ class Data(Protocol):
 
 @torch.inference_mode()
 def predict(model: nn.Module, loader: Loader, flip: bool = False) -> np.ndarray:
-    """Logits [N, C] in evaluation mode; with `flip` of the mirrored images."""
-    was_training = model.training
+    """Logits [N, C] in evaluation mode; with `flip` of the mirrored images. Several processes share the batches."""
+    was_training, world = model.training, distributed.current()
+    sizes = len(loader), loader.test_batch_size
     model.eval()
-    logits = [model(images) for images, _ in loader.test_batches(flip=flip)]
+    logits = [model(images) for images, _ in loader.test_batches(flip, world.share(*sizes))]
     model.train(was_training)
-    return torch.cat(logits).float().cpu().numpy()
+    return world.gather(torch.cat(logits).float(), *sizes).cpu().numpy()
 
 
 class ImageData:
@@ -134,7 +143,9 @@ class Trainer:
         self.model, self.data, self.recipe, self.checkpoint, self.label = model, data, recipe, checkpoint, label
         self.classifier: nn.Linear = getattr(model, "classifier", model)
         self.device = self.classifier.weight.device
-        self.engine = engine or Engine(self.device)
+        self.engine, self.world = engine or Engine(self.device), distributed.current()
+        if self.engine.sync_batch_norm:
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, with the same weights
         self.max_norm = max_norm.to(self.device) if max_norm else None
         self.loss = build_loss(recipe.loss, torch.as_tensor(data.class_counts), self.device)
         self.optimizer = self.make_optimizer()
@@ -171,19 +182,24 @@ class Trainer:
         return row_norms(self.classifier.weight.detach()).cpu()
 
     def step(self, forward: Callable[[Tensor], Tensor], size: int) -> None:
-        """Train on the next `size` images."""
-        inputs, labels = self.data.batch(self.drawn, self.position + torch.arange(size, device=self.device))
+        """Train on the next `size` images, or on this process's share of them."""
+        share = self.world.share(size)
+        positions = self.position + torch.arange(share.start, share.stop, device=self.device)
+        inputs, labels = self.data.batch(self.drawn, positions)
         with self.engine.autocast():
             logits = forward(inputs)
         logits = logits.float()
-        loss = self.loss(logits, labels)
+        loss = self.loss(logits, labels) if share else logits.sum()  # no images: zero, and so are its gradients
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.world.size > 1:  # the processes' mean of this is the batch's mean, whatever their shares
+            (loss * (len(share) * self.world.size / size)).backward()
+        else:
+            loss.backward()
         self.optimizer.step()
         if self.max_norm and self.max_norm.every == "step":
             self.max_norm.apply(self.classifier.weight)
         hits = (logits.detach().argmax(1) == labels).sum()
-        self.sums += torch.stack([loss.detach() * size, hits])
+        self.sums += torch.stack([loss.detach() * len(share), hits])
         self.position += size
 
     @property
@@ -212,10 +228,13 @@ class Trainer:
         self.begin_epoch()
 
         def steps(forward: Callable[[Tensor], Tensor]) -> dict[int, Step]:
+            forward = self.world.train_together(forward)
             return {size: partial(self.step, forward, size) for size in sorted(set(self.sizes), reverse=True)}
 
         with self.on_stream():
             self.steps, self.engine = self.engine.prepare(self.model, steps, self.state_tensors(), self.stream)
+            if self.world.size > 1:  # gradients are packed anew after the first step: a resumed run does so here too
+                self.engine.capture(self.steps, self.state_tensors(), self.stream)
         if fast:
             self.prepare_seconds = time.perf_counter() - start
 
@@ -253,7 +272,8 @@ class Trainer:
         with self.on_stream():
             if self.max_norm and self.max_norm.every == "epoch":
                 self.max_norm.apply(self.classifier.weight)
-            loss, hits = (self.sums.double() / len(self.data)).tolist()
+            loss, hits = (self.world.total(self.sums.double()) / len(self.data)).tolist()
+            self.world.average_([values for values in self.model.buffers() if values.is_floating_point()])
             epoch, lr = self.epoch + 1, self.recipe.learning_rate(self.epoch)
             row = {"epoch": epoch, "lr": lr, "train_loss": loss, "train_accuracy": 100 * hits}
             if not math.isfinite(loss):
@@ -283,12 +303,13 @@ class Trainer:
             return self.data.test_logits(self.model, epoch, flip)
 
     def settings(self) -> dict[str, Any]:
-        """What a checkpoint must agree with: the recipe, MaxNorm's settings and the shape of every weight."""
+        """What a checkpoint must agree with: recipe, MaxNorm, the shape of every weight, and several processes."""
         ball = {"max_norm": self.max_norm.radius, "max_norm_every": self.max_norm.every} if self.max_norm else {}
         if self.max_norm and type(self.max_norm) is not MaxNorm:
             ball["constraint"] = type(self.max_norm).__name__
         shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
-        return {**asdict(self.recipe), **ball, **shapes}
+        together = {"processes": self.world.size} if self.world.size > 1 else {}
+        return {**asdict(self.recipe), **ball, **shapes, **together}
 
     def state(self) -> dict[str, Any]:
         """All that a resumed training needs."""
@@ -352,7 +373,7 @@ class Trainer:
     def save_when_due(self) -> None:
         """Save after each epoch, less often where that would take more than a twentieth of the time."""
         now = time.perf_counter()
-        if self.checkpoint and (self.finished or now - self.saved_at > 20 * self.save_seconds):
+        if self.world.leads and self.checkpoint and (self.finished or now - self.saved_at > 20 * self.save_seconds):
             save_checkpoint(self.checkpoint, self.state())
             self.saved_at = time.perf_counter()
             self.save_seconds = self.saved_at - now
@@ -364,7 +385,7 @@ class Trainer:
 
     def say(self, text: str) -> None:
         """Print a line that begins with the label; nothing without one."""
-        if self.label:
+        if self.label and self.world.leads:
             print(self.label + text, flush=True)
 
 

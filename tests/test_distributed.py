@@ -1,0 +1,258 @@
+"""Two processes, as torchrun starts them, against one: the same results, one writer, one message, no hang.
+
+On CPUs with gloo; what NCCL and several GPUs add to it is not run here.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil  # comes with Jupyter
+import pytest
+import together
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ltr import InputError, distributed, engine, runs
+from ltr.distributed import Job, World
+from ltr.settings import ROOT, FirstStage
+
+several = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch was built without torch.distributed"
+)
+OPTIONS = "--preset demo --imbalance-factor 1 --epochs 40 --batch-size 16 --lr 0.05"
+SCRIPT = Path(together.__file__)
+GONE = "; the same command goes on from the last saved epoch"
+
+
+def start(out: Path, log: Path, options: str = OPTIONS, script: Path = SCRIPT, **environment: str) -> subprocess.Popen:
+    """Two processes of a script; what they print goes to a file."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **environment}
+    with open(log, "w") as file:
+        return subprocess.Popen(
+            [*command, *options.split(), "--out", str(out)], stdout=file, stderr=subprocess.STDOUT, env=environment
+        )
+
+
+def finish(*arguments: Any, code: int = 0, **more: Any) -> str:
+    """Run two processes to their end; what they printed."""
+    log = arguments[1]
+    assert start(*arguments, **more).wait(timeout=180) == code, log.read_text()
+    return log.read_text()
+
+
+def only_message(log: str) -> str:
+    """The one message of a failed job; torchrun's own report, with the exit codes, follows it."""
+    messages = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 1, log
+    assert log.count("Traceback (most recent call last)") == 1, log  # torchrun's own
+    return messages[0]
+
+
+def ranks(process: subprocess.Popen) -> dict[int, psutil.Process]:
+    """The processes that torchrun has started, by rank."""
+    children = psutil.Process(process.pid).children()
+    return {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[runs.Result, list[dict], str]:
+    """An uninterrupted job: its run, what each process computed and wrote, what was printed."""
+    checks = tmp_path_factory.mktemp("checks")
+    log = finish(checks / "out", checks / "log", CHECKS=str(checks))
+    (run,) = runs.finished_runs(checks / "out" / "demo_1")
+    return run, [torch.load(checks / f"{rank}.pt") for rank in (0, 1)], log
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """What one process computes."""
+    return together.computed()
+
+
+def assert_equal(one: runs.Result, other: runs.Result) -> None:
+    """Equal at tolerance 0, but for times."""
+    pd.testing.assert_frame_equal(
+        *(result.history.drop(columns="seconds") for result in (one, other)), check_exact=True
+    )
+    assert np.array_equal(one.norms, other.norms)
+    assert np.array_equal(one.test_logits[0], other.test_logits[0])
+    weights, others = one.weights(), other.weights()
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+
+
+# ---- shares
+
+
+@given(size=st.integers(0, 60), processes=st.integers(1, 9), block=st.integers(1, 12))
+def test_shares_drop_and_repeat_nothing_and_differ_by_a_block_at_most(size, processes, block):
+    shares = [World(rank, processes).share(size, block) for rank in range(processes)]
+    assert [position for share in shares for position in share] == list(range(size))
+    blocks = [-(-len(share) // block) for share in shares]
+    assert max(blocks) - min(blocks) <= 1
+    assert blocks == sorted(blocks, reverse=True)
+
+
+@several
+def test_unequal_and_empty_shares_are_gathered_in_order_by_each(whole):
+    for process in whole[1]:
+        for size in together.SIZES:
+            assert torch.equal(process["computed"][f"gathered {size}"], torch.arange(2 * size).view(size, 2))
+
+
+# ---- two processes against one
+
+
+@several
+@pytest.mark.parametrize("test", [37, 250])
+def test_test_logits_are_those_of_one_process(whole, alone, test):
+    for process in whole[1]:
+        assert torch.equal(process["computed"][f"logits {test}"], alone[f"logits {test}"])
+
+
+@several
+@pytest.mark.parametrize("mode", ["paper", "released"])
+def test_frozen_features_are_those_of_one_process(whole, alone, mode):
+    for process in whole[1]:
+        for value, expected in zip(process["computed"][f"{mode} features"], alone[f"{mode} features"], strict=True):
+            assert torch.equal(value, expected)
+
+
+@several
+@pytest.mark.parametrize("what", ["trained", "trained classifier"])
+def test_training_without_batch_norm_is_that_of_one_process(whole, alone, what):
+    for process in whole[1]:
+        torch.testing.assert_close(process["computed"][what], alone[what], rtol=1e-4, atol=1e-5)
+
+
+@several
+def test_with_batch_norm_processes_agree_and_stay_near_one_process(whole, alone):
+    first, second = (process["computed"]["batch-norm"] for process in whole[1])
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert first["weights"]["stem.1.running_mean"].isfinite().all()
+    loss = [found["history"][:, 2] for found in (first, alone["batch-norm"])]  # epoch, lr, train_loss
+    torch.testing.assert_close(*loss, rtol=0.15, atol=0)
+    assert not torch.equal(*loss)  # its statistics are of a share
+
+
+# ---- one writer, one name
+
+
+@several
+def test_the_leader_alone_writes_and_prints(whole):
+    run, (leader, other), log = whole
+    assert other["written"] == []
+    assert any(path.endswith("summary.json") for path in leader["written"])
+    assert any(path.endswith("figure.png") for path in leader["written"])
+    assert log.count("finished\n") == log.count("\nWD  40/40: ") == 1
+    assert "2 processes share each batch of 16 images, so the learning rate stays 0.05" in log
+    assert run.config["settings"]["processes"] == 2
+    assert run.config["environment"]["device"].startswith("2 x cpu")
+    assert run.summary["engine"] == "cpu, fp32, eager steps, 2 processes"
+    assert len(pd.read_csv(run.path.parent.parent / "results.csv")) == 4
+
+
+def test_one_process_keeps_the_names_of_its_runs():
+    committed = ROOT / "exp" / "demo_1" / "wd_wd0.005_e70_resnet32_if100_s0-55d5b2e8"
+    run = next(iter(sorted((ROOT / "exp" / "demo_1").glob("wd_*_if100_s0-*"))), committed)
+    result = runs.Run(run, {}).load()
+    settings = FirstStage.parse(
+        "--preset paper --dataset folder --backbone resnet32 --epochs 70 --test-every 1 --device cpu".split()
+    )
+    _, identity = settings.model("WD", settings.weight_decay)
+    data = result.config["data"]["fingerprint"]
+    assert runs.open_run(run.parent, run.name.rsplit("-", 1)[0], identity, data).path == run
+
+
+# ---- failures
+
+
+@several
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(whole, tmp_path):
+    process, log = start(tmp_path / "out", tmp_path / "log"), tmp_path / "log"
+    while "\nWD   3/40" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.002)
+    ranks(process)[1].send_signal(signal.SIGKILL)
+    assert process.wait(timeout=60) == 1
+    assert only_message(log.read_text()).endswith(GONE)
+    assert "finished" not in log.read_text()
+    assert "WD: resuming at epoch" in finish(tmp_path / "out", log)
+    assert_equal(runs.finished_runs(tmp_path / "out" / "demo_1")[0], whole[0])
+
+
+@several
+def test_a_loss_that_is_not_finite_ends_all_in_one_message(tmp_path):
+    log = finish(tmp_path / "out", tmp_path / "log", OPTIONS.replace("0.05", "1e38"), code=1)
+    assert only_message(log) == "error: the loss is nan in epoch 1: try a smaller --lr"
+
+
+@several
+def test_bad_input_ends_all_in_one_message(tmp_path):
+    script = next((ROOT / "scripts").glob("demo1_*.py"))
+    log = finish(tmp_path / "out", tmp_path / "log", "--preset demo --batch-size 1", script, code=1)  # torchrun's code
+    assert only_message(log).startswith("error: --batch-size: must be a whole number at least 2")
+    assert "exitcode  : 2" in log
+    assert not (tmp_path / "out").exists()
+
+
+# ---- settings of a job
+
+
+JOB = Job(World(1, 8), local_rank=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--batch-size 4", "--batch-size: must be at least the number of processes, 8, got 4"),
+        ("--sync-batch-norm", "--sync-batch-norm: must be given to several processes (torchrun) on CUDA, got 8 on cpu"),
+    ],
+)
+def test_settings_that_do_not_suit_several_processes_are_refused(options, says):
+    with pytest.raises(InputError) as caught:
+        FirstStage.parse(f"--preset demo --device cpu {options}".split()).for_job(JOB)
+    assert str(caught.value) == says
+
+
+def test_synchronised_batch_norm_is_refused_for_one_process():
+    with pytest.raises(InputError, match=r"^--sync-batch-norm: .* got 1 on cpu$"):
+        FirstStage.parse("--preset demo --device cpu --sync-batch-norm".split()).for_job(distributed.ALONE)
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [JOB.device(name) for name in ("cpu", "cuda")] == ["cpu", "cuda:1"]
+    assert distributed.ALONE.device("cuda:1") == "cuda:1"
+    with pytest.raises(InputError, match=r"^--device: must be cpu or cuda for several processes, got cuda:1$"):
+        JOB.device("cuda:1")
+    with pytest.raises(InputError, match=r"^--nproc-per-node: must be at most the GPUs of this machine, 2"):
+        Job(World(2, 8), local_rank=2).device("cuda")
+
+
+def test_several_processes_replay_no_graph_and_say_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    chosen = engine.choose("cuda", large=True, processes=8)
+    assert str(chosen) == "cuda, bf16, eager steps, torch.compile, 8 processes"
+    assert chosen.notices == ("no CUDA graph where several processes exchange gradients",)
+
+
+def test_an_environment_that_is_not_whole_is_refused_in_one_line():
+    with pytest.raises(InputError, match=r"^torchrun: must start all processes"):
+        distributed.connect({"WORLD_SIZE": "2", "RANK": "0"})
+
+
+def test_a_process_is_alone_without_torchrun_and_where_it_starts_one():
+    assert distributed.connect({}) is distributed.connect({"WORLD_SIZE": "1", "RANK": "0"}) is distributed.ALONE
+    assert distributed.current() == World(0, 1)

@@ -1,0 +1,111 @@
+"""A script for torchrun, in tests of several processes: a first stage with the first script's options, on small images.
+
+It trains a run as the notebook does. With `CHECKS`, a folder, each process also writes there what it computes
+together with the others (`computed`), and which files it has opened to write (`written`).
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import nn
+
+from ltr import classifiers, distributed, models, plots, regularizers, runs, training
+from ltr.datasets import LabelledImages, LongTailed
+from ltr.settings import FirstStage
+
+SIZES = (1, 2, 5, 8)  # of gathered rows: less than a row each, equal and unequal shares
+BATCH = 16
+written: list[str] = []
+
+
+def small_set(train: int = 65, test: int = 250) -> LongTailed:
+    """8x8 images of 4 classes: noise around a colour of the class. 65 are four batches and one image."""
+    rng = np.random.default_rng(3)
+    labels = np.concatenate([np.sort(rng.permutation(np.arange(train) % 7) % 4), np.arange(test) % 4])
+    noise = rng.normal(0, 40, (len(labels), 8, 8, 3)) + rng.integers(40, 216, (4, 1, 1, 3))[labels]
+    images = np.clip(noise, 0, 255).astype(np.uint8)
+    parts = [LabelledImages(images[part], labels[part]) for part in (slice(train), slice(train, None))]
+    return LongTailed("noise", list("abcd"), *parts, None, (0.5,) * 3, (0.25,) * 3)
+
+
+def network(batch_norm: bool = True) -> models.CifarResNet:
+    """A small network of the real blocks, with or without batch-norm."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.CifarResNet(4, (8, 16), [1, 1], projection=True)
+    for module in list(model.modules()) if not batch_norm else ():
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+    return model.to(memory_format=torch.channels_last)
+
+
+def trained(model: nn.Module, data: training.Data, loss: str = "ce") -> dict[str, Any]:
+    """What three epochs with weight decay and MaxNorm end with."""
+    recipe = training.Recipe(3, BATCH, lr=0.05, weight_decay=5e-3, loss=loss)
+    outcome = training.fit(model, data, recipe, regularizers.MaxNorm(0.4))
+    history = torch.tensor(outcome.history.drop(columns="seconds").to_numpy())
+    return {"weights": outcome.weights, "history": history, "logits": torch.tensor(outcome.logits["last", "flip"])}
+
+
+def features(mode: str) -> classifiers.FrozenFeatures:
+    """A network's features."""
+    return classifiers.FrozenFeatures(network(), small_set(), "cpu", mode, BATCH)
+
+
+def computed() -> dict[str, Any]:
+    """What must be the same however many processes compute it, most of it to the bit."""
+    world, found = distributed.current(), {}
+    for size in SIZES:
+        rows = torch.arange(2 * size).view(size, 2)
+        share = world.share(size)
+        found[f"gathered {size}"] = world.gather(rows[share.start : share.stop], size)
+    for test in (37, 250):  # a batch, which the leader tests alone; three, of which it tests two
+        images = training.ImageData(small_set(test=test), "cpu")
+        found[f"logits {test}"] = torch.tensor(images.test_logits(network(), 0, flip=True))
+    for mode in classifiers.MODES:
+        frozen = features(mode)
+        found[f"{mode} features"] = [*frozen.draw(BATCH, 0, 1), frozen.test_features(1, True)]
+    found["trained classifier"] = trained(classifiers.copy_classifier(network()), features("paper"), "cb-ce")
+    found["trained"] = trained(network(batch_norm=False), training.ImageData(small_set(), "cpu"))
+    found["batch-norm"] = trained(network(), training.ImageData(small_set(), "cpu"))
+    return found
+
+
+def first_stage(settings: FirstStage) -> runs.Result:
+    """The first notebook's way through a run, and its table and a figure."""
+    data = small_set()
+    label, identity = settings.model("WD", settings.weight_decay)
+    run = runs.open_run(settings.out / "demo_1", label, identity, data.describe()["fingerprint"])
+    if settings.retrain or not run.finished:
+        run.begin(data, settings.device, settings.retrain)
+        images, recipe = training.ImageData(data, settings.device), settings.recipe(settings.weight_decay)
+        outcome = training.fit(network(), images, recipe, None, run.checkpoint, "WD", settings.engine)
+        run.save(outcome, data.class_counts)
+    result = run.load()
+    runs.append_results(settings.out / "results.csv", [result])
+    plots.show(plt.figure(), settings.figures / "figure.png")
+    print("finished", flush=True)
+    return result
+
+
+def note_writes(event: str, arguments: tuple) -> None:
+    """An audit hook: keep what is opened to be written, made, renamed or removed."""
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+        written.append(str(arguments[0]))
+
+
+if __name__ == "__main__":
+    sys.addaudithook(note_writes)
+    settings = FirstStage.read()
+    first_stage(settings)
+    if folder := os.environ.get("CHECKS"):
+        world = distributed.current()
+        below = [path for path in written if path.startswith(str(settings.out))]
+        torch.save({"computed": computed(), "written": below}, Path(folder) / f"{world.rank}.pt")
