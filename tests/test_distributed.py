@@ -28,7 +28,7 @@ from ltr.settings import ROOT, FirstStage
 several = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch was built without torch.distributed"
 )
-OPTIONS = "--preset demo --imbalance-factor 1 --epochs 40 --batch-size 16 --lr 0.05"
+OPTIONS = "--preset demo --imbalance-factor 1 --epochs 12 --batch-size 16 --lr 0.05"
 SCRIPT = Path(together.__file__)
 GONE = "; the same command goes on from the last saved epoch"
 
@@ -133,13 +133,13 @@ def test_frozen_features_are_those_of_one_process(whole, alone, mode):
 @pytest.mark.parametrize("what", ["trained", "trained classifier"])
 def test_training_without_batch_norm_is_that_of_one_process(whole, alone, what):
     for process in whole[1]:
-        torch.testing.assert_close(process["computed"][what], alone[what], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(process["computed"][what], alone[what], rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 @several
 def test_with_batch_norm_processes_agree_and_stay_near_one_process(whole, alone):
     first, second = (process["computed"]["batch-norm"] for process in whole[1])
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
     assert first["weights"]["stem.1.running_mean"].isfinite().all()
     loss = [found["history"][:, 2] for found in (first, alone["batch-norm"])]  # epoch, lr, train_loss
     torch.testing.assert_close(*loss, rtol=0.15, atol=0)
@@ -153,9 +153,9 @@ def test_with_batch_norm_processes_agree_and_stay_near_one_process(whole, alone)
 def test_the_leader_alone_writes_and_prints(whole):
     run, (leader, other), log = whole
     assert other["written"] == []
-    assert any(path.endswith("summary.json") for path in leader["written"])
-    assert any(path.endswith("figure.png") for path in leader["written"])
-    assert log.count("finished\n") == log.count("\nWD  40/40: ") == 1
+    assert any("summary.json" in path for path in leader["written"])
+    assert any("figure.png" in path for path in leader["written"])
+    assert log.count("finished\n") == log.count("\nWD  12/12: ") == 1
     assert "2 processes share each batch of 16 images, so the learning rate stays 0.05" in log
     assert run.config["settings"]["processes"] == 2
     assert run.config["environment"]["device"].startswith("2 x cpu")
@@ -181,7 +181,7 @@ def test_one_process_keeps_the_names_of_its_runs():
 @several
 def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(whole, tmp_path):
     process, log = start(tmp_path / "out", tmp_path / "log"), tmp_path / "log"
-    while "\nWD   3/40" not in log.read_text():
+    while "\nWD   2/12" not in log.read_text():
         assert process.poll() is None, log.read_text()
         time.sleep(0.002)
     ranks(process)[1].send_signal(signal.SIGKILL)
