@@ -30,6 +30,7 @@ from ltr import InputError, classifiers, datasets, metrics, models, plots, runs
 from ltr.classifiers import FrozenFeatures
 from ltr.methods import METHODS, Method, Setting, Settings
 from ltr.settings import MOST, SecondStage, check_writable, flag, folder, one_line, option, short, whole
+from ltr.settings import WHOLE_NETWORK as NAMES
 from ltr.storage import write_text
 from ltr.training import Recipe
 
@@ -70,15 +71,7 @@ PUBLISHED = [
     ("BCL", "resnet32", 51.9, 56.6, 64.9, "Zhu et al. 2022, stronger augmentation"),
     ("PaCo", "resnet32", 52.0, 56.0, 64.2, "Cui et al. 2021, AutoAugment and Cutout, 400 epochs"),
 ]
-WHOLE_NETWORK = (  # trained from scratch; beside them every one with a published figure
-    "naive",
-    "Balanced Softmax, whole network",
-    "logit adjustment, whole network",
-    "LDAM-DRW",
-    "label smoothing",
-    "mixup",
-    "CutMix",
-)
+WHOLE_NETWORK = ("naive", "mixup", *NAMES.values())  # trained from scratch
 
 
 def published(dataset: str, imbalance_factor: float, profile: str, backbone: str) -> dict[str, tuple[float, str]]:

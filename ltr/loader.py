@@ -70,6 +70,11 @@ def crop_and_flip(padded: Tensor, corners: Tensor, flips: Tensor, size: tuple[in
     return padded[batch, rows[:, :, None], columns[:, None, :]]
 
 
+def pad(images: Tensor) -> Tensor:
+    """Zeros around images [N, H, W, 3], from which crops are cut."""
+    return F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+
+
 class Loader:
     """A labelled set of images on a device.
 
@@ -94,7 +99,8 @@ class Loader:
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         self.mean = torch.tensor(mean, device=self.device).view(1, 1, 1, 3)
         self.std = torch.tensor(std, device=self.device).view(1, 1, 1, 3)
-        self.padded = F.pad(self.images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+        self.padded = pad(self.images)
+        self.repeats = False  # whether an epoch may see an image more than once, each time cropped anew
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,8 +116,9 @@ class Loader:
         """
         order, corners, flips = draws
         chosen = order[positions]
+        drawn = positions if self.repeats else chosen
         size = tuple(self.images.shape[1:3])
-        images = crop_and_flip(self.padded[chosen], corners[chosen], flips[chosen], size)
+        images = crop_and_flip(self.padded[chosen], corners[drawn], flips[drawn], size)
         return self.normalise(images), self.labels[chosen]
 
     def train_batches(

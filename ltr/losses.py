@@ -5,6 +5,7 @@ code takes the binary cross-entropy of the softmax probabilities. Both are here,
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -82,8 +83,113 @@ def balanced_focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float
     return (weights[labels] * focal).mean()
 
 
+def adjust_logits(logits: Tensor, counts: Tensor, tau: float) -> Tensor:
+    r"""Take the training set's class prior out of the logits [..., C]; tau = 0 leaves them.
+
+    .. math:: z_k \leftarrow z_k - \tau \log \pi_k, \quad \pi_k = n_k / \sum_j n_j
+
+    Source: Menon et al. 2021, equation 9.
+    """
+    counts = torch.as_tensor(counts, dtype=logits.dtype, device=logits.device)
+    return logits - tau * (counts / counts.sum()).log()
+
+
+def balanced_softmax(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    r"""Cross-entropy under a softmax that carries the class counts; the plain logits then answer a balanced test.
+
+    .. math:: -\log \frac{n_y e^{z_y}}{\sum_k n_k e^{z_k}}
+
+    The same as the logit-adjusted loss with tau = 1.
+
+    Source: Ren et al. 2020, theorem 1; Menon et al. 2021, equation 10.
+    """
+    return F.cross_entropy(adjust_logits(logits, counts, -1.0), labels)
+
+
+def ldam_margins(counts: Tensor, largest: float = 0.5) -> Tensor:
+    r"""Margins that are larger the rarer the class, the rarest class's being `largest`: [C].
+
+    .. math:: \Delta_k \propto n_k^{-1/4}
+
+    Source: Cao et al. 2019, equation 13.
+    """
+    margins = torch.as_tensor(counts, dtype=torch.float64) ** -0.25
+    return (largest * margins / margins.max()).float()
+
+
+def ldam(logits: Tensor, labels: Tensor, weights: Tensor, margins: Tensor) -> Tensor:
+    r"""Label-distribution-aware margin loss, weighted by the label's class, mean over the batch.
+
+    .. math:: -\alpha_y \log \frac{e^{z_y - s \Delta_y}}{e^{z_y - s \Delta_y} + \sum_{k \ne y} e^{z_k}}
+
+    Args:
+        logits: [B, C], s times a cosine each: of `models.CosineClassifier`, whose scale s is 30.
+        margins: [C], s Delta.
+
+    Source: Cao et al. 2019, section 3.2.
+    """
+    return balanced_cross_entropy(
+        logits - F.one_hot(labels, logits.shape[1]) * margins[labels][:, None], labels, weights
+    )
+
+
+def label_aware_smoothing(counts: Tensor, head: float = 0.4, tail: float = 0.1) -> Tensor:
+    r"""How much of a label each class gives away: more the more images it has, the concave form: [C].
+
+    .. math:: \epsilon_k = \epsilon_{tail} + (\epsilon_{head} - \epsilon_{tail})
+        \sin \frac{\pi (n_k - n_{min})}{2 (n_{max} - n_{min})}
+
+    Source: Zhong et al. 2021 (MiSLAS), equations 7 to 9; 0.4 and 0.1 are theirs at imbalance factor 100.
+    """
+    counts = torch.as_tensor(counts, dtype=torch.float64)
+    place = (counts - counts.min()) / (counts.max() - counts.min()).clamp(min=1)
+    return (tail + (head - tail) * torch.sin(torch.pi / 2 * place)).float()
+
+
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
+    r"""Cross-entropy with smoothed labels, each class by its own measure, mean over the batch.
+
+    .. math:: -(1 - \epsilon_y) \log p_y - \frac{\epsilon_y}{C - 1} \sum_{k \ne y} \log p_k
+
+    Args:
+        smoothing: [C], epsilon.
+    """
+    log_p = F.log_softmax(logits, 1)
+    on_label = log_p.gather(1, labels[:, None]).squeeze(1)
+    given = smoothing[labels]
+    return -((1 - given) * on_label + given * (log_p.sum(1) - on_label) / (logits.shape[1] - 1)).mean()
+
+
+class Deferred:
+    """A weighted loss that treats classes alike at first and re-weights them in the last fifth of training (DRW).
+
+    The weights stay in one tensor, so that a captured step sees them change.
+
+    Args:
+        loss: of logits, labels and weights [C].
+        weights: [C], from then on.
+        start: the share of training after which.
+
+    Source: Cao et al. 2019, algorithm 1.
+    """
+
+    def __init__(self, loss: Callable[[Tensor, Tensor, Tensor], Tensor], weights: Tensor, start: float = 0.8) -> None:
+        self.loss, self.weights, self.start = loss, weights, start
+        self.now = torch.ones_like(weights)
+
+    def begin_epoch(self, done: float) -> None:
+        """Set the weights of the next epoch, before which this share of training is done."""
+        self.now.copy_(self.weights if done >= self.start else torch.ones_like(self.weights))
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(logits, labels, self.now)
+
+
 BALANCED = {"cb-ce": balanced_cross_entropy, "cb-bce": balanced_bce_on_softmax, "cb-focal": balanced_focal}
-LOSSES = ("ce", *BALANCED)
+FIRST_STAGE = ("ce", "balanced-softmax", "ldam-drw", "ce-drw", "smooth", "label-aware")
+LOSSES = (*FIRST_STAGE, *BALANCED)
+SCALE = 30.0  # LDAM's s
+SMOOTHING = 0.1
 
 
 def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", beta: float = BETA) -> Loss:
@@ -100,5 +206,17 @@ def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", be
     """
     if name == "ce":
         return cross_entropy
+    counts = torch.as_tensor(counts)
+    if name == "balanced-softmax":
+        return partial(balanced_softmax, counts=counts.to(device))
+    if name in ("smooth", "label-aware"):
+        even = torch.full((len(counts),), SMOOTHING)
+        return partial(
+            smoothed_cross_entropy, smoothing=(even if name == "smooth" else label_aware_smoothing(counts)).to(device)
+        )
+    if name in ("ldam-drw", "ce-drw"):
+        margins = (SCALE * ldam_margins(counts)).to(device)
+        loss = partial(ldam, margins=margins) if name == "ldam-drw" else balanced_cross_entropy
+        return Deferred(loss, class_balanced_weights(counts, beta).to(device))
     balanced, weights = BALANCED[name], class_balanced_weights(counts, beta).to(device)
     return lambda logits, labels: balanced(logits, labels, weights)

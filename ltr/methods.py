@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ltr.classifiers import linear
 from ltr.loader import epoch_generator
-from ltr.losses import Loss, build_loss
+from ltr.losses import Loss, adjust_logits, balanced_softmax, build_loss
 from ltr.regularizers import max_norm_project, row_norms, tau_normalize
 from ltr.training import Recipe
 
@@ -51,17 +51,6 @@ def tau_norm(first: nn.Linear, features: Features, recipe: Recipe, settings: Set
     Source: Kang et al. 2020, section 4; see `regularizers.tau_normalize`.
     """
     return [linear(tau_normalize(first.weight.detach(), setting["tau"]), first.bias) for setting in settings]
-
-
-def adjust_logits(logits: Tensor, counts: np.ndarray, tau: float) -> Tensor:
-    r"""Take the training set's class prior out of the logits [..., C]; tau = 0 leaves them.
-
-    .. math:: z_k \leftarrow z_k - \tau \log \pi_k, \quad \pi_k = n_k / \sum_j n_j
-
-    Source: Menon et al. 2021, equation 9.
-    """
-    counts = torch.as_tensor(counts, dtype=logits.dtype, device=logits.device)
-    return logits - tau * (counts / counts.sum()).log()
 
 
 def logit_adjustment(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
@@ -243,16 +232,6 @@ def class_balanced(first: nn.Linear, features: Features, recipe: Recipe, setting
     project = max_norm if radii.isfinite().any() else None
     start = copies(settings, weight, first.bias)
     return train(features, recipe, settings, start, as_is, side_by_side(loss), project=project)
-
-
-def balanced_softmax(logits: Tensor, labels: Tensor, counts: np.ndarray) -> Tensor:
-    r"""Cross-entropy under a softmax that carries the class counts; the plain logits then answer a balanced test.
-
-    .. math:: -\log \frac{n_y e^{z_y}}{\sum_k n_k e^{z_k}}
-
-    Source: Ren et al. 2020, theorem 1.
-    """
-    return F.cross_entropy(adjust_logits(logits, counts, -1.0), labels)
 
 
 def retrain_balanced(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:

@@ -92,6 +92,19 @@ class CifarResNet(nn.Module):
         return self.classifier(self.features(x))
 
 
+class CosineClassifier(nn.Linear):
+    """Logits that are cosines between features and weights, times a scale (Cao et al. 2019, for LDAM)."""
+
+    scale = 30.0
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [B, D] to [B, C]."""
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
 class LastLayers(nn.Module):
     """A trained network of which only the last layers learn (the paper's section 5.3, "last 2 layers").
 
@@ -136,20 +149,24 @@ BACKBONES = {
 }
 
 
-def build_model(backbone: str, num_classes: int, seed: int = 0) -> CifarResNet:
+def build_model(backbone: str, num_classes: int, seed: int = 0, cosine: bool = False) -> CifarResNet:
     """Make a freshly initialised network, the same weights for the same seed.
 
     Args:
         backbone: a key of `BACKBONES`.
         num_classes: C, the number of classes.
         seed: seed of the initial weights; the global random state is left as it was.
+        cosine: whether the classifier is a `CosineClassifier`.
 
     Raises:
         KeyError: the backbone is not known.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' too
-        return CifarResNet(num_classes, **BACKBONES[backbone])
+        model = CifarResNet(num_classes, **BACKBONES[backbone])
+        if cosine:
+            model.classifier = CosineClassifier(model.classifier.in_features, num_classes)
+        return model
 
 
 def is_large(backbone: str) -> bool:

@@ -69,7 +69,8 @@ def model_rows(rows: pd.DataFrame) -> list[list[str]]:
         twice = group.seed.duplicated().any()
         parts = [(f"{name} {run.rsplit('-', 1)[1]}", part) for run, part in group.groupby("run")] if twice else []
         for title, part in parts or [(name, group)]:
-            fired = "" if part.max_norm_fired.isna().all() else f"{100 * part.max_norm_fired.mean():.1f}"
+            counted = "MaxNorm" in method and part.max_norm_fired.notna().any()
+            fired = f"{100 * part.max_norm_fired.mean():.1f}" if counted else ""
             second = [number(part.weight_decay.mean()), number(part.max_norm.mean())]
             figures = [cell(part[figure]) for figure in FIGURES]
             lines.append([title, number(weight_decay), *second, *figures, fired, str(part.seed.nunique())])

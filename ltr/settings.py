@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from ltr import InputError, TrainingError, datasets, distributed, engine, losses, models, training
+from ltr import InputError, TrainingError, augment, datasets, distributed, engine, losses, models, training
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("demo", "paper")
@@ -39,6 +39,21 @@ STAGE2 = {
     "resnet32": {"weight_decay": 1e-3, "max_norm": 1.05, "tau": 0.75},
     "resnet32-wide": {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.9},
     "resnet34": {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.9},
+}
+# Other choices are part of a run's identity, these are not: runs from before they could be chosen are found.
+OF_THE_PAPER = {"base": "trained", "mix": "none", "augmentation": "none", "sampling": "instance"}
+WHOLE_NETWORK = {  # names of what the first stage learns by, apart from cross-entropy
+    "balanced-softmax": "Balanced Softmax, whole network",
+    "ldam-drw": "LDAM-DRW",
+    "ce-drw": "CE-DRW",
+    "smooth": "label smoothing",
+    "label-aware": "label-aware smoothing",
+    "cutmix": "CutMix",
+    "cutout": "Cutout",
+    "autoaugment": "AutoAugment",
+    "autoaugment+cutout": "AutoAugment and Cutout",
+    "sqrt": "square-root sampling",
+    "class-balanced": "class-balanced sampling",
 }
 GO_ON = "interrupted; the same command goes on from the last saved epoch"
 LOST = "another process of this job is gone or stuck; the same command goes on from the last saved epoch"
@@ -332,7 +347,7 @@ class Common:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""
         elsewhere = ("preset", "data_root", "device", "out", "retrain", "compile")
         # left alone they are no part of what was asked, and a run made on a GPU is found without one
-        unless_given = {"precision": "auto", "deterministic": False, "base": "trained", "sync_batch_norm": False}
+        unless_given = {"precision": "auto", "deterministic": False, "sync_batch_norm": False, **OF_THE_PAPER}
         own = {
             name: value
             for name, value in dataclasses.asdict(self).items()
@@ -354,6 +369,10 @@ class FirstStage(Common):
     momentum: float = option(0.9, "of SGD", real, low=0, high=1)
     schedule: str = option("cosine", "how the learning rate falls", choices=training.SCHEDULES)
     test_every: int = option(None, "epochs between two tests; the last is always tested", whole, low=1, high=MOST)
+    loss: str = option("ce", "of the whole network", choices=losses.FIRST_STAGE)
+    mix: str = option("none", "blend pairs of images", choices=augment.MIXES)
+    augmentation: str = option("none", "beyond crop and flip", choices=augment.AUGMENTATIONS)
+    sampling: str = option("instance", "how often a class is seen", choices=tuple(augment.SAMPLINGS))
 
     @classmethod
     def defaults(cls, preset: str) -> dict[str, Any]:
@@ -370,7 +389,8 @@ class FirstStage(Common):
 
     def model(self, method: str, weight_decay: float) -> tuple[str, dict[str, Any]]:
         """A run's label and identity. Its epochs and weight decay are named as stage 1's from here on."""
-        identity = self.identity(method=method, loss="ce", stage1_weight_decay=weight_decay)
+        method = self.named(method)
+        identity = self.identity(method=method, stage1_weight_decay=weight_decay)
         return self.label(method, f"wd{weight_decay:g}", f"e{self.epochs}"), identity
 
     def identity(self, **described: Any) -> dict[str, Any]:
@@ -378,9 +398,26 @@ class FirstStage(Common):
         own = super().identity(stage1_epochs=self.epochs, stage1_weight_decay=self.weight_decay)
         return {k: v for k, v in own.items() if k not in ("epochs", "weight_decay")} | described
 
+    def named(self, method: str) -> str:
+        """The model's name: what was given (naive, WD) with the paper's choices, else what differs from them."""
+        chosen = (self.loss, self.mix, self.augmentation, self.sampling)
+        different = [name for name in chosen if name not in ("ce", "none", "instance")]
+        name = " + ".join(WHOLE_NETWORK.get(name, name) for name in different)
+        return method if not name else name + (", no WD" if method == "naive" else "")
+
+    @property
+    def augmented(self) -> dict[str, str]:
+        """Arguments of `training.ImageData`."""
+        return {"mix": self.mix, "augmentation": self.augmentation, "sampling": self.sampling}
+
+    @property
+    def cosine(self) -> bool:
+        """Whether the loss wants a cosine classifier."""
+        return self.loss == "ldam-drw"
+
     def recipe(self, weight_decay: float) -> training.Recipe:
         """How to train one of the two models."""
-        names = ("epochs", "batch_size", "lr", "momentum", "schedule", "seed", "test_every")
+        names = ("epochs", "batch_size", "lr", "momentum", "schedule", "seed", "test_every", "loss")
         return training.Recipe(weight_decay=weight_decay, **{name: getattr(self, name) for name in names})
 
 
@@ -455,7 +492,11 @@ class SecondStage(Common):
         """Settings of the first-stage run to start from."""
         names = ("dataset", "imbalance_factor", "profile", "choice", "hold_out", "normalization", "backbone")
         wanted = {name: getattr(self, name) for name in (*names, "seed", "stage1_epochs")}
-        return wanted | {"stage1_weight_decay": weight_decay}
+        return (
+            wanted
+            | {"stage1_weight_decay": weight_decay, "loss": "ce"}
+            | dict.fromkeys(("mix", "augmentation", "sampling"))
+        )
 
     def model(self, method: str, mode: str, stage1: str, **described: Any) -> tuple[str, dict[str, Any]]:
         """A run's label and identity; `described` overrides what the mode decides."""

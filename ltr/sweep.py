@@ -40,7 +40,7 @@ class Cell:
     def trainer(self, run: runs.Run, images: training.ImageData, engine: Engine) -> training.Trainer:
         """The training of a run that was begun."""
         settings = self.settings
-        model = models.build_model(settings.backbone, len(self.data.class_counts), settings.seed)
+        model = models.build_model(settings.backbone, len(self.data.class_counts), settings.seed, settings.cosine)
         model.to(settings.device, memory_format=torch.channels_last)
         recipe = settings.recipe(self.weight_decay)
         return training.Trainer(model, images, recipe, None, run.checkpoint, run.name.rsplit("-", 1)[0], engine)
@@ -67,8 +67,10 @@ def train(cells: Sequence[Cell], at_once: int) -> Iterator[runs.Result]:
         images, trainers = {}, []
         for cell, run in group:
             run.begin(cell.data, cell.settings.device, retrain)
-            own = images.setdefault(id(cell.data), training.ImageData(cell.data, cell.settings.device))
-            trainers.append(cell.trainer(run, own, cell.settings.engine))
+            key = id(cell.data), cell.settings.seed * ("autoaugment" in cell.settings.augmentation)
+            if key not in images:
+                images[key] = training.ImageData(cell.data, cell.settings.device, **cell.settings.augmented)
+            trainers.append(cell.trainer(run, images[key], cell.settings.engine))
         outcomes = training.fit_together(trainers)
         for (cell, run), outcome in zip(group, outcomes, strict=True):
             run.save(outcome, cell.data.class_counts)

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ltr import InputError, TrainingError, distributed, metrics, runs
+from ltr import InputError, TrainingError, augment, distributed, metrics, runs
 from ltr.datasets import LongTailed
 from ltr.engine import Engine, Step, copy_into
-from ltr.loader import Draws, Loader
-from ltr.losses import build_loss
+from ltr.loader import Draws, Loader, pad
+from ltr.losses import Deferred, build_loss
 from ltr.regularizers import MaxNorm, row_norms
 from ltr.storage import load_checkpoint, save_checkpoint
 
@@ -100,23 +100,71 @@ def predict(model: nn.Module, loader: Loader, flip: bool = False) -> np.ndarray:
 
 
 class ImageData:
-    """Images for the first stage, on the device."""
+    """Images for the first stage, on the device.
 
-    def __init__(self, data: LongTailed, device: torch.device | str) -> None:
+    Args:
+        data: images.
+        device: where they live.
+        mix, augmentation, sampling: one of `augment.MIXES`, `AUGMENTATIONS` and `SAMPLINGS`. Without them images
+            are cropped and flipped, and each is seen once an epoch.
+    """
+
+    def __init__(
+        self,
+        data: LongTailed,
+        device: torch.device | str,
+        mix: str = "none",
+        augmentation: str = "none",
+        sampling: str = "instance",
+    ) -> None:
         self.class_counts, self.test_labels = data.class_counts, data.test.labels
         self.train = Loader(data.train.images, data.train.labels, data.mean, data.std, device)
         self.test = Loader(data.test.images, data.test.labels, data.mean, data.std, device)
+        self.mix, self.augmentation, self.sampling = mix, augmentation.split("+"), sampling
+        self.train.repeats = sampling != "instance"
+        self.side, self.batch_size = tuple(self.train.images.shape[1:3]), len(self.train)
 
     def __len__(self) -> int:
         return len(self.train)
 
-    def draw(self, batch_size: int, seed: int, epoch: int) -> Draws:
-        """Order, crops and flips of an epoch."""
-        return Draws.sample(len(self), seed, epoch).to(self.train.device)
+    @property
+    def settings(self) -> dict[str, str]:
+        """What is not as in the paper."""
+        chosen = {"mix": self.mix, "augmentation": "+".join(self.augmentation), "sampling": self.sampling}
+        return {name: value for name, value in chosen.items() if value not in ("none", "instance")}
 
-    def batch(self, drawn: Draws, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cropped, flipped, normalised images and their labels."""
-        return self.train.batch(drawn, positions)
+    def draw(self, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
+        """Order, crops and flips of an epoch; then what mixing and Cutout need."""
+        draws, device, self.batch_size = Draws.sample(len(self), seed, epoch), self.train.device, batch_size
+        if self.train.repeats:
+            draws = draws._replace(order=augment.sampled_order(self.train.labels.cpu(), self.sampling, seed, epoch))
+        if "autoaugment" in self.augmentation:
+            self.train.padded.copy_(pad(augment.autoaugment(self.train.images, seed, epoch)))
+        further = []
+        if self.mix != "none":
+            further += augment.draw_mixing(self.mix, -(-len(self) // batch_size), self.side, seed, epoch)
+        if "cutout" in self.augmentation:
+            further.append(augment.draw_holes(len(self), self.side, seed, epoch))
+        return [*draws.to(device), *(values.to(device) for values in further)] if further else draws.to(device)
+
+    def batch(self, drawn: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor | augment.Mixed]:
+        """Cropped, flipped, normalised images and their labels, mixed where that was asked."""
+        images, labels = self.single(drawn, positions)
+        if self.mix == "none":
+            return images, labels
+        step = positions // self.batch_size
+        start = step * self.batch_size  # the batch in reverse order: images lie in a random order anyway
+        partner = 2 * start + (len(self) - start).clamp(max=self.batch_size) - 1 - positions
+        others, theirs = self.single(drawn, partner)
+        share, boxes = drawn[3][step], drawn[4][step]
+        return augment.mix(self.mix, images, others, share, boxes), augment.Mixed(labels, theirs, share)
+
+    def single(self, drawn: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels at these positions of the order, not mixed."""
+        images, labels = self.train.batch(drawn[:3], positions)
+        if "cutout" in self.augmentation:
+            images = augment.cutout(images, drawn[-1][positions])
+        return images, labels
 
     def test_logits(self, model: nn.Module, epoch: int, flip: bool = False) -> np.ndarray:
         """Logits [N, C]; the epoch plays no part here."""
@@ -189,7 +237,7 @@ class Trainer:
         with self.engine.autocast():
             logits = forward(inputs)
         logits = logits.float()
-        loss = self.loss(logits, labels) if share else logits.sum()  # no images: zero, and so are its gradients
+        loss = self.loss_of(logits, labels) if share else logits.sum()  # no images: zero, and so are its gradients
         self.optimizer.zero_grad(set_to_none=True)
         if self.world.size > 1:  # the processes' mean of this is the batch's mean, whatever their shares
             (loss * (len(share) * self.world.size / size)).backward()
@@ -198,9 +246,17 @@ class Trainer:
         self.optimizer.step()
         if self.max_norm and self.max_norm.every == "step":
             self.max_norm.apply(self.classifier.weight)
+        labels = labels.first if isinstance(labels, augment.Mixed) else labels
         hits = (logits.detach().argmax(1) == labels).sum()
         self.sums += torch.stack([loss.detach() * len(share), hits])
         self.position += size
+
+    def loss_of(self, logits: Tensor, labels: Tensor | augment.Mixed) -> Tensor:
+        """The loss of a batch; of mixed images that of both labels, by their shares."""
+        if not isinstance(labels, augment.Mixed):
+            return self.loss(logits, labels)
+        share = labels.share.mean()  # the same for a whole batch
+        return share * self.loss(logits, labels.first) + (1 - share) * self.loss(logits, labels.second)
 
     @property
     def momentum(self) -> list[Tensor]:
@@ -251,6 +307,8 @@ class Trainer:
                     group["lr"].fill_(recipe.learning_rate(self.epoch))
                 else:
                     group["lr"] = recipe.learning_rate(self.epoch)
+            if isinstance(self.loss, Deferred):
+                self.loss.begin_epoch(self.epoch / recipe.epochs)
             drawn = self.data.draw(recipe.batch_size, recipe.seed, self.epoch)
             self.drawn = self.drawn or [torch.empty_like(values) for values in drawn]
             copy_into([*self.drawn, self.position, self.sums], [*drawn, torch.zeros(()), torch.zeros(2)])
@@ -308,6 +366,7 @@ class Trainer:
         if self.max_norm and type(self.max_norm) is not MaxNorm:
             ball["constraint"] = type(self.max_norm).__name__
         shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
+        ball |= getattr(self.data, "settings", {})
         together = {"processes": self.world.size} if self.world.size > 1 else {}
         return {**asdict(self.recipe), **ball, **shapes, **together}
 

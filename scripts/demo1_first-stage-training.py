@@ -88,6 +88,16 @@ if data is not None:
 # $$\Theta^* = \arg\min_\Theta \; \frac{1}{N} \sum_{i=1}^{N} -\log p_{y_i}(x_i; \Theta) \; + \; \lambda \lVert \Theta \rVert_2^2$$
 # 
 # (SGD's `weight_decay` adds $\lambda \Theta$ to the gradient, so its loss term is $\frac{\lambda}{2} \lVert \Theta \rVert_2^2$.)
+# 
+# Other ways to train a whole network that people compare with are options: `--loss` (Balanced Softmax, LDAM-DRW, label smoothing,
+# ...), `--mix` (mixup, CutMix), `--augmentation` (Cutout, AutoAugment), `--sampling`. The second notebook starts from none of
+# them; `python -m ltr.compare` puts them beside it.
+
+def network(seed: int = 0) -> models.CifarResNet:
+    """A new network, on the device."""
+    model = models.build_model(settings.backbone, len(counts), seed, settings.cosine)
+    return model.to(settings.device, memory_format=torch.channels_last)
+
 
 def first_stage(method: str, weight_decay: float) -> runs.Result:
     """Train a network, or go on training it, or load it where it is finished."""
@@ -95,16 +105,15 @@ def first_stage(method: str, weight_decay: float) -> runs.Result:
     run = runs.open_run(settings.out / "demo_1", label, identity, about["fingerprint"])
     if settings.retrain or not run.finished:
         run.begin(data, settings.device, settings.retrain)
-        model = models.build_model(settings.backbone, len(counts), settings.seed)
-        model.to(settings.device, memory_format=torch.channels_last)
-        images = training.ImageData(data, settings.device)
+        model = network(settings.seed)
+        images = training.ImageData(data, settings.device, **settings.augmented)
         recipe = settings.recipe(weight_decay)
         outcome = training.fit(
             model, images, recipe, None, run.checkpoint, label=method, engine=settings.engine
         )
         run.save(outcome, counts)
     result = run.load()
-    weights = models.count_parameters(models.build_model(settings.backbone, len(counts)))
+    weights = models.count_parameters(network())
     print(f"{method}: {weights:,} weights, {result.provenance()}")
     return result
 
@@ -207,9 +216,8 @@ plots.show(plots.filter_norms(filters), figures / "demo1_filter-norms.png")
 
 def geometry(result: runs.Result) -> pd.DataFrame:
     """Fisher's ratio and mean cosines of a network's features."""
-    model = models.build_model(settings.backbone, len(counts))
+    model = network()
     model.load_state_dict(result.weights())
-    model.to(settings.device, memory_format=torch.channels_last)
     frozen = classifiers.FrozenFeatures(model, data, settings.device, engine=settings.engine)
     parts = {
         "train": frozen.plain(),

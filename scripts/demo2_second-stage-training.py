@@ -422,8 +422,9 @@ if pairs is not None:
     print(gains.to_string(index=False))
 
 
-# With enough weight decay the projection never fires and adds nothing, whatever the radius; without weight decay it does part of weight
-# decay's work. The gain shown is that of the best radius *on the test set*, so it is an upper bound.
+# *Gain* is that of the best radius *on the test set*, an upper bound, so compare it with the deviation over orders. Where weight decay
+# is well chosen, MaxNorm finds nothing left to do, whether it fires or not. Where weight decay is far too strong a small radius repairs
+# a part of the damage, and where it is stronger still the projection never fires: the norms are already smaller.
 
 # ## Calibration
 

@@ -136,6 +136,11 @@ def test_build_loss_binds_the_weights_of_the_counts():
         "cb-ce": losses.balanced_cross_entropy(logits, LABELS, weights),
         "cb-bce": losses.balanced_bce_on_softmax(logits, LABELS, weights),
         "cb-focal": losses.balanced_focal(logits, LABELS, weights),
+        "balanced-softmax": losses.balanced_softmax(logits, LABELS, counts),
+        "ldam-drw": losses.ldam(logits, LABELS, torch.ones(3), 30 * losses.ldam_margins(counts)),
+        "ce-drw": losses.cross_entropy(logits, LABELS),
+        "smooth": losses.smoothed_cross_entropy(logits, LABELS, torch.full((3,), 0.1)),
+        "label-aware": losses.smoothed_cross_entropy(logits, LABELS, losses.label_aware_smoothing(counts)),
     }
     assert set(expected) == set(losses.LOSSES)
     for name, value in expected.items():
@@ -145,3 +150,69 @@ def test_build_loss_binds_the_weights_of_the_counts():
 def test_build_loss_refuses_an_unknown_name():
     with pytest.raises(KeyError):
         losses.build_loss("cb", torch.tensor([5, 3]))
+
+
+COUNTS = torch.tensor([81, 16, 1])
+
+
+def test_ldam_margins_by_hand():
+    # the fourth roots are 3, 2 and 1: margins 1/3, 1/2 and 1 of the largest
+    torch.testing.assert_close(losses.ldam_margins(COUNTS), torch.tensor([1 / 6, 1 / 4, 1 / 2]))
+
+
+def test_ldam_takes_the_margin_off_the_labels_logit_alone():
+    logits, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2, 0])
+    margins, weights = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 1.0, 2.0])
+    moved = logits.clone()
+    for row, label in enumerate(labels):
+        moved[row, label] -= margins[label]
+    expected = (weights[labels] * F.cross_entropy(moved, labels, reduction="none")).mean()
+    torch.testing.assert_close(losses.ldam(logits, labels, weights, margins), expected)
+    without = losses.ldam(logits, labels, torch.ones(3), torch.zeros(3))
+    torch.testing.assert_close(without, F.cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize("name", ["ldam-drw", "ce-drw"])
+def test_re_weighting_is_deferred_to_the_last_fifth_in_the_same_tensor(name):
+    loss = losses.build_loss(name, COUNTS)
+    logits, labels = torch.zeros(3, 3), torch.tensor([0, 1, 2])
+    memory, values = loss.now.data_ptr(), []
+    for epoch in range(10):
+        loss.begin_epoch(epoch / 10)
+        values.append(float(loss(logits, labels)))
+    assert len(set(values[:8])) == 1
+    assert len(set(values[8:])) == 1
+    torch.testing.assert_close(loss.now, losses.class_balanced_weights(COUNTS))
+    assert loss.now.data_ptr() == memory
+    loss.begin_epoch(0.0)
+    assert float(loss(logits, labels)) == values[0]
+    if name == "ce-drw":
+        assert values[0] == pytest.approx(float(F.cross_entropy(logits, labels)))
+
+
+def test_label_aware_smoothing_by_hand():
+    smoothing = losses.label_aware_smoothing(torch.tensor([101, 51, 1]))
+    torch.testing.assert_close(smoothing, torch.tensor([0.4, 0.1 + 0.3 * 0.5**0.5, 0.1]))
+    assert losses.label_aware_smoothing(torch.tensor([7, 7])).tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_even_smoothing_is_pytorchs_up_to_who_gets_what_is_given_away():
+    # PyTorch gives epsilon / C to every class, the label included; here epsilon / (C - 1) goes to the others
+    logits, labels = torch.randn(6, 5, generator=torch.Generator().manual_seed(2)), torch.tensor([0, 1, 2, 3, 4, 0])
+    ours = losses.smoothed_cross_entropy(logits, labels, torch.full((5,), 0.1))
+    torch.testing.assert_close(ours, F.cross_entropy(logits, labels, label_smoothing=0.1 * 5 / 4))
+
+
+def test_label_aware_smoothing_smooths_each_class_by_its_own_measure():
+    logits, smoothing = torch.randn(2, 3, generator=torch.Generator().manual_seed(3)), torch.tensor([0.4, 0.2, 0.0])
+    labels = torch.tensor([0, 2])
+    soft = torch.tensor([[0.6, 0.2, 0.2], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(losses.smoothed_cross_entropy(logits, labels, smoothing), F.cross_entropy(logits, soft))
+
+
+@pytest.mark.parametrize("name", losses.FIRST_STAGE)
+def test_losses_of_the_first_stage_are_means_over_rows(name):
+    logits, labels = torch.randn(12, 3, generator=torch.Generator().manual_seed(4)), torch.arange(12) % 3
+    loss = losses.build_loss(name, COUNTS)
+    halves = loss(logits[:6], labels[:6]) / 2 + loss(logits[6:], labels[6:]) / 2
+    torch.testing.assert_close(loss(logits, labels), halves)

@@ -88,7 +88,7 @@ def test_the_second_stage_looks_for_what_the_first_one_writes():
     for method, weight_decay in (("naive", 0.0), ("WD", first.weight_decay)):
         _, identity = first.model(method, weight_decay)
         wanted = second.first_stage(weight_decay)
-        assert {key: identity[key] for key in wanted} == wanted
+        assert {key: identity.get(key) for key in wanted} == wanted
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -164,3 +164,39 @@ def test_features_that_do_not_ship_are_one_line(shipping):
 
 def test_where_the_features_come_from_is_no_part_of_a_trained_runs_identity():
     assert "base" not in SecondStage.parse(["--preset", "demo"]).identity()
+
+
+def test_choices_of_the_paper_leave_the_identity_as_it_was():
+    plain, given = (
+        FirstStage.parse(["--preset", "demo"]),
+        "--mix none --augmentation none --sampling instance --loss ce",
+    )
+    assert FirstStage.parse(["--preset", "demo", *given.split()]).model("WD", 0.1) == plain.model("WD", 0.1)
+    identity = plain.model("WD", 0.1)[1]
+    assert not {"mix", "augmentation", "sampling"} & identity.keys()
+    assert (identity["method"], identity["loss"]) == ("WD", "ce")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("--loss ldam-drw", "LDAM-DRW"),
+        ("--loss balanced-softmax", "Balanced Softmax, whole network"),
+        ("--mix mixup", "mixup"),
+        ("--mix cutmix --sampling sqrt", "CutMix + square-root sampling"),
+        ("--augmentation autoaugment+cutout", "AutoAugment and Cutout"),
+    ],
+)
+def test_other_choices_name_the_model(words, name):
+    chosen = FirstStage.parse(["--preset", "demo", *words.split()])
+    label, identity = chosen.model("WD", 0.1)
+    assert identity["method"] == name
+    assert chosen.model("naive", 0.0)[1]["method"] == f"{name}, no WD"
+    assert label != FirstStage.parse(["--preset", "demo"]).model("WD", 0.1)[0]
+    assert set(label) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
+
+
+def test_the_second_stage_starts_from_cross_entropy_with_crop_and_flip_alone():
+    wanted = SecondStage.parse(["--preset", "demo"]).first_stage(0.005)
+    assert wanted["loss"] == "ce"
+    assert wanted["mix"] is wanted["augmentation"] is wanted["sampling"] is None
