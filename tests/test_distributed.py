@@ -241,11 +241,11 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
         Job(World(2, 8), local_rank=2).device("cuda")
 
 
-def test_several_processes_replay_no_graph_and_say_so(monkeypatch):
+def test_several_processes_take_plain_steps_and_say_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     chosen = engine.choose("cuda", large=True, processes=8)
-    assert str(chosen) == "cuda, bf16, eager steps, torch.compile, 8 processes"
-    assert chosen.notices == ("no CUDA graph where several processes exchange gradients",)
+    assert str(chosen) == "cuda, bf16, eager steps, 8 processes"
+    assert chosen.notices == ("neither CUDA graph nor torch.compile where several processes exchange gradients",)
 
 
 def test_an_environment_that_is_not_whole_is_refused_in_one_line():
