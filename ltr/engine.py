@@ -1,8 +1,7 @@
 """How a training step is run: its precision, compiled or not, captured in a CUDA graph or not.
 
-None of it changes the maths of a step, only rounding and time (batch-norm among several processes apart, see
-`Engine`). What cannot be had here (CUDA, bfloat16, a
-compiler) gives way to the plain step, and a notice says so.
+None of it changes the maths of a step, only rounding and time; synchronised batch-norm alone does. What cannot be
+had here (CUDA, bfloat16, a compiler) gives way to the plain step, and a notice says so.
 """
 
 import contextlib
