@@ -97,8 +97,8 @@ class World:
         if self.size == 1:
             return model
         wrap = nn.parallel.DistributedDataParallel
-        own_buffers = {"forward_sync_buffers", "broadcast_buffers"} & inspect.signature(wrap).parameters.keys()
-        return wrap(model, **{max(own_buffers): False})  # the first name is that of newer versions
+        newer = "forward_sync_buffers" in inspect.signature(wrap).parameters  # the other name warns there
+        return wrap(model, **{"forward_sync_buffers" if newer else "broadcast_buffers": False})
 
 
 def current() -> World:
