@@ -1,7 +1,6 @@
 """Several processes that train together, one a GPU, as PyTorch's `torchrun` starts them.
 
-    torchrun --nproc-per-node=8 scripts/demo1_first-stage-training.py --preset paper
-    torchrun --nnodes=4 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 scripts/demo1_...py ...
+    torchrun --standalone --nproc-per-node=8 scripts/demo1_first-stage-training.py --preset paper
 
 Every process runs the same script. Each takes its share of every batch and of the test images; the leader (rank 0)
 alone writes, prints and draws; the one that fails first says why, for all. PyTorch keeps one group a process, so
@@ -98,8 +97,8 @@ class World:
         if self.size == 1:
             return model
         wrap = nn.parallel.DistributedDataParallel
-        own_buffers = {"forward_sync_buffers", "broadcast_buffers"} & inspect.signature(wrap).parameters.keys()
-        return wrap(model, **{max(own_buffers): False})  # the first name is that of newer versions
+        newer = "forward_sync_buffers" in inspect.signature(wrap).parameters  # the other name warns there
+        return wrap(model, **{"forward_sync_buffers" if newer else "broadcast_buffers": False})
 
 
 def current() -> World:

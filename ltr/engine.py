@@ -1,8 +1,7 @@
 """How a training step is run: its precision, compiled or not, captured in a CUDA graph or not.
 
-None of it changes the maths of a step, only rounding and time (batch-norm among several processes apart, see
-`Engine`). What cannot be had here (CUDA, bfloat16, a
-compiler) gives way to the plain step, and a notice says so.
+None of it changes the maths of a step, only rounding and time; synchronised batch-norm alone does. What cannot be
+had here (CUDA, bfloat16, a compiler) gives way to the plain step, and a notice says so.
 """
 
 import contextlib
@@ -169,16 +168,16 @@ def choose(
     cuda, notices = device.type == "cuda", []
     if not cuda:
         notices.append(f"no CUDA graph on {device.type}")
-    elif processes > 1:
-        notices.append("no CUDA graph where several processes exchange gradients")
     fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
         precision = "bf16" if fast else "fp32"
     elif precision == "bf16" and not fast:
         notices.append(f"{device.type} has no fast bf16 here" + (": fp32" if device.type != "cpu" else ""))
         precision = "bf16" if device.type == "cpu" else "fp32"
-    compiled = compile == "on" or (compile == "auto" and cuda and large and not sync_batch_norm)
-    graph = cuda and processes == 1
+    compiled, graph = compile == "on" or (compile == "auto" and cuda and large), cuda
+    if processes > 1 and (compiled or graph):  # where a compiler fails in one process alone, the others would wait
+        notices.append("neither CUDA graph nor torch.compile where several processes exchange gradients")
+        compiled = graph = False
     return Engine(device, precision, compiled, graph, deterministic, processes, sync_batch_norm, tuple(notices))
 
 

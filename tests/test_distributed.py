@@ -4,16 +4,13 @@ On CPUs with gloo; what NCCL and several GPUs add to it is not run here.
 """
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil  # comes with Jupyter
 import pytest
 import together
 import torch
@@ -21,8 +18,9 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltr import InputError, distributed, engine, runs
+from ltr import InputError, distributed, engine, runs, training
 from ltr.distributed import Job, World
+from ltr.engine import Engine
 from ltr.settings import ROOT, FirstStage
 
 several = pytest.mark.skipif(
@@ -33,20 +31,19 @@ SCRIPT = Path(together.__file__)
 GONE = "; the same command goes on from the last saved epoch"
 
 
-def start(out: Path, log: Path, options: str = OPTIONS, script: Path = SCRIPT, **environment: str) -> subprocess.Popen:
-    """Two processes of a script; what they print goes to a file."""
+def finish(
+    out: Path, log: Path, options: str = OPTIONS, script: Path = SCRIPT, code: int = 0, **environment: str
+) -> str:
+    """Run two processes of a script to the end, which no failure may keep them from; what they printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **environment}
+    command += [*options.split(), "--out", str(out)]
     with open(log, "w") as file:
-        return subprocess.Popen(
-            [*command, *options.split(), "--out", str(out)], stdout=file, stderr=subprocess.STDOUT, env=environment
-        )
-
-
-def finish(*arguments: Any, code: int = 0, **more: Any) -> str:
-    """Run two processes to their end; what they printed."""
-    log = arguments[1]
-    assert start(*arguments, **more).wait(timeout=180) == code, log.read_text()
+        job = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        try:
+            assert job.wait(timeout=180) == code, log.read_text()
+        finally:
+            job.terminate()  # torchrun ends its processes
     return log.read_text()
 
 
@@ -56,12 +53,6 @@ def only_message(log: str) -> str:
     assert len(messages) == 1, log
     assert log.count("Traceback (most recent call last)") == 1, log  # torchrun's own
     return messages[0]
-
-
-def ranks(process: subprocess.Popen) -> dict[int, psutil.Process]:
-    """The processes that torchrun has started, by rank."""
-    children = psutil.Process(process.pid).children()
-    return {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
 
 
 @pytest.fixture(scope="module")
@@ -164,15 +155,13 @@ def test_the_leader_alone_writes_and_prints(whole):
 
 
 def test_one_process_keeps_the_names_of_its_runs():
-    committed = ROOT / "exp" / "demo_1" / "wd_wd0.005_e70_resnet32_if100_s0-55d5b2e8"
-    run = next(iter(sorted((ROOT / "exp" / "demo_1").glob("wd_*_if100_s0-*"))), committed)
-    result = runs.Run(run, {}).load()
+    committed = ROOT / "exp" / "demo_1" / "wd_wd0.005_e70_resnet32_if100_s0-5710207b"
     settings = FirstStage.parse(
         "--preset paper --dataset folder --backbone resnet32 --epochs 70 --test-every 1 --device cpu".split()
     )
-    _, identity = settings.model("WD", settings.weight_decay)
-    data = result.config["data"]["fingerprint"]
-    assert runs.open_run(run.parent, run.name.rsplit("-", 1)[0], identity, data).path == run
+    label, identity = settings.model("WD", settings.weight_decay)
+    images = runs.Result.read(committed).config["data"]["fingerprint"]
+    assert runs.open_run(committed.parent, label, identity, images).path == committed
 
 
 # ---- failures
@@ -180,15 +169,11 @@ def test_one_process_keeps_the_names_of_its_runs():
 
 @several
 def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(whole, tmp_path):
-    process, log = start(tmp_path / "out", tmp_path / "log"), tmp_path / "log"
-    while "\nWD   2/12" not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.002)
-    ranks(process)[1].send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == 1
-    assert only_message(log.read_text()).endswith(GONE)
-    assert "finished" not in log.read_text()
-    assert "WD: resuming at epoch" in finish(tmp_path / "out", log)
+    log = finish(tmp_path / "out", tmp_path / "log", code=1, KILL="22")  # 6 to prepare, 5 an epoch
+    assert only_message(log).endswith(GONE)
+    assert "\nWD   3/12" in log
+    assert "\nWD   4/12" not in log
+    assert "WD: resuming at epoch" in finish(tmp_path / "out", tmp_path / "log")
     assert_equal(runs.finished_runs(tmp_path / "out" / "demo_1")[0], whole[0])
 
 
@@ -231,6 +216,16 @@ def test_synchronised_batch_norm_is_refused_for_one_process():
         FirstStage.parse("--preset demo --device cpu --sync-batch-norm".split()).for_job(distributed.ALONE)
 
 
+def test_synchronised_batch_norm_keeps_weights_names_and_test_logits():
+    model, images = together.network(), training.ImageData(together.small_set(), "cpu")
+    weights, logits = dict(model.named_parameters()), images.test_logits(model, 0)
+    trainer = training.Trainer(model, images, training.Recipe(1), engine=Engine(sync_batch_norm=True))
+    assert isinstance(model.stem[1], torch.nn.SyncBatchNorm)
+    assert {name: id(value) for name, value in weights.items()} == {n: id(v) for n, v in model.named_parameters()}
+    assert [id(value) for value in trainer.optimizer.state] == [id(value) for value in weights.values()]
+    assert np.array_equal(images.test_logits(model, 0), logits)
+
+
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [JOB.device(name) for name in ("cpu", "cuda")] == ["cpu", "cuda:1"]
@@ -241,11 +236,11 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
         Job(World(2, 8), local_rank=2).device("cuda")
 
 
-def test_several_processes_replay_no_graph_and_say_so(monkeypatch):
+def test_several_processes_take_plain_steps_and_say_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     chosen = engine.choose("cuda", large=True, processes=8)
-    assert str(chosen) == "cuda, bf16, eager steps, torch.compile, 8 processes"
-    assert chosen.notices == ("no CUDA graph where several processes exchange gradients",)
+    assert str(chosen) == "cuda, bf16, eager steps, 8 processes"
+    assert chosen.notices == ("neither CUDA graph nor torch.compile where several processes exchange gradients",)
 
 
 def test_an_environment_that_is_not_whole_is_refused_in_one_line():

@@ -1,10 +1,12 @@
 """A script for torchrun, in tests of several processes: a first stage with the first script's options, on small images.
 
-It trains a run as the notebook does. With `CHECKS`, a folder, each process also writes there what it computes
+It trains a run as the notebook does. With `KILL`, a number, the second process kills itself (SIGKILL) at so many
+batches. With `CHECKS`, a folder, each process also writes there what it computes
 together with the others (`computed`), and which files it has opened to write (`written`).
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,18 @@ def trained(model: nn.Module, data: training.Data, loss: str = "ce") -> dict[str
     return {"weights": outcome.weights, "history": history, "logits": torch.tensor(outcome.logits["last", "flip"])}
 
 
+class FatalImages(training.ImageData):
+    """Images that kill the process at the batch numbered `KILL`, the steps of preparing counted in."""
+
+    batches = 0
+
+    def batch(self, drawn: Any, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.batches += 1
+        if self.batches == int(os.environ["KILL"]) and distributed.current().rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(drawn, positions)
+
+
 def features(mode: str) -> classifiers.FrozenFeatures:
     """A network's features."""
     return classifiers.FrozenFeatures(network(), small_set(), "cpu", mode, BATCH)
@@ -83,7 +97,8 @@ def first_stage(settings: FirstStage) -> runs.Result:
     run = runs.open_run(settings.out / "demo_1", label, identity, data.describe()["fingerprint"])
     if settings.retrain or not run.finished:
         run.begin(data, settings.device, settings.retrain)
-        images, recipe = training.ImageData(data, settings.device), settings.recipe(settings.weight_decay)
+        images = (FatalImages if "KILL" in os.environ else training.ImageData)(data, settings.device)
+        recipe = settings.recipe(settings.weight_decay)
         outcome = training.fit(network(), images, recipe, None, run.checkpoint, "WD", settings.engine)
         run.save(outcome, data.class_counts)
     result = run.load()
