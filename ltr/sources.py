@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR-100, a tree of class folders, list files, an embedded synthetic set.
+"""Where images come from: CIFAR-100 or CIFAR-10, a tree of class folders, list files, an embedded synthetic set.
 
 Each reader gives training images, test images and class names. Files and labels are checked before the first
 image is decoded, and every fault is one line that says what is needed.
@@ -26,10 +26,17 @@ class Absent(InputError):
 
 
 def read_cifar100(root: Path) -> Parts:
-    """See `ltr.cifar100`."""
-    from ltr import cifar100  # here, as torchvision alone takes two seconds to import
+    """See `ltr.cifar`."""
+    from ltr import cifar  # here, as torchvision alone takes two seconds to import
 
-    return cifar100.read(root)
+    return cifar.read(root)
+
+
+def read_cifar10(root: Path) -> Parts:
+    """See `ltr.cifar`."""
+    from ltr import cifar
+
+    return cifar.read(root, kind=cifar.CIFAR10)
 
 
 # ---- a folder for each class
@@ -242,4 +249,10 @@ def read_synthetic(seed: int = 0) -> Parts:
     return parts[0], parts[1], synthetic.class_names(num_classes)
 
 
-READERS = {"cifar100": read_cifar100, "folder": read_folder, "list": read_list, "synthetic": lambda _: read_synthetic()}
+READERS = {
+    "cifar100": read_cifar100,
+    "cifar10": read_cifar10,
+    "folder": read_folder,
+    "list": read_list,
+    "synthetic": lambda _: read_synthetic(),
+}

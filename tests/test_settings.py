@@ -29,8 +29,8 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
         ("--momentum 1.5", "--momentum: must be a number at least 0 and at most 1, got 1.5"),
         ("--backbone resnet43", "did you mean resnet34?"),
         (
-            "--dataset cifar10",
-            "--dataset: must be one of cifar100, folder, list, synthetic, got cifar10 (did you mean cifar100?)",
+            "--dataset cifar1000",
+            "--dataset: must be one of cifar100, cifar10, folder, list, synthetic, got cifar1000 (did you mean cifar100?)",
         ),
         ("--preset papper", "did you mean paper?"),
         ("--profile log", "--profile: must be one of exp, step, as-is, got log"),
