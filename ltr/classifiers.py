@@ -4,7 +4,7 @@ a whole grid of classifiers trains at once, as one batched matrix product a step
 Two modes. "paper" keeps the backbone in evaluation mode, as freezing suggests. "released" leaves it in
 training mode as the released code does: batch-norm normalises by the batch's own statistics while its
 running ones drift, pass by pass, and the test images see the drifted ones. In both, each epoch draws new
-crops and flips.
+crops and flips; but of images that are streamed from their files the paper's mode takes the centre crops, once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +20,11 @@ from tqdm import tqdm
 from ltr import metrics, runs
 from ltr.datasets import LongTailed
 from ltr.engine import Engine
-from ltr.loader import Loader
+from ltr.loader import epoch_generator
 from ltr.losses import Loss, build_loss, class_balanced_weights
-from ltr.models import CifarResNet
+from ltr.models import Network
 from ltr.regularizers import outside, row_norms
+from ltr.streaming import StreamLoader, open_loader
 from ltr.training import Recipe
 
 MODES = ("released", "paper")
@@ -50,23 +51,30 @@ class FrozenFeatures:
         mode: one of `MODES`.
         batch_size, seed: of the draws. In released mode a batch's features depend on the whole batch.
         engine: whose precision the backbone runs in; features are float32.
+        augmented: passes over augmented images, which the epochs take in turn, each in an order of its own; 0 for
+            one pass over centre crops (whole images where they are small); None for a new one each epoch, and of
+            streamed images for 0. The released mode has a new one each epoch.
     """
 
     def __init__(
         self,
-        model: CifarResNet,
+        model: Network,
         data: LongTailed,
         device: torch.device | str,
         mode: str = "paper",
         batch_size: int = 64,
         seed: int = 0,
         engine: Engine | None = None,
+        augmented: int | None = None,
     ) -> None:
         self.model, self.mode, self.batch_size, self.seed = model, mode, batch_size, seed
         self.engine = engine or Engine(torch.device(device))
         self.class_counts, self.test_labels = data.class_counts, data.test.labels
-        self.train = Loader(data.train.images, data.train.labels, data.mean, data.std, device)
-        self.test = Loader(data.test.images, data.test.labels, data.mean, data.std, device)
+        self.train = open_loader(data.train, data.mean, data.std, device, data.workers)
+        self.test = open_loader(data.test, data.mean, data.std, device, data.workers)
+        if augmented is None and isinstance(self.train, StreamLoader):
+            augmented = 0
+        self.augmented = None if mode == "released" else augmented
         self.passes: list[Pass] = []
         self.tested: dict[tuple[int, bool], Tensor] = {}
 
@@ -83,8 +91,11 @@ class FrozenFeatures:
     def extract_pass(self, epoch: int) -> Pass:
         """Run the training images through the backbone once."""
         self.model.train(self.mode == "released")
-        batches = self.train.train_batches(self.batch_size, self.seed, epoch)
-        total = -(-len(self.train) // self.batch_size)
+        if self.augmented == 0:
+            batches, total = self.train.test_batches(), None
+        else:
+            batches = self.train.train_batches(self.batch_size, self.seed, epoch)
+            total = -(-len(self.train) // self.batch_size)
         progress = tqdm(batches, f"features, pass {epoch + 1}", total, leave=False, disable=None)
         features, labels = zip(*((self.extract(images), labels) for images, labels in progress), strict=True)
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
@@ -99,15 +110,20 @@ class FrozenFeatures:
         return self.passes[epoch]
 
     def draw(self, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Features and labels of an epoch, in the order of the batches that the images' loader would have given.
+        """Features and labels of an epoch, in the order of the batches that the images' loader would have given;
+        in an order drawn for the epoch where passes are taken again.
 
         Raises:
             ValueError: another batch size or seed than the features were extracted with.
         """
         if (batch_size, seed) != (self.batch_size, self.seed):
             raise ValueError(f"features are of batch size {self.batch_size} and seed {self.seed}")
-        this = self.up_to(epoch)
-        return this.features, this.labels
+        if self.augmented is None:
+            this = self.up_to(epoch)
+            return this.features, this.labels
+        this = self.up_to(epoch % max(self.augmented, 1))
+        order = torch.randperm(len(self), generator=epoch_generator(seed, epoch)).to(this.labels.device)
+        return this.features[order], this.labels[order]
 
     def batch(self, drawn: tuple[Tensor, Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, D] and labels [B] at these positions [B] of the order."""
@@ -151,7 +167,7 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return classifier
 
 
-def copy_classifier(model: CifarResNet) -> nn.Linear:
+def copy_classifier(model: Network) -> nn.Linear:
     """A classifier of its own with the first stage's weights, where the second stage starts."""
     return linear(model.classifier.weight, model.classifier.bias)
 

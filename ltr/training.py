@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -29,6 +29,7 @@ from ltr.loader import Draws, Loader
 from ltr.losses import build_loss
 from ltr.regularizers import MaxNorm, row_norms
 from ltr.storage import load_checkpoint, save_checkpoint
+from ltr.streaming import StreamLoader, open_loader
 
 SCHEDULES = ("cosine", "released")
 
@@ -66,6 +67,8 @@ class Data(Protocol):
 
     class_counts: np.ndarray  # [C]
     test_labels: np.ndarray  # [N]
+    # `draws_on`, where there is one: the device of draws and positions, if not the model's. Its batches are then made
+    # by the host, so that no step is captured.
 
     def __len__(self) -> int:
         """Training images."""
@@ -91,18 +94,21 @@ def predict(model: nn.Module, loader: Loader, flip: bool = False) -> np.ndarray:
 
 
 class ImageData:
-    """Images for the first stage, on the device."""
+    """Images for the first stage, on the device, or streamed to it from their files."""
 
     def __init__(self, data: LongTailed, device: torch.device | str) -> None:
         self.class_counts, self.test_labels = data.class_counts, data.test.labels
-        self.train = Loader(data.train.images, data.train.labels, data.mean, data.std, device)
-        self.test = Loader(data.test.images, data.test.labels, data.mean, data.std, device)
+        self.train = open_loader(data.train, data.mean, data.std, device, data.workers)
+        self.test = open_loader(data.test, data.mean, data.std, device, data.workers)
+        self.draws_on = torch.device("cpu") if isinstance(self.train, StreamLoader) else self.train.device
 
     def __len__(self) -> int:
         return len(self.train)
 
     def draw(self, batch_size: int, seed: int, epoch: int) -> Draws:
         """Order, crops and flips of an epoch."""
+        if isinstance(self.train, StreamLoader):
+            return self.train.draw(batch_size, seed, epoch)
         return Draws.sample(len(self), seed, epoch).to(self.train.device)
 
     def batch(self, drawn: Draws, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +141,9 @@ class Trainer:
         self.classifier: nn.Linear = getattr(model, "classifier", model)
         self.device = self.classifier.weight.device
         self.engine = engine or Engine(self.device)
+        self.draws_on = getattr(data, "draws_on", self.device)
+        if self.draws_on.type != self.device.type:
+            self.engine = replace(self.engine, graph=False)
         self.max_norm = max_norm.to(self.device) if max_norm else None
         self.loss = build_loss(recipe.loss, torch.as_tensor(data.class_counts), self.device)
         self.optimizer = self.make_optimizer()
@@ -143,7 +152,7 @@ class Trainer:
         self.norms = [self.current_norms()]
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
         self.drawn: Sequence[Tensor] = ()
-        self.position = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.position = torch.zeros((), dtype=torch.int64, device=self.draws_on)
         self.sums = torch.zeros(2, device=self.device)  # loss times images, hits
         self.steps: dict[int, Step] = {}
         self.stream: torch.cuda.Stream | None = None
@@ -167,7 +176,7 @@ class Trainer:
 
     def step(self, forward: Callable[[Tensor], Tensor], size: int) -> None:
         """Train on the next `size` images."""
-        inputs, labels = self.data.batch(self.drawn, self.position + torch.arange(size, device=self.device))
+        inputs, labels = self.data.batch(self.drawn, self.position + torch.arange(size, device=self.draws_on))
         with self.engine.autocast():
             logits = forward(inputs)
         logits = logits.float()

@@ -331,7 +331,8 @@ def test_the_set_is_loaded_by_its_name(host, tmp_path):
 def test_cifar10_comes_the_same_way(host, tmp_path, monkeypatch):
     labels = [0] * 5 + [1] * 5
     pixels = np.random.default_rng(0).integers(0, 256, (10, 3 * 32 * 32), np.uint8)
-    files = {"batch": pickle.dumps({"data": pixels, "labels": labels}), "meta": pickle.dumps({"label_names": NAMES[:2]})}
+    batch, meta = {"data": pixels, "labels": labels}, {"label_names": NAMES[:2]}
+    files = {"batch": pickle.dumps(batch), "meta": pickle.dumps(meta)}
     monkeypatch.setattr(CIFAR10, "train_list", [["batch", md5(files["batch"])]])
     monkeypatch.setattr(CIFAR10, "test_list", [["batch", md5(files["batch"])]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "filename": "meta", "md5": md5(files["meta"])})
