@@ -178,7 +178,16 @@ class StreamLoader:
             return Decoded(self.images, key, *self.sides)[chosen]
         if chosen != self.last[0]:
             self.last = self.planned.popleft(), next(self.ahead)
+        if not self.planned:
+            self.ahead = iter(())
         return self.last[1]
+
+    def close(self) -> None:
+        """End the workers of an epoch that is not to be finished.
+
+        Left to the garbage collector, each may be waited for in vain for 5 s: it ends their queues first.
+        """
+        self.key, self.ahead = None, iter(())
 
     # ---- one batch after another
 
@@ -194,8 +203,12 @@ class StreamLoader:
 
     def batches(self, draws: tuple[int, int] | None, plan: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the planned batches; raises InputError where an image cannot be read."""
-        for images, chosen in zip(self.read(draws, [chunk.tolist() for chunk in plan]), plan, strict=True):
-            yield self.normalise(images), self.labels[chosen].to(self.device)
+        ahead = self.read(draws, [chunk.tolist() for chunk in plan])
+        try:
+            for chosen in plan:
+                yield self.normalise(next(ahead)), self.labels[chosen].to(self.device)
+        finally:
+            del ahead  # see `close`
 
 
 def open_loader(

@@ -68,7 +68,7 @@ class Data(Protocol):
     class_counts: np.ndarray  # [C]
     test_labels: np.ndarray  # [N]
     # `draws_on`, where there is one: the device of draws and positions, if not the model's. Its batches are then made
-    # by the host, so that no step is captured.
+    # by the host, so that no step is captured. `close`, where there is one, is called when training ends, however.
 
     def __len__(self) -> int:
         """Training images."""
@@ -119,6 +119,11 @@ class ImageData:
         """Logits [N, C]; the epoch plays no part here."""
         logits = predict(model, self.test)
         return (logits + predict(model, self.test, flip=True)) / 2 if flip else logits
+
+    def close(self) -> None:
+        """End the processes that read ahead, if any."""
+        if isinstance(self.train, StreamLoader):
+            self.train.close()
 
 
 class Trainer:
@@ -418,8 +423,9 @@ def fit_together(trainers: Sequence[Trainer]) -> list[runs.Outcome]:
 
     Raises: see `fit`; one that fails stops all, each with its last checkpoint.
     """
-    with trainers[0].engine.backend():
+    with trainers[0].engine.backend(), contextlib.ExitStack() as at_the_end:
         for trainer in trainers:
+            at_the_end.callback(getattr(trainer.data, "close", lambda: None))
             trainer.resume()
         running = [trainer for trainer in trainers if not trainer.finished]
         for trainer in running:

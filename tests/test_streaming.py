@@ -1,9 +1,11 @@
 """Images streamed from their files: the same pixels for any number of workers and after a resume, and both stages."""
 
+import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -176,6 +178,25 @@ def test_an_image_that_is_lost_while_training_ends_in_one_line(tmp_path, monkeyp
     path.unlink() if damage == "absent" else path.write_bytes(path.read_bytes()[:300])
     message = complaint(train, data, 1, error=InputError)
     assert message.startswith(f"--data-root: {path} must be a whole PNG, JPEG or WebP image (")
+
+
+@pytest.mark.parametrize("ends", ["as it should", "by an interruption", "by a lost image"])
+def test_no_worker_outlives_its_training(root, monkeypatch, ends):
+    shrink_benchmarks(monkeypatch)
+    monkeypatch.setattr(streaming, "CROP", CROP)
+    monkeypatch.setattr(streaming, "RESIZE", RESIZE)
+    data = datasets.load("imagenet-lt", root, 1.0, "as-is", workers=2)
+    images, before = training.ImageData(data, "cpu"), time.monotonic()
+    if ends == "as it should":
+        train(data, 2, images=images)
+    elif ends == "by an interruption":
+        with pytest.raises(KeyboardInterrupt):
+            train(data, 2, images=Cut(data, "cpu"))
+    else:
+        data.train.paths[5] = "nowhere.JPEG"
+        complaint(train, data, 2, None, images)
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - before < 9  # a worker that is not told to end is waited for 5 seconds each
 
 
 # ---- the second stage
