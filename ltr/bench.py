@@ -290,7 +290,7 @@ def plan(device: torch.device, repeat: int, data_root: Path | None) -> list[tupl
     """
     cuda, parts = device.type == "cuda", []
     first, second = (2, 4) if cuda else (0.25, 0.5)
-    for backbone in models.BACKBONES if cuda else ("resnet32",):
+    for backbone in models.CIFAR_BACKBONES if cuda else ("resnet32",):
         how = engine.choose(device, large=models.is_large(backbone))
         other = dataclasses.replace(how, compile=not how.compile)
         parts += [
@@ -343,7 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions, of which the median counts")
     parser.add_argument("--only", default="", help="measure what begins so, as 'stage 2'")
-    parser.add_argument("--backbones", nargs="*", choices=models.BACKBONES, default=list(models.BACKBONES))
+    parser.add_argument("--backbones", nargs="*", choices=models.CIFAR_BACKBONES, default=list(models.CIFAR_BACKBONES))
     parser.add_argument("--data-root", type=Path, help="a class-per-folder tree of CIFAR-100, for both notebooks")
     parser.add_argument("--out", type=Path, default=ROOT / "exp" / "benchmarks.csv")
     options = parser.parse_args(arguments)

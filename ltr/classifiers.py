@@ -4,7 +4,7 @@ a whole grid of classifiers trains at once, as one batched matrix product a step
 Two modes. "paper" keeps the backbone in evaluation mode, as freezing suggests. "released" leaves it in
 training mode as the released code does: batch-norm normalises by the batch's own statistics while its
 running ones drift, pass by pass, and the test images see the drifted ones. In both, each epoch draws new
-crops and flips.
+crops and flips; but of images that are streamed from their files the paper's mode takes the centre crops, once.
 
 Several processes share the batches of an extraction, and each ends with all features, those of one process. A
 pass in released mode is the exception: each makes it whole, since its drift goes from batch to batch.
@@ -25,8 +25,9 @@ from ltr.engine import Engine
 from ltr.features import Features, Pass
 from ltr.loader import Loader
 from ltr.losses import Loss, build_loss, class_balanced_weights
-from ltr.models import CifarResNet
+from ltr.models import Network
 from ltr.regularizers import outside, row_norms
+from ltr.streaming import StreamLoader, open_loader
 from ltr.training import Recipe
 
 MODES = ("released", "paper")
@@ -43,22 +44,29 @@ class FrozenFeatures(Features):
         mode: one of `MODES`.
         batch_size, seed: of the draws. In released mode a batch's features depend on the whole batch.
         engine: whose precision the backbone runs in; features are float32.
+        augmented: passes over augmented images, which the epochs take in turn, each in an order of its own; 0 for
+            one pass over centre crops (whole images where they are small); None for a new one each epoch, and of
+            streamed images for 0. The released mode has a new one each epoch.
     """
 
     def __init__(
         self,
-        model: CifarResNet,
+        model: Network,
         data: LongTailed,
         device: torch.device | str,
         mode: str = "paper",
         batch_size: int = 64,
         seed: int = 0,
         engine: Engine | None = None,
+        augmented: int | None = None,
     ) -> None:
         super().__init__([], {}, data.class_counts, data.test.labels, batch_size, seed, mode)
         self.model, self.engine, self.world = model, engine or Engine(torch.device(device)), distributed.current()
-        self.train = Loader(data.train.images, data.train.labels, data.mean, data.std, device)
-        self.test = Loader(data.test.images, data.test.labels, data.mean, data.std, device)
+        self.train = open_loader(data.train, data.mean, data.std, device, data.workers)
+        self.test = open_loader(data.test, data.mean, data.std, device, data.workers)
+        if augmented is None and isinstance(self.train, StreamLoader):
+            augmented = 0
+        self.augmented = None if mode == "released" else augmented
 
     def __len__(self) -> int:
         return len(self.train)
@@ -69,7 +77,7 @@ class FrozenFeatures(Features):
         with self.engine.autocast():
             return self.model.features(images).float()
 
-    def extract_all(self, images: Loader, flip: bool = False) -> Tensor:
+    def extract_all(self, images: Loader | StreamLoader, flip: bool = False) -> Tensor:
         """Features [N, D] of images as they are, in evaluation mode; several processes share them."""
         self.model.eval()
         sizes = len(images), images.test_batch_size
@@ -78,13 +86,16 @@ class FrozenFeatures(Features):
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """Features [N, D] and labels [N] of the training images, not cropped or flipped."""
-        return self.extract_all(self.train), self.train.labels
+        features = self.extract_all(self.train)
+        return features, self.train.labels.to(features.device)
 
     @torch.no_grad()
     def extract_pass(self, epoch: int) -> Pass:
         """Run the training images through the backbone once."""
         drifts = self.mode == "released"
         self.model.train(drifts)
+        if self.augmented == 0:
+            return Pass(*self.plain())
         world, sizes = distributed.World() if drifts else self.world, (len(self.train), self.batch_size)
         part = world.share(*sizes)
         batches = self.train.train_batches(self.batch_size, self.seed, epoch, part)
@@ -97,11 +108,12 @@ class FrozenFeatures(Features):
 
     def up_to(self, epoch: int) -> Pass:
         """The pass of an epoch; earlier ones are made first, since batch-norm may drift through them."""
-        while len(self.passes) <= epoch:
+        wanted = epoch if self.augmented is None else epoch % max(self.augmented, 1)
+        while len(self.passes) <= wanted:
             if self.passes:
                 self.model.load_state_dict(self.passes[-1].buffers, strict=False)
             self.passes.append(self.extract_pass(len(self.passes)))
-        return self.passes[epoch]
+        return self.passes[wanted] if self.augmented is None else self.passes[wanted].shuffled(self.seed, epoch)
 
     @torch.no_grad()
     def test_features(self, epoch: int, flip: bool) -> Tensor:
@@ -121,7 +133,7 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return classifier
 
 
-def copy_classifier(model: CifarResNet) -> nn.Linear:
+def copy_classifier(model: Network) -> nn.Linear:
     """A classifier of its own with the first stage's weights, where the second stage starts."""
     return linear(model.classifier.weight, model.classifier.bias)
 

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ltr import InputError
+from ltr import InputError, listed
 from ltr.images import LabelledImages
+from ltr.listed import BENCHMARKS, ListedImages
 from ltr.sources import READERS
 from ltr.sources import Absent as Absent  # for the notebooks, which read finished runs without images
 
 STATISTICS = {  # RGB mean and standard deviation of the training images, in 0..1
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # as in the released code
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-SOURCES = tuple(READERS)
+SOURCES = (*READERS, *BENCHMARKS)
 PROFILES = ("exp", "step", "as-is")
 CHOICES = ("first", "random")
 CIFAR100_TEST = "6cd9e091e1ed15c6f0329fbb0bc38c5e386abe7325fcd1a9588e8e4b8b75f933"
@@ -32,17 +34,19 @@ class LongTailed:
         name: what the set is, by its fingerprint where that is known.
         class_names: [C].
         class_counts: int64 [C], training images of each class.
-        train, test: the images; `validation` is None unless images were held out.
+        train, test: the images; `validation` is None unless images were held out, or the set has a list of them.
         mean, std: RGB statistics for normalisation, in 0..1.
+        workers: processes that decode images which stay in their files; None for as many as suit the machine.
     """
 
     name: str
     class_names: list[str]
-    train: LabelledImages
-    test: LabelledImages
-    validation: LabelledImages | None
+    train: LabelledImages | ListedImages
+    test: LabelledImages | ListedImages
+    validation: LabelledImages | ListedImages | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    workers: int | None = None
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -171,22 +175,26 @@ def load(
     hold_out: int = 0,
     seed: int = 0,
     normalization: str = "cifar100",
+    workers: int | None = None,
 ) -> LongTailed:
     """Read a source and cut its tail.
 
     Args:
         source: one of `SOURCES`.
-        root: CIFAR-100's download folder, the tree that holds `train` and `test`, or the list files' folder.
+        root: CIFAR's download folder, the tree that holds `train` and `test`, or the list files' folder.
         imbalance_factor: images of the largest class over those of the smallest; of no effect with "as-is".
         profile: one of `PROFILES`.
         choice: "first" n images of a class or "random" ones.
         hold_out: images a class for a balanced validation set, taken before the tail is cut.
         seed: of the random choice only; the synthetic set's pixels do not depend on it.
         normalization: a key of `STATISTICS`.
+        workers: see `LongTailed`.
 
     Raises:
         InputError: see the readers; every message is one line that names the option.
     """
+    if source in BENCHMARKS:
+        return load_benchmark(source, Path(root), profile, hold_out, normalization, workers)
     train, test, names = READERS[source](Path(root))
     kept, held = split_indices(train.labels, names, imbalance_factor, profile, choice, hold_out, seed)
     name = Path(root).resolve().name if source in ("folder", "list") else source
@@ -194,3 +202,31 @@ def load(
         name = "cifar100"
     mean, std = STATISTICS[normalization]
     return LongTailed(name, names, train.take(kept), test, train.take(held) if hold_out else None, mean, std)
+
+
+def check_profile(source: str, profile: str) -> None:
+    """The large sets are long-tailed as they were published.
+
+    Raises:
+        InputError: another profile than as-is is asked of one.
+    """
+    if source in BENCHMARKS and profile != "as-is":
+        raise InputError(f"--profile: must be as-is with {source}, which is long-tailed already, got {profile}")
+
+
+def load_benchmark(
+    source: str, root: Path, profile: str, hold_out: int, normalization: str, workers: int | None
+) -> LongTailed:
+    """Read one of the large sets; its own validation list is the validation set.
+
+    Raises:
+        InputError: see `listed.read`; or images are to be held out of a set that has a validation list.
+    """
+    check_profile(source, profile)
+    if hold_out and "validation" in BENCHMARKS[source].files:
+        raise InputError(f"--hold-out: must be 0 with {source}, which has a validation list, got {hold_out}")
+    train, test, names, validation = listed.read(source, root)
+    if hold_out:
+        kept, held = split_indices(train.labels, names, 1.0, "as-is", hold_out=hold_out)
+        train, validation = train.take(kept), train.take(held)
+    return LongTailed(source, names, train, test, validation, *STATISTICS[normalization], workers)

@@ -1,4 +1,5 @@
-"""Residual networks for 32x32 images: ResNet-32 (narrow and wide) and ResNet-34 with a CIFAR stem.
+"""Residual networks for 32x32 images, ResNet-32 (narrow and wide) and ResNet-34 with a CIFAR stem; and torchvision's
+for 224x224 images.
 
 "ResNet-32" names two networks in this field. The narrow one (16-32-64 channels, He et al. 2015,
 section 4.2) has 0.46 M weights; the wide one (64-128-256) has 7.4 M. The numbers of the weight
@@ -119,9 +120,11 @@ class LastLayers(nn.Module):
         ValueError: the network has fewer layers.
     """
 
-    def __init__(self, model: CifarResNet, layers: int) -> None:
+    def __init__(self, model: "Network", layers: int) -> None:
         super().__init__()
-        pairs = [pair for block in model.blocks for pair in ((block.conv1, block.bn1), (block.conv2, block.bn2))]
+        named = [(name, module) for name, module in model.named_modules() if "downsample" not in name]
+        parts = [module for _, module in named if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
+        pairs = list(zip(parts[::2], parts[1::2], strict=True))  # each convolution has its batch-norm behind it
         if not 1 <= layers <= len(pairs) + 1:
             raise ValueError(f"layers: must be 1 to {len(pairs) + 1}, got {layers}")
         self.network = model.requires_grad_(False).eval()
@@ -142,14 +145,44 @@ class LastLayers(nn.Module):
         return self.network(x)
 
 
+class ImageNetResNet(nn.Module):
+    """torchvision's network for 224x224 images, its last layer named `classifier`.
+
+    Args:
+        num_classes: C, the rows of the classifier.
+        architecture: torchvision's name of it.
+    """
+
+    def __init__(self, num_classes: int, architecture: str) -> None:
+        super().__init__()
+        from torchvision.models import get_model  # here, as torchvision alone takes two seconds to import
+
+        self.backbone = get_model(architecture, weights=None, num_classes=num_classes)
+        self.classifier = self.backbone.fc
+        self.backbone.fc = nn.Identity()
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features of normalised images."""
+        return self.backbone(x)  # [B, 3, H, W] -> [B, 2048]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised images [B, 3, H, W] to logits [B, C]."""
+        return self.classifier(self.features(x))
+
+
 BACKBONES = {
     "resnet32": {"widths": (16, 32, 64), "depths": (5, 5, 5), "projection": False},
     "resnet32-wide": {"widths": (64, 128, 256), "depths": (5, 5, 5), "projection": False},
     "resnet34": {"widths": (64, 128, 256, 512), "depths": (3, 4, 6, 3), "projection": True},
+    "resnext50": {"architecture": "resnext50_32x4d"},
+    "resnet50": {"architecture": "resnet50"},
+    "resnet152": {"architecture": "resnet152"},
 }
+CIFAR_BACKBONES = tuple(name for name, about in BACKBONES.items() if "widths" in about)
+Network = CifarResNet | ImageNetResNet
 
 
-def build_model(backbone: str, num_classes: int, seed: int = 0, cosine: bool = False) -> CifarResNet:
+def build_model(backbone: str, num_classes: int, seed: int = 0, cosine: bool = False) -> Network:
     """Make a freshly initialised network, the same weights for the same seed.
 
     Args:
@@ -163,7 +196,8 @@ def build_model(backbone: str, num_classes: int, seed: int = 0, cosine: bool = F
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' too
-        model = CifarResNet(num_classes, **BACKBONES[backbone])
+        kind = CifarResNet if backbone in CIFAR_BACKBONES else ImageNetResNet
+        model = kind(num_classes, **BACKBONES[backbone])
         if cosine:
             model.classifier = CosineClassifier(model.classifier.in_features, num_classes)
         return model
@@ -171,7 +205,7 @@ def build_model(backbone: str, num_classes: int, seed: int = 0, cosine: bool = F
 
 def is_large(backbone: str) -> bool:
     """Whether a backbone has millions of weights."""
-    return BACKBONES[backbone]["widths"][0] > 16
+    return backbone != "resnet32"
 
 
 def count_parameters(model: nn.Module) -> int:

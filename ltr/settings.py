@@ -27,18 +27,21 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from ltr import InputError, TrainingError, augment, datasets, distributed, engine, losses, models, training
+from ltr import InputError, TrainingError, augment, datasets, distributed, engine, losses, models, recipes, training
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("demo", "paper")
 BASES = ("trained", "shipped")
 STAGE1_DECAY = {"resnet32": 5e-3, "resnet32-wide": 5e-3, "resnet34": 5e-3}
+# Starts for images of no recipe; `recipes` has those of the large sets.
+STAGE1_DECAY |= {"resnext50": 5e-4, "resnet50": 5e-4, "resnet152": 5e-4}
 # Of the paper's mode. The narrow network's are tuned on held-out images (see the README). For the larger two weight
 # decay and tau are the published ones of ResNet-34; a radius was not published, so 1.0 is only a start for that tuning.
 STAGE2 = {
     "resnet32": {"weight_decay": 1e-3, "max_norm": 1.05, "tau": 0.75},
     "resnet32-wide": {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.9},
     "resnet34": {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.9},
+    **dict.fromkeys(("resnext50", "resnet50", "resnet152"), {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.0}),
 }
 # Other choices are part of a run's identity, these are not: runs from before they could be chosen are found.
 OF_THE_PAPER = {"base": "trained", "mix": "none", "augmentation": "none", "sampling": "instance"}
@@ -206,7 +209,8 @@ class Common:
 
     preset: str = option(None, "demo: a few minutes on a CPU; paper: the paper's job", choices=PRESETS)
     dataset: str = option(None, "where images come from", choices=datasets.SOURCES)
-    data_root: Path = option(ROOT / "data", "CIFAR-100's folder, or that of the tree or the list files", folder)
+    data_root: Path = option(ROOT / "data", "CIFAR's folder, or that of the tree or the list files", folder)
+    workers: int = option(None, "processes that decode large images; 0 for none", whole, low=0, high=1024)
     imbalance_factor: float = option(None, "images of the largest class over the smallest's", real, low=1)
     profile: str = option("exp", "shape of the tail; as-is keeps every image", choices=datasets.PROFILES)
     choice: str = option("first", "which images of a class stay", choices=datasets.CHOICES)
@@ -228,9 +232,15 @@ class Common:
         return dict(DEMO if preset == "demo" else PAPER)
 
     @classmethod
+    def of_dataset(cls, preset: str, dataset: str) -> dict[str, Any]:
+        """What the choice of images fills in, in place of the preset's."""
+        return recipes.of_dataset(dataset)
+
+    @classmethod
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """What was given, and beside it what its preset says."""
-        return cls.defaults(given["preset"]) | given
+        """What was given, and beside it what its preset and its images say."""
+        defaults = cls.defaults(given["preset"])
+        return defaults | cls.of_dataset(given["preset"], given.get("dataset", defaults["dataset"])) | given
 
     @classmethod
     def parser(cls) -> Parser:
@@ -243,6 +253,7 @@ class Common:
                 parser.add_argument(flag(field.name), action="store_true", default=None, help=field.metadata["help"])
                 continue
             default = "by preset" if field.default is None else field.default
+            default = "the machine's cores less one" if field.name == "workers" else default
             text = f"{field.metadata['help']}: {allowed(field.metadata)} (default: {default})"
             text = text.replace("%", "%%")
             parser.add_argument(flag(field.name), action=Once, metavar=field.name.upper(), help=text)
@@ -262,6 +273,7 @@ class Common:
         values = {name: check(name, text, fields[name].metadata) for name, text in given.items()}
         values.setdefault("preset", "paper" if torch.cuda.is_available() else "demo")
         values = cls.filled(values)
+        datasets.check_profile(values["dataset"], values.get("profile", "exp"))
         if values.get("profile") == "as-is":
             values["imbalance_factor"] = 1.0  # nothing is cut, so that any other names the same run
         settings = cls(**values)
@@ -312,13 +324,14 @@ class Common:
         return dataclasses.replace(self, device=device)
 
     def __str__(self) -> str:
-        shown = [f"{flag(f.name)} {getattr(self, f.name)}" for f in dataclasses.fields(self) if f.name != "retrain"]
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "retrain"}
+        shown = [f"{flag(name)} {value}" for name, value in values.items() if value is not None]
         return textwrap.fill("settings: " + short(" ".join(shown)), 100, subsequent_indent="  ", break_on_hyphens=False)
 
     @property
     def data(self) -> dict[str, Any]:
         """Arguments of `datasets.load`."""
-        names = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization")
+        names = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization", "workers")
         return {"source": self.dataset, "root": self.data_root, **{name: getattr(self, name) for name in names}}
 
     @property
@@ -345,7 +358,7 @@ class Common:
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""
-        elsewhere = ("preset", "data_root", "device", "out", "retrain", "compile")
+        elsewhere = ("preset", "data_root", "workers", "device", "out", "retrain", "compile")
         # left alone they are no part of what was asked, and a run made on a GPU is found without one
         unless_given = {"precision": "auto", "deterministic": False, "sync_batch_norm": False, **OF_THE_PAPER}
         own = {
@@ -382,6 +395,11 @@ class FirstStage(Common):
         else:  # a test after each epoch would be a third more work on CIFAR-100, after every tenth it is 3 %
             own = {"epochs": 200, "lr": 0.01, "test_every": 10}
         return super().defaults(preset) | own
+
+    @classmethod
+    def of_dataset(cls, preset: str, dataset: str) -> dict[str, Any]:
+        """What the choice of images fills in, in place of the preset's."""
+        return super().of_dataset(preset, dataset) | (recipes.first_stage(dataset) if preset == "paper" else {})
 
     def __post_init__(self) -> None:
         if self.weight_decay is None:
@@ -465,6 +483,11 @@ class SecondStage(Common):
         else:
             own = {"stage1_epochs": 200, "lr": 0.01}
         return super().defaults(preset) | own
+
+    @classmethod
+    def of_dataset(cls, preset: str, dataset: str) -> dict[str, Any]:
+        """What the choice of images fills in, in place of the preset's."""
+        return super().of_dataset(preset, dataset) | (recipes.second_stage(dataset) if preset == "paper" else {})
 
     def __post_init__(self) -> None:
         fill = {"stage1_weight_decay": STAGE1_DECAY[self.backbone], **STAGE2[self.backbone]}

@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR-100, a tree of class folders, list files, an embedded synthetic set.
+"""Where images come from: CIFAR-100 or CIFAR-10, a tree of class folders, list files, an embedded synthetic set.
 
 Each reader gives training images, test images and class names. Files and labels are checked before the first
 image is decoded, and every fault is one line that says what is needed.
@@ -26,10 +26,17 @@ class Absent(InputError):
 
 
 def read_cifar100(root: Path) -> Parts:
-    """See `ltr.cifar100`."""
-    from ltr import cifar100  # here, as torchvision alone takes two seconds to import
+    """See `ltr.cifar`."""
+    from ltr import cifar  # here, as torchvision alone takes two seconds to import
 
-    return cifar100.read(root)
+    return cifar.read(root)
+
+
+def read_cifar10(root: Path) -> Parts:
+    """See `ltr.cifar`."""
+    from ltr import cifar
+
+    return cifar.read(root, kind=cifar.CIFAR10)
 
 
 # ---- a folder for each class
@@ -150,10 +157,10 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def parse_row(root: Path, where: str, line: str) -> Row:
-    """Check one line: a path below `root` and a label, two words.
+    """Check one line: a path below `root`, from there or in full, and a label, two words.
 
     Raises:
-        InputError: it is anything else, or there is no such file.
+        InputError: it is anything else.
     """
     words = line.split()
     if len(words) != 2:
@@ -161,11 +168,30 @@ def parse_row(root: Path, where: str, line: str) -> Row:
     path, label = words
     if not re.fullmatch(r"[0-9]{1,9}", label):
         raise InputError(f"--data-root: {where}: the label must be a whole number from 0 on, got {label}")
-    if os.path.isabs(path) or ".." in Path(path).parts:
+    return Row(where, below(root, where, path), int(label))
+
+
+def below(root: Path, where: str, path: str) -> str:
+    """A listed path as it leads from `root`; one in full must begin with it.
+
+    Raises:
+        InputError: it leads elsewhere.
+    """
+    relative = os.path.relpath(path, root) if os.path.isabs(path) else os.path.normpath(path)
+    if ".." in Path(path).parts or relative.split(os.sep)[0] == ".." or os.path.isabs(relative):
         raise InputError(f"--data-root: {where}: the path must lead to a file below {root}, got {path}")
-    if not os.path.isfile(root / path):
-        raise InputError(f"--data-root: {where}: must name an image file, there is no file {root / path}")
-    return Row(where, os.path.normpath(path), int(label))
+    return relative
+
+
+def check_file(root: Path, row: Row) -> Row:
+    """The row, where its file is there.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not os.path.isfile(root / row.path):
+        raise InputError(f"--data-root: {row.where}: must name an image file, there is no file {root / row.path}")
+    return row
 
 
 def check_labels(file: Path, rows: list[Row], num_classes: int) -> None:
@@ -211,7 +237,9 @@ def read_list(root: Path) -> Parts:
     """
     check_root(root)
     files = {split: root / f"{split}.txt" for split in SPLITS}
-    rows = {split: [parse_row(root, *line) for line in read_lines(file)] for split, file in files.items()}
+    rows = {
+        split: [check_file(root, parse_row(root, *line)) for line in read_lines(file)] for split, file in files.items()
+    }
     check_paths(list(itertools.chain(*rows.values())))
     named = root / "classes.txt"
     names = [line for _, line in read_lines(named)] if named.exists() else []
@@ -242,4 +270,10 @@ def read_synthetic(seed: int = 0) -> Parts:
     return parts[0], parts[1], synthetic.class_names(num_classes)
 
 
-READERS = {"cifar100": read_cifar100, "folder": read_folder, "list": read_list, "synthetic": lambda _: read_synthetic()}
+READERS = {
+    "cifar100": read_cifar100,
+    "cifar10": read_cifar10,
+    "folder": read_folder,
+    "list": read_list,
+    "synthetic": lambda _: read_synthetic(),
+}

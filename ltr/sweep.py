@@ -99,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = FirstStage.parse(rest)
     try:
         seeds, decays = [whole(text) for text in options.seeds], [real(text) for text in options.weight_decays]
-        at_once = whole(options.at_once or str(AT_ONCE[settings.backbone] if settings.device.startswith("cuda") else 1))
+        at_once = whole(
+            options.at_once or str(AT_ONCE.get(settings.backbone, 1) if settings.device.startswith("cuda") else 1)
+        )
     except ValueError as error:
         raise InputError(f"--seeds, --weight-decays, --at-once: must be numbers, got {error.args[0]}") from error
     if min(seeds) < 0 or min(decays) < 0 or at_once < 1:

@@ -15,7 +15,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -34,6 +34,7 @@ from ltr.loader import Draws, Loader, pad
 from ltr.losses import Deferred, build_loss
 from ltr.regularizers import MaxNorm, row_norms
 from ltr.storage import load_checkpoint, save_checkpoint
+from ltr.streaming import StreamLoader, open_loader
 
 SCHEDULES = ("cosine", "released")
 
@@ -71,6 +72,8 @@ class Data(Protocol):
 
     class_counts: np.ndarray  # [C]
     test_labels: np.ndarray  # [N]
+    # `draws_on`, where there is one: the device of draws and positions, if not the model's. Its batches are then made
+    # by the host, so that no step is captured. `close`, where there is one, is called when training ends, however.
 
     def __len__(self) -> int:
         """Training images."""
@@ -100,7 +103,7 @@ def predict(model: nn.Module, loader: Loader, flip: bool = False) -> np.ndarray:
 
 
 class ImageData:
-    """Images for the first stage, on the device.
+    """Images for the first stage, on the device, or streamed to it from their files.
 
     Args:
         data: images.
@@ -118,11 +121,16 @@ class ImageData:
         sampling: str = "instance",
     ) -> None:
         self.class_counts, self.test_labels = data.class_counts, data.test.labels
-        self.train = Loader(data.train.images, data.train.labels, data.mean, data.std, device)
-        self.test = Loader(data.test.images, data.test.labels, data.mean, data.std, device)
+        self.train = open_loader(data.train, data.mean, data.std, device, data.workers)
+        self.test = open_loader(data.test, data.mean, data.std, device, data.workers)
         self.mix, self.augmentation, self.sampling = mix, augmentation.split("+"), sampling
-        self.train.repeats = sampling != "instance"
-        self.side, self.batch_size = tuple(self.train.images.shape[1:3]), len(self.train)
+        self.batch_size, self.draws_on = len(self.train), self.train.device
+        if isinstance(self.train, StreamLoader):
+            self.draws_on = torch.device("cpu")
+            for name in self.settings:
+                raise InputError(f"--{name}: must not be given for images that are streamed from their files")
+        else:
+            self.train.repeats, self.side = sampling != "instance", tuple(self.train.images.shape[1:3])
 
     def __len__(self) -> int:
         return len(self.train)
@@ -135,6 +143,8 @@ class ImageData:
 
     def draw(self, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
         """Order, crops and flips of an epoch; then what mixing and Cutout need."""
+        if isinstance(self.train, StreamLoader):
+            return self.train.draw(batch_size, seed, epoch)
         draws, device, self.batch_size = Draws.sample(len(self), seed, epoch), self.train.device, batch_size
         if self.train.repeats:
             draws = draws._replace(order=augment.sampled_order(self.train.labels.cpu(), self.sampling, seed, epoch))
@@ -149,6 +159,8 @@ class ImageData:
 
     def batch(self, drawn: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor | augment.Mixed]:
         """Cropped, flipped, normalised images and their labels, mixed where that was asked."""
+        if isinstance(self.train, StreamLoader):
+            return self.train.batch(drawn, positions)
         images, labels = self.single(drawn, positions)
         if self.mix == "none":
             return images, labels
@@ -170,6 +182,11 @@ class ImageData:
         """Logits [N, C]; the epoch plays no part here."""
         logits = predict(model, self.test)
         return (logits + predict(model, self.test, flip=True)) / 2 if flip else logits
+
+    def close(self) -> None:
+        """End the processes that read ahead, if any."""
+        if isinstance(self.train, StreamLoader):
+            self.train.close()
 
 
 class Trainer:
@@ -194,6 +211,9 @@ class Trainer:
         self.engine, self.world = engine or Engine(self.device), distributed.current()
         if self.engine.sync_batch_norm:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, with the same weights
+        self.draws_on = getattr(data, "draws_on", self.device)
+        if self.draws_on.type != self.device.type:
+            self.engine = replace(self.engine, graph=False)
         self.max_norm = max_norm.to(self.device) if max_norm else None
         self.loss = build_loss(recipe.loss, torch.as_tensor(data.class_counts), self.device)
         self.optimizer = self.make_optimizer()
@@ -202,7 +222,7 @@ class Trainer:
         self.norms = [self.current_norms()]
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
         self.drawn: Sequence[Tensor] = ()
-        self.position = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.position = torch.zeros((), dtype=torch.int64, device=self.draws_on)
         self.sums = torch.zeros(2, device=self.device)  # loss times images, hits
         self.steps: dict[int, Step] = {}
         self.stream: torch.cuda.Stream | None = None
@@ -232,7 +252,7 @@ class Trainer:
     def step(self, forward: Callable[[Tensor], Tensor], size: int) -> None:
         """Train on the next `size` images, or on this process's share of them."""
         share = self.world.share(size)
-        positions = self.position + torch.arange(share.start, share.stop, device=self.device)
+        positions = self.position + torch.arange(share.start, share.stop, device=self.draws_on)
         inputs, labels = self.data.batch(self.drawn, positions)
         with self.engine.autocast():
             logits = forward(inputs)
@@ -496,8 +516,9 @@ def fit_together(trainers: Sequence[Trainer]) -> list[runs.Outcome]:
 
     Raises: see `fit`; one that fails stops all, each with its last checkpoint.
     """
-    with trainers[0].engine.backend():
+    with trainers[0].engine.backend(), contextlib.ExitStack() as at_the_end:
         for trainer in trainers:
+            at_the_end.callback(getattr(trainer.data, "close", lambda: None))
             trainer.resume()
         running = [trainer for trainer in trainers if not trainer.finished]
         for trainer in running:

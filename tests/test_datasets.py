@@ -25,6 +25,12 @@ def test_counts_of_cifar100_lt(factor, total, rarest):
     assert (counts[0], counts[-1], counts.sum()) == (500, rarest, total)
 
 
+@pytest.mark.parametrize(("factor", "total", "rarest"), [(100, 12_406, 50), (50, 13_996, 100), (10, 20_431, 500)])
+def test_counts_of_cifar10_lt(factor, total, rarest):
+    counts = class_counts(5000, 10, factor)
+    assert (counts[0], counts[-1], counts.sum()) == (5000, rarest, total)
+
+
 def test_groups_of_cifar100_lt():
     def sizes(factor):
         groups = metrics.group_of(class_counts(500, 100, factor)).tolist()

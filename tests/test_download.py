@@ -16,8 +16,8 @@ import pytest
 from filelock import FileLock
 from trees import complaint
 
-from ltr import cifar100
-from ltr.cifar100 import CIFAR100
+from ltr import cifar
+from ltr.cifar import CIFAR10, CIFAR100
 from ltr.datasets import Absent, load
 from ltr.download import Patience
 
@@ -37,12 +37,12 @@ def pickled(split: str) -> bytes:
 FILES = {"train": pickled("train"), "test": pickled("test"), "meta": pickle.dumps({"fine_label_names": NAMES})}
 
 
-def packed(files: dict[str, bytes]) -> bytes:
-    """cifar-100-python.tar.gz."""
+def packed(files: dict[str, bytes], folder: str = "cifar-100-python") -> bytes:
+    """cifar-100-python.tar.gz, or CIFAR-10's."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, content in files.items():
-            member = tarfile.TarInfo(f"cifar-100-python/{name}")
+            member = tarfile.TarInfo(f"{folder}/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
@@ -176,7 +176,7 @@ def host(monkeypatch) -> Iterator[Host]:
 
 def assert_read(root: Path, patience: Patience = PATIENT) -> None:
     """The data is right, and nothing half-written is beside it."""
-    train, test, names = cifar100.read(root, patience)
+    train, test, names = cifar.read(root, patience)
     assert names == NAMES
     for split, images in (("train", train), ("test", test)):
         stored = pickle.loads(FILES[split])
@@ -262,7 +262,7 @@ def test_several_faults_in_a_row_are_survived_with_growing_pauses(host, tmp_path
 
 def refusal(root: Path, patience: Patience = PATIENT) -> str:
     """What the user reads at last: one line, with what to do."""
-    message = complaint(cifar100.read, root, patience, error=Absent)
+    message = complaint(cifar.read, root, patience, error=Absent)
     assert message.startswith(f"--data-root: CIFAR-100 is not in {root} and could not be had from {CIFAR100.url} (")
     assert f"put cifar-100-python.tar.gz (MD5 {CIFAR100.tgz_md5}) there" in message
     assert message.count("--dataset folder, list or synthetic") == 1
@@ -315,7 +315,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(host, tmp_path):
 
 
 def test_good_files_touch_no_network(host, tmp_path, capsys):
-    cifar100.read(tmp_path, PATIENT)
+    cifar.read(tmp_path, PATIENT)
     (tmp_path / "cifar-100-python.tar.gz").unlink()
     host.requests = 0
     capsys.readouterr()
@@ -328,6 +328,29 @@ def test_the_set_is_loaded_by_its_name(host, tmp_path):
     assert (data.name, data.class_names, data.class_counts.tolist()) == ("cifar100", NAMES, [5, 2, 1])
 
 
+def test_cifar10_comes_the_same_way(host, tmp_path, monkeypatch):
+    labels = [0] * 5 + [1] * 5
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 3 * 32 * 32), np.uint8)
+    batch, meta = {"data": pixels, "labels": labels}, {"label_names": NAMES[:2]}
+    files = {"batch": pickle.dumps(batch), "meta": pickle.dumps(meta)}
+    monkeypatch.setattr(CIFAR10, "train_list", [["batch", md5(files["batch"])]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["batch", md5(files["batch"])]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "filename": "meta", "md5": md5(files["meta"])})
+    archive = packed(files, CIFAR10.base_folder)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
+    (tmp_path / CIFAR10.filename).write_bytes(archive)
+    data = load("cifar10", tmp_path, imbalance_factor=5)
+    assert (data.name, data.class_names, data.class_counts.tolist()) == ("cifar10", NAMES[:2], [5, 1])
+    assert host.requests == 0
+
+
+def test_an_absent_cifar10_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    message = complaint(cifar.read, tmp_path, Patience(1, 0, 1), CIFAR10, error=Absent)
+    assert message.startswith(f"--data-root: CIFAR-10 is not in {tmp_path} and could not be had from http://127")
+    assert f"put cifar-10-python.tar.gz (MD5 {CIFAR10.tgz_md5}) there" in message
+
+
 def test_an_archive_put_there_by_hand_touches_no_network(host, tmp_path):
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(ARCHIVE)
     assert_read(tmp_path)
@@ -336,7 +359,7 @@ def test_an_archive_put_there_by_hand_touches_no_network(host, tmp_path):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_unpacked_again_from_the_archive(name, host, tmp_path):
-    cifar100.read(tmp_path, PATIENT)
+    cifar.read(tmp_path, PATIENT)
     path = tmp_path / "cifar-100-python" / name
     path.write_bytes(FILES[name][:-5])
     host.requests = 0
@@ -352,7 +375,7 @@ def test_half_an_archive_is_fetched_again(host, tmp_path):
 
 
 def test_damaged_files_without_a_network_are_named_with_both_sums(host, tmp_path):
-    cifar100.read(tmp_path, PATIENT)
+    cifar.read(tmp_path, PATIENT)
     host.script = [status(404)]
     archive, train = tmp_path / "cifar-100-python.tar.gz", tmp_path / "cifar-100-python" / "train"
     archive.write_bytes(ARCHIVE[:500])
@@ -368,7 +391,7 @@ def test_a_pickle_with_a_wrong_sum_is_never_read(host, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    cifar100.read(tmp_path, PATIENT)
+    cifar.read(tmp_path, PATIENT)
     for name in FILES:
         (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(Malicious()))
     host.script = [lambda answer: (answer.head(None), answer.wfile.write(packed({"train": pickle.dumps(Malicious())})))]
@@ -388,11 +411,11 @@ def test_two_processes_do_not_fetch_at_once(host, tmp_path, monkeypatch):
 
     def the_other_finishes(words, **options):
         said.append(words)
-        cifar100.unpack(tmp_path, PATIENT)
+        cifar.unpack(tmp_path, PATIENT)
         (tmp_path / CIFAR100.filename).unlink()
         other.release()
 
-    monkeypatch.setattr(cifar100, "print", the_other_finishes, raising=False)
+    monkeypatch.setattr(cifar, "print", the_other_finishes, raising=False)
     assert_read(tmp_path)
     assert said == [f"waiting for another process that puts CIFAR-100 into {tmp_path}"]
     assert host.requests == 1

@@ -15,8 +15,19 @@ PARAMETERS = {
     "resnet32": 464 + 23_360 + 88_192 + 351_488 + 6_500,  # 470,004
     "resnet32-wide": 7_409_316,
     "resnet34": 21_328_292,
+    # torchvision's documented counts, less 1,000 classes' 2,049,000 weights, and 100 classes' 204,900
+    "resnext50": 25_028_904 - 2_049_000 + 204_900,
+    "resnet50": 25_557_032 - 2_049_000 + 204_900,
+    "resnet152": 60_192_808 - 2_049_000 + 204_900,
 }
-FEATURES = {"resnet32": 64, "resnet32-wide": 256, "resnet34": 512}
+FEATURES = {
+    "resnet32": 64,
+    "resnet32-wide": 256,
+    "resnet34": 512,
+    "resnext50": 2048,
+    "resnet50": 2048,
+    "resnet152": 2048,
+}
 
 
 def test_every_backbone_is_tested():
@@ -31,7 +42,7 @@ def test_number_of_parameters(backbone):
 @pytest.mark.parametrize("size", [32, 16])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_shapes(backbone, size):
-    model = build_model(backbone, 7)
+    model = build_model(backbone, 7).eval()  # batch-norm would refuse the large networks' last maps of one pixel
     x = torch.zeros(2, 3, size, size)
     features = model.features(x)
     assert features.shape == (2, FEATURES[backbone])
@@ -84,6 +95,22 @@ def test_resnet34_is_torchvisions_with_a_small_stem():
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backbone", ["resnext50", "resnet50", "resnet152"])
+def test_the_large_networks_have_as_many_weights_as_torchvisions(backbone):
+    name = BACKBONES[backbone]["architecture"]
+    assert PARAMETERS[backbone] == count_parameters(torchvision.models.get_model(name, num_classes=100))
+
+
+def test_resnet50_is_torchvisions():
+    theirs = torchvision.models.resnet50(weights=None, num_classes=7).eval()
+    ours = build_model("resnet50", 7).eval()
+    for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        mine.copy_(other)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(ours(x), theirs(x))
+
+
 def test_option_a_shortcut_subsamples_and_pads_with_zero_channels():
     x = torch.arange(32.0).view(1, 2, 4, 4)  # channel 0 counts from 0, channel 1 from 16
     out = BasicBlock(2, 4, stride=2, projection=False).shortcut(x)
@@ -133,7 +160,7 @@ def test_batch_norm_keeps_its_statistics_and_logits_are_those_of_evaluation():
     assert last.classifier is network.classifier
 
 
-@pytest.mark.parametrize("layers", [0, 32])
+@pytest.mark.parametrize("layers", [0, 33])
 def test_layers_that_are_not_there_are_refused(layers):
-    with pytest.raises(ValueError, match="layers: must be 1 to 31"):
+    with pytest.raises(ValueError, match="layers: must be 1 to 32"):
         LastLayers(build_model("resnet32", 4), layers)

@@ -29,10 +29,8 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
         ("--seed -1", "--seed: must be a whole number at least 0 and at most 4294967295, got -1"),
         ("--momentum 1.5", "--momentum: must be a number at least 0 and at most 1, got 1.5"),
         ("--backbone resnet43", "did you mean resnet34?"),
-        (
-            "--dataset cifar10",
-            "--dataset: must be one of cifar100, folder, list, synthetic, got cifar10 (did you mean cifar100?)",
-        ),
+        ("--dataset cifar101", "--dataset: must be one of cifar100, cifar10, folder, list, synthetic, imagenet-lt"),
+        ("--dataset cifar-100", "got cifar-100 (did you mean cifar100?)"),
         ("--preset papper", "did you mean paper?"),
         ("--profile log", "--profile: must be one of exp, step, as-is, got log"),
         ("--device gpu9", "--device: must be auto"),
@@ -114,12 +112,13 @@ def test_scripts_end_bad_input_in_one_line_and_exit_code_2(script, tmp_path):
         "--out",
         str(tmp_path / "out"),
         "--backbone",
-        "resnet50",
+        "resnet51",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: --backbone: must be one of resnet32, resnet32-wide, resnet34, got resnet50 (did you mean resnet34?)\n"
+        "error: --backbone: must be one of resnet32, resnet32-wide, resnet34, resnext50, resnet50, resnet152, "
+        "got resnet51 (did you mean resnet50?)\n"
     )
     assert not (tmp_path / "out").exists()
 

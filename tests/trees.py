@@ -1,5 +1,7 @@
 """Trees and lists of a few tiny images, for the tests of sources, data sets and bad input."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ltr import InputError
+from ltr.listed import BENCHMARKS
 
 NAMES = ["ant", "bee", "cow"]
 TRAIN, TEST = 8, 2  # images a class
@@ -50,3 +53,73 @@ def write_lists(tree: Path) -> Path:
 
 def flip_bit(data: bytes, position: int, bit: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
+
+
+# ---- the large benchmarks, small: their real file formats, a few tiny JPEGs
+
+BENCHMARK_TRAIN, BENCHMARK_TEST, BENCHMARK_VALIDATION = (30, 12, 4), (4, 4, 4), (2, 2, 2)  # images of each class
+FOLDERS = {
+    "imagenet-lt": ("train/n01440764/n01440764_", "train/n01443537/n01443537_", "train/n01484850/n01484850_"),
+    "places-lt": ("train/airfield/", "train/airplane_cabin/", "train/airport_terminal/"),
+    "inaturalist2018": ("train_val2018/Plantae/0/", "train_val2018/Plantae/1/", "train_val2018/Aves/2/"),
+}
+SUFFIX = {"imagenet-lt": ".JPEG", "places-lt": ".jpg", "inaturalist2018": ".jpg"}
+PREFIX = {"imagenet-lt": "ImageNet_LT", "places-lt": "Places_LT", "inaturalist2018": "iNaturalist18"}
+
+
+def benchmark_rows(source: str) -> dict[str, list[tuple[str, int]]]:
+    """Path and label of each image of the splits, as the field's lists have them."""
+    counts = {"train": BENCHMARK_TRAIN, "val": BENCHMARK_VALIDATION, "test": BENCHMARK_TEST}
+    if source == "inaturalist2018":
+        counts = {"train": BENCHMARK_TRAIN, "val": BENCHMARK_TEST}
+    rows = {}
+    for first, (split, per_class) in zip((190, 5000, 9000), counts.items(), strict=False):
+        folders = FOLDERS[source]
+        if split == "test":
+            folders = [folder.replace("train/", "val/") for folder in folders]
+        rows[split] = [
+            (f"{folder}{number}{SUFFIX[source]}", label)
+            for label, (folder, count) in enumerate(zip(folders, per_class, strict=True))
+            for number in range(first, first + count)
+        ]
+    return rows
+
+
+def write_benchmark(root: Path, source: str) -> Path:
+    """Write a benchmark's images, in its classes' colours, and its list files."""
+    generator = np.random.default_rng(0)
+    for split, rows in benchmark_rows(source).items():
+        for path, label in rows:
+            pixels = generator.integers(0, 120, (36, 48, 3), np.uint8)
+            pixels[..., label] += 100
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / path, "JPEG")
+        lines = [f"{path} {label}\n" for path, label in rows]
+        (root / f"{PREFIX[source]}_{split}.txt").write_text("".join(lines))
+    return root
+
+
+def write_json(root: Path) -> Path:
+    """Put the competition's JSON files in the place of iNaturalist's lists."""
+    names = ["0", "1", "2"]
+    for split, rows in benchmark_rows("inaturalist2018").items():
+        ids = range(100, 100 + len(rows))
+        content = {
+            "info": {"year": 2018},
+            "images": [{"id": i, "file_name": path, "width": 48} for i, (path, _) in zip(ids, rows, strict=True)],
+            "annotations": [
+                {"id": i, "image_id": i, "category_id": label} for i, (_, label) in zip(ids, rows, strict=True)
+            ],
+            "categories": [{"id": k, "name": f"species {name}"} for k, name in enumerate(names)],
+        }
+        (root / f"{split}2018.json").write_text(json.dumps(content))
+        (root / f"iNaturalist18_{split}.txt").unlink()
+    return root
+
+
+def shrink_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the readers expect what `write_benchmark` writes."""
+    counts = {"train": sum(BENCHMARK_TRAIN), "validation": sum(BENCHMARK_VALIDATION), "test": sum(BENCHMARK_TEST)}
+    for source, benchmark in BENCHMARKS.items():
+        small = {split: counts[split] for split in benchmark.files}
+        monkeypatch.setitem(BENCHMARKS, source, dataclasses.replace(benchmark, counts=small, num_classes=3))

@@ -1,0 +1,303 @@
+"""Sets too large for memory, as lists of image files: ImageNet-LT, Places-LT and iNaturalist 2018.
+
+Only paths and labels are read here; `ltr.streaming` opens the images while training runs. The sets are long-tailed
+as they were published, so that nothing is cut.
+"""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ltr import InputError
+from ltr.images import decode
+from ltr.sources import Absent, Row, below, check_labels, check_paths, check_root, parse_row, read_lines
+
+THUMBNAIL = 64  # pixels of a side, for a look at a few images
+
+
+class Thumbnails:
+    """Small pictures, uint8 [N, 64, 64, 3], that are decoded when they become an array: for a montage."""
+
+    def __init__(self, paths: np.ndarray) -> None:
+        self.paths = paths
+        self.shape = (len(paths), THUMBNAIL, THUMBNAIL, 3)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> "Thumbnails":
+        return Thumbnails(self.paths[chosen])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        pictures = [ImageOps.fit(Image.fromarray(decode(path)), self.shape[1:3]) for path in self.paths]
+        return np.asarray(np.stack(pictures), dtype)
+
+
+@dataclass(frozen=True)
+class ListedImages:
+    """Images that stay in their files.
+
+    Attributes:
+        root: the folder that all paths lead from.
+        paths: [N], text.
+        labels: int64 [N].
+        jitter: strength of the colour jitter in training, 0 for none.
+    """
+
+    root: Path
+    paths: np.ndarray
+    labels: np.ndarray
+    jitter: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "ListedImages":
+        """The images at these positions, in their order."""
+        return ListedImages(self.root, self.paths[indices], self.labels[indices], self.jitter)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the sorted list of label and path: it names the list, and opens no image."""
+        rows = sorted(f"{label} {Path(path).as_posix()}" for label, path in zip(self.labels, self.paths, strict=True))
+        return hashlib.sha256(os.fsencode("\n".join(rows))).hexdigest()
+
+    @property
+    def images(self) -> Thumbnails:
+        """For a look at a few of them."""
+        return Thumbnails(np.array([os.path.join(self.root, path) for path in self.paths], object))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A published long-tailed set.
+
+    Attributes:
+        files: names of each split's file; the first that is there is read.
+        counts: images that each split must have.
+        num_classes: C.
+        jitter: see `ListedImages`.
+    """
+
+    files: Mapping[str, tuple[str, ...]]
+    counts: Mapping[str, int]
+    num_classes: int
+    jitter: float
+
+
+# Counts: Liu et al. 2019, sections 4.1 and A; iNaturalist 2018's competition page. Its test labels were never
+# published, so the field tests on the validation images. Colour jitter: as Kang et al. 2020 train.
+LISTS = (("train", "train"), ("validation", "val"), ("test", "test"))
+BENCHMARKS = {
+    "imagenet-lt": Benchmark(
+        {split: (f"ImageNet_LT_{name}.txt",) for split, name in LISTS},
+        {"train": 115_846, "validation": 20_000, "test": 50_000},
+        num_classes=1000,
+        jitter=0.4,
+    ),
+    "places-lt": Benchmark(
+        {split: (f"Places_LT_{name}.txt",) for split, name in LISTS},
+        {"train": 62_500, "validation": 7_300, "test": 36_500},
+        num_classes=365,
+        jitter=0.4,
+    ),
+    "inaturalist2018": Benchmark(
+        {"train": ("train2018.json", "iNaturalist18_train.txt"), "test": ("val2018.json", "iNaturalist18_val.txt")},
+        {"train": 437_513, "test": 24_426},
+        num_classes=8142,
+        jitter=0.0,
+    ),
+}
+
+
+class Splits(NamedTuple):
+    """What a benchmark's files give; there is no validation list where the field tests on it."""
+
+    train: ListedImages
+    test: ListedImages
+    names: list[str]
+    validation: ListedImages | None
+
+
+def read(source: str, root: Path) -> Splits:
+    """A benchmark from its files in `root`.
+
+    Raises:
+        Absent: the folder or a list is not there.
+        InputError: a line or an entry is wrong, counts are not as published, an image is listed twice or absent.
+    """
+    check_root(root)
+    benchmark = BENCHMARKS[source]
+    files = {split: find_file(source, root, names) for split, names in benchmark.files.items()}
+    rows, names = {}, None
+    for split, file in files.items():
+        rows[split], categories = read_rows(root, file)
+        names = names or categories
+        check_counts(file, rows[split], benchmark.counts[split], benchmark.num_classes)
+        check_paths(rows[split])
+    check_paths(rows["train"] + rows["test"])
+    for split, file in files.items():
+        check_images(root, file, rows[split])
+    parts = {split: listed(root, split_rows, benchmark.jitter) for split, split_rows in rows.items()}
+    names = names or folder_names(parts["train"], benchmark.num_classes)
+    return Splits(parts["train"], parts["test"], names, parts.get("validation"))
+
+
+def find_file(source: str, root: Path, names: tuple[str, ...]) -> Path:
+    """The first of these files that is there; raises Absent where none is."""
+    for name in names:
+        if os.path.lexists(root / name):
+            return root / name
+    raise Absent(f"--data-root: must hold {' or '.join(names)} for --dataset {source}, there is none in {root}")
+
+
+def read_rows(root: Path, file: Path) -> tuple[list[Row], list[str] | None]:
+    """Rows of a list or a JSON file, and the classes' names where it gives them.
+
+    Raises:
+        InputError: see `parse_row` and `read_json`.
+    """
+    if file.suffix == ".json":
+        return read_json(root, file)
+    return [parse_row(root, *line) for line in read_lines(file)], None
+
+
+def listed(root: Path, rows: list[Row], jitter: float) -> ListedImages:
+    """Rows as arrays."""
+    paths = np.array([row.path for row in rows], object)
+    return ListedImages(root, paths, np.array([row.label for row in rows], np.int64), jitter)
+
+
+def folder_names(train: ListedImages, num_classes: int) -> list[str]:
+    """Each class's name is its images' folder, as `n01440764` or `airfield`; the label where folders are shared."""
+    first = np.unique(train.labels, return_index=True)[1]
+    names = [Path(path).parent.name for path in train.paths[first]]
+    return names if len(set(names)) == num_classes and all(names) else [str(k) for k in range(num_classes)]
+
+
+# ---- checks
+
+
+def check_counts(file: Path, rows: list[Row], count: int, num_classes: int) -> None:
+    """As many images as published, and labels 0 to C - 1, each at least once.
+
+    Raises:
+        InputError: another number, or see `check_labels`.
+    """
+    if len(rows) != count:
+        raise InputError(f"--data-root: {file} must list {count:,} images, it lists {len(rows):,}")
+    check_labels(file, rows, num_classes)
+
+
+def check_images(root: Path, file: Path, rows: list[Row]) -> None:
+    """Every image must be there. Folders are listed, one after another, which costs far less than a look at each file.
+
+    Raises:
+        InputError: some are not; the message names the first and says how many are there.
+    """
+    members = defaultdict(list)
+    for number, row in enumerate(rows):
+        folder, name = os.path.split(row.path)
+        members[folder].append((number, name))
+    absent = []
+    for folder, images in members.items():
+        try:
+            present = set(os.listdir(root / folder))
+        except OSError:
+            present = set()
+        absent += [number for number, name in images if name not in present]
+    if absent:
+        first, found = rows[min(absent)], len(rows) - len(absent)
+        raise InputError(
+            f"--data-root: {first.where}: must name an image file, there is no file {root / first.path}; "
+            f"{found:,} of the {len(rows):,} images of {file.name} are there"
+        )
+
+
+# ---- iNaturalist's JSON
+
+
+def read_json(root: Path, file: Path) -> tuple[list[Row], list[str] | None]:
+    """The competition's `images`, `annotations` and `categories`: rows, and names by label.
+
+    Raises:
+        InputError: it is no such file, an entry lacks something, or an image has not exactly one annotation.
+
+    Source: iNaturalist 2018 competition, annotation format.
+    """
+    content = load_json(file)
+    labels: dict[int, int] = {}
+    for number, entry in enumerate(content["annotations"]):
+        where = f"{file} annotation {number}"
+        image = field(where, entry, "image_id", int)
+        if image in labels:
+            raise InputError(f"--data-root: {where}: each image must have one annotation, image {image} has two")
+        labels[image] = field(where, entry, "category_id", int)
+        if labels[image] < 0:
+            raise InputError(f"--data-root: {where}: category_id must be at least 0, got {labels[image]}")
+    rows = []
+    for number, entry in enumerate(content["images"]):
+        where = f"{file} image {number}"
+        image = field(where, entry, "id", int)
+        if image not in labels:
+            raise InputError(f"--data-root: {where}: must have an annotation, there is none of image {image}")
+        rows.append(Row(where, below(root, where, field(where, entry, "file_name", str)), labels[image]))
+    return rows, category_names(file, content["categories"])
+
+
+def load_json(file: Path) -> dict[str, list]:
+    """A JSON file with the three lists.
+
+    Raises:
+        InputError: it cannot be read, is no JSON, or lacks one.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"--data-root: {file} must be a JSON file that can be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--data-root: {file} must be a whole JSON file ({error})") from error
+    for name in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(name), list) or not content[name]:
+            raise InputError(f"--data-root: {file} must have images, annotations and categories, it has no {name}")
+    return content
+
+
+def field(where: str, entry: Any, key: str, kind: type) -> Any:
+    """What a JSON entry has under a key.
+
+    Raises:
+        InputError: nothing, or something of another kind.
+    """
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if type(value) is not kind:
+        what = "a whole number" if kind is int else "a text"
+        raise InputError(f"--data-root: {where}: {key} must be {what}, got {clip(json.dumps(value))}")
+    return value
+
+
+def clip(text: str) -> str:
+    """As much of a value as a line takes."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def category_names(file: Path, categories: list) -> list[str] | None:
+    """Names by label; None unless they are the categories 0 to C - 1, each with a name of its own.
+
+    Raises:
+        InputError: an entry has no id.
+    """
+    names = {}
+    for number, entry in enumerate(categories):
+        names[field(f"{file} category {number}", entry, "id", int)] = entry.get("name")
+    plain = sorted(names) == list(range(len(categories))) and all(
+        isinstance(name, str) and name.isprintable() and name for name in names.values()
+    )
+    return [names[k] for k in range(len(names))] if plain and len(set(names.values())) == len(names) else None

@@ -1,0 +1,85 @@
+"""Recipes of the large benchmarks: each value has a source, options win, and runs of CIFAR-100 keep their names."""
+
+import json
+
+import pytest
+
+from ltr import recipes, runs
+from ltr.listed import BENCHMARKS
+from ltr.settings import ROOT, FirstStage, SecondStage
+
+STAGES = [(FirstStage, recipes.FIRST_STAGE), (SecondStage, recipes.SECOND_STAGE)]
+COMMITTED = sorted((ROOT / "exp").glob("demo_1/*/config.json"))
+
+
+@pytest.mark.parametrize("dataset", BENCHMARKS)
+@pytest.mark.parametrize(("stage", "table"), STAGES)
+def test_the_paper_preset_takes_the_recipe(stage, table, dataset):
+    settings = stage.parse(["--preset", "paper", "--dataset", dataset])
+    for name, (value, source) in {**recipes.SHARED, **table[dataset]}.items():
+        assert getattr(settings, name) == value
+        assert source
+    assert settings.imbalance_factor == 1
+
+
+def test_what_the_paper_publishes():
+    about = {name: FirstStage.parse(["--preset", "paper", "--dataset", name]) for name in BENCHMARKS}
+    published = {name: (s.backbone, s.epochs, s.batch_size, s.lr, s.momentum, s.schedule) for name, s in about.items()}
+    assert published["imagenet-lt"] == ("resnext50", 200, 64, 0.01, 0.9, "cosine")
+    assert published["inaturalist2018"] == ("resnet50", 200, 512, 0.01, 0.9, "cosine")
+    assert [about[name].weight_decay for name in ("imagenet-lt", "inaturalist2018")] == [5e-4, 1e-4]
+
+
+def test_values_that_were_never_published_say_so():
+    for dataset in ("imagenet-lt", "inaturalist2018"):
+        tuned = [recipes.FIRST_STAGE[dataset]["weight_decay"]]
+        tuned += [recipes.SECOND_STAGE[dataset][name] for name in ("epochs", "weight_decay", "max_norm", "tau")]
+        assert all(source.startswith("not published; ") for _, source in tuned)
+
+
+def test_options_win_over_the_recipe():
+    words = "--preset paper --dataset imagenet-lt --backbone resnet50 --epochs 90 --weight-decay 1e-3 --lr 0.2"
+    settings = FirstStage.parse(words.split())
+    assert (settings.backbone, settings.epochs, settings.weight_decay, settings.lr) == ("resnet50", 90, 1e-3, 0.2)
+    assert (settings.batch_size, settings.profile) == (64, "as-is")
+    words = "--preset paper --dataset imagenet-lt --normalization cifar10 --tau 0.3 --stage1-epochs 90"
+    settings = SecondStage.parse(words.split())
+    assert (settings.normalization, settings.tau, settings.stage1_epochs) == ("cifar10", 0.3, 90)
+
+
+@pytest.mark.parametrize("dataset", BENCHMARKS)
+def test_the_second_stage_starts_from_the_first_ones_recipe(dataset):
+    words = ["--preset", "paper", "--dataset", dataset]
+    first, second = FirstStage.parse(words), SecondStage.parse(words)
+    _, identity = first.model("WD", first.weight_decay)
+    wanted = second.first_stage(second.stage1_weight_decay)
+    assert {key: identity[key] for key in wanted} == wanted
+
+
+def test_the_demo_preset_takes_the_images_alone():
+    settings = FirstStage.parse(["--preset", "demo", "--dataset", "imagenet-lt"])
+    assert (settings.profile, settings.normalization, settings.backbone) == ("as-is", "imagenet", "resnet32")
+
+
+def test_cifar10_has_its_own_statistics():
+    assert FirstStage.parse("--preset paper --dataset cifar10".split()).normalization == "cifar10"
+    assert FirstStage.parse("--preset paper --dataset cifar100".split()).normalization == "cifar100"
+
+
+def test_workers_are_no_part_of_a_run():
+    one, two = (FirstStage.parse(f"--preset paper --dataset imagenet-lt --workers {n}".split()) for n in (1, 2))
+    assert one.identity() == two.identity()
+    assert one.data["workers"] == 1
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)
+def test_committed_runs_are_found_by_the_same_names(path):
+    config = json.loads(path.read_text("utf-8"))
+    asked = config["settings"]
+    names = ("dataset", "imbalance_factor", "backbone", "lr", "batch_size", "test_every", "seed")
+    words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(asked[name]))]
+    settings = FirstStage.parse(["--preset", "paper", *words, "--epochs", str(asked["stage1_epochs"])])
+    run = runs.open_run(
+        path.parents[1], *settings.model(asked["method"], asked["stage1_weight_decay"]), config["data"]["fingerprint"]
+    )
+    assert run.path == path.parent
