@@ -96,7 +96,7 @@ def test_a_grid_equals_its_classifiers_trained_one_at_a_time(data):
     start = classifiers.copy_classifier(network())
     choices = [
         {"loss": loss, "lr": lr, "weight_decay": weight_decay, "max_norm": radius, "max_norm_every": every}
-        for loss in losses.LOSSES
+        for loss in ("ce", *losses.BALANCED)
         for lr, weight_decay, radius, every in [
             (0.1, 0.0, np.nan, None),
             (0.05, 0.1, np.nan, None),
