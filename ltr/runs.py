@@ -255,7 +255,13 @@ class Result:
 
     @cached_property
     def test_logits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [N, C] of the last epoch, plain, and labels [N]."""
+        """Logits [N, C] of the last epoch, plain, and labels [N].
+
+        Raises:
+            InputError: they are not there (git has few).
+        """
+        if not (self.path / "test_logits.npz").exists():
+            raise InputError(f"--out: {self.path} has no test_logits.npz; --retrain repeats the run")
         with np.load(self.path / "test_logits.npz", allow_pickle=False) as stored:
             return stored["logits"].astype(np.float32), stored["labels"].astype(np.int64)
 
