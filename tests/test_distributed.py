@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from trees import write_benchmark
 
 from ltr import InputError, distributed, engine, runs, training
 from ltr.distributed import Job, World
@@ -56,18 +57,24 @@ def only_message(log: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple[runs.Result, list[dict], str]:
+def tree(tmp_path_factory) -> Path:
+    """ImageNet-LT's files with 256 small JPEGs."""
+    return write_benchmark(tmp_path_factory.mktemp("imagenet"), "imagenet-lt", together.TIMES)
+
+
+@pytest.fixture(scope="module")
+def whole(tree, tmp_path_factory) -> tuple[runs.Result, list[dict], str]:
     """An uninterrupted job: its run, what each process computed and wrote, what was printed."""
     checks = tmp_path_factory.mktemp("checks")
-    log = finish(checks / "out", checks / "log", CHECKS=str(checks))
+    log = finish(checks / "out", checks / "log", CHECKS=str(checks), TREE=str(tree))
     (run,) = runs.finished_runs(checks / "out" / "demo_1")
     return run, [torch.load(checks / f"{rank}.pt") for rank in (0, 1)], log
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
+def alone(tree) -> dict[str, Any]:
     """What one process computes."""
-    return together.computed()
+    return together.computed() | together.streamed(tree)
 
 
 def assert_equal(one: runs.Result, other: runs.Result) -> None:
@@ -121,7 +128,15 @@ def test_frozen_features_are_those_of_one_process(whole, alone, mode):
 
 
 @several
-@pytest.mark.parametrize("what", ["trained", "trained classifier"])
+def test_logits_and_features_of_streamed_images_are_those_of_one_process(whole, alone):
+    for process in whole[1]:
+        assert torch.equal(process["computed"]["streamed logits"], alone["streamed logits"])
+        pairs = zip(process["computed"]["streamed features"], alone["streamed features"], strict=True)
+        assert all(torch.equal(value, expected) for value, expected in pairs)
+
+
+@several
+@pytest.mark.parametrize("what", ["trained", "trained classifier", "streamed training"])
 def test_training_without_batch_norm_is_that_of_one_process(whole, alone, what):
     for process in whole[1]:
         torch.testing.assert_close(process["computed"][what], alone[what], rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
+from trees import shrink_benchmarks
 
-from ltr import classifiers, distributed, models, regularizers, runs, training
+from ltr import classifiers, datasets, distributed, models, regularizers, runs, streaming, training
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.settings import FirstStage
 
+TIMES = 4  # as many images as `trees.write_benchmark` writes else
 SIZES = (1, 2, 5, 8)  # of gathered rows: less than a row each, equal and unequal shares
 BATCH = 16
 written: list[str] = []
@@ -34,11 +37,11 @@ def small_set(train: int = 65, test: int = 250) -> LongTailed:
     return LongTailed("noise", list("abcd"), *parts, None, (0.5,) * 3, (0.25,) * 3)
 
 
-def network(batch_norm: bool = True) -> models.CifarResNet:
+def network(batch_norm: bool = True, classes: int = 4) -> models.CifarResNet:
     """A small network of the real blocks, with or without batch-norm."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = models.CifarResNet(4, (8, 16), [1, 1], projection=True)
+        model = models.CifarResNet(classes, (8, 16), [1, 1], projection=True)
     for module in list(model.modules()) if not batch_norm else ():
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
@@ -90,6 +93,20 @@ def computed() -> dict[str, Any]:
     return found
 
 
+def streamed(root: Path) -> dict[str, Any]:
+    """The same of a benchmark whose JPEGs stay in their files, 256 of them, decoded by a worker."""
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_benchmarks(patch, TIMES)
+        patch.setattr(streaming, "CROP", 16)
+        patch.setattr(streaming, "RESIZE", 20)
+        data = datasets.load("imagenet-lt", root, 1.0, "as-is", normalization="imagenet", workers=1)
+        images, model = training.ImageData(data, "cpu"), network(batch_norm=False, classes=3)
+        frozen = classifiers.FrozenFeatures(model, data, "cpu", "paper", BATCH)
+        found = {"streamed logits": torch.tensor(images.test_logits(model, 0, flip=True))}
+        found["streamed features"] = [*frozen.draw(BATCH, 0, 1), frozen.test_features(1, True)]
+        return found | {"streamed training": trained(model, images)}
+
+
 def first_stage(settings: FirstStage) -> runs.Result:
     """The first notebook's way through a run, and its table."""
     data = small_set()
@@ -126,4 +143,5 @@ if __name__ == "__main__":
         plots.show(pyplot.figure(), settings.figures / "figure.png")
         world = distributed.current()
         below = [path for path in written if path.startswith(str(settings.out))]
-        torch.save({"computed": computed(), "written": below}, Path(folder) / f"{world.rank}.pt")
+        of_files = streamed(Path(os.environ["TREE"]))
+        torch.save({"computed": computed() | of_files, "written": below}, Path(folder) / f"{world.rank}.pt")

@@ -67,8 +67,8 @@ SUFFIX = {"imagenet-lt": ".JPEG", "places-lt": ".jpg", "inaturalist2018": ".jpg"
 PREFIX = {"imagenet-lt": "ImageNet_LT", "places-lt": "Places_LT", "inaturalist2018": "iNaturalist18"}
 
 
-def benchmark_rows(source: str) -> dict[str, list[tuple[str, int]]]:
-    """Path and label of each image of the splits, as the field's lists have them."""
+def benchmark_rows(source: str, times: int = 1) -> dict[str, list[tuple[str, int]]]:
+    """Path and label of each image of the splits, as the field's lists have them; `times` as many."""
     counts = {"train": BENCHMARK_TRAIN, "val": BENCHMARK_VALIDATION, "test": BENCHMARK_TEST}
     if source == "inaturalist2018":
         counts = {"train": BENCHMARK_TRAIN, "val": BENCHMARK_TEST}
@@ -80,15 +80,15 @@ def benchmark_rows(source: str) -> dict[str, list[tuple[str, int]]]:
         rows[split] = [
             (f"{folder}{number}{SUFFIX[source]}", label)
             for label, (folder, count) in enumerate(zip(folders, per_class, strict=True))
-            for number in range(first, first + count)
+            for number in range(first, first + times * count)
         ]
     return rows
 
 
-def write_benchmark(root: Path, source: str) -> Path:
+def write_benchmark(root: Path, source: str, times: int = 1) -> Path:
     """Write a benchmark's images, in its classes' colours, and its list files."""
     generator = np.random.default_rng(0)
-    for split, rows in benchmark_rows(source).items():
+    for split, rows in benchmark_rows(source, times).items():
         for path, label in rows:
             pixels = generator.integers(0, 120, (36, 48, 3), np.uint8)
             pixels[..., label] += 100
@@ -117,9 +117,9 @@ def write_json(root: Path) -> Path:
     return root
 
 
-def shrink_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+def shrink_benchmarks(monkeypatch: pytest.MonkeyPatch, times: int = 1) -> None:
     """Let the readers expect what `write_benchmark` writes."""
     counts = {"train": sum(BENCHMARK_TRAIN), "validation": sum(BENCHMARK_VALIDATION), "test": sum(BENCHMARK_TEST)}
     for source, benchmark in BENCHMARKS.items():
-        small = {split: counts[split] for split in benchmark.files}
+        small = {split: times * counts[split] for split in benchmark.files}
         monkeypatch.setitem(BENCHMARKS, source, dataclasses.replace(benchmark, counts=small, num_classes=3))
