@@ -55,7 +55,7 @@ table-1: .venv/.installed
 	for seed in $(SEEDS); do \
 		$(BIN)/python scripts/$(TWO).py --preset paper $(OF) --stage1-epochs $(EPOCHS) --seed $$seed $(ARGS2) || exit; \
 	done
-	$(BIN)/python -m ltr.report exp/results.csv exp/benchmarks.csv --readme README.md
+	$(BIN)/python -m ltr.report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme README.md
 
 # Execute the notebooks in place; finished runs are loaded.
 notebooks: .venv/.installed
@@ -65,9 +65,9 @@ notebooks: .venv/.installed
 scripts: .venv/.installed
 	$(BIN)/jupyter nbconvert --to script --no-prompt --log-level=WARN --output-dir scripts notebooks/*.ipynb
 
-# Rewrite the tables of the README from exp/results.csv and exp/benchmarks.csv.
+# Rewrite the tables of the README from the tables in exp/.
 tables: .venv/.installed
-	$(BIN)/python -m ltr.report exp/results.csv exp/benchmarks.csv --readme README.md
+	$(BIN)/python -m ltr.report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme README.md
 
 clean:
 	rm -rf build .venv

@@ -1,4 +1,4 @@
-"""Tables from results.csv and benchmarks.csv: `python -m ltr.report exp/results.csv [--readme README.md]`.
+"""Tables of results, benchmarks and comparisons: `python -m ltr.report exp/results.csv [--readme README.md]`.
 
 Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
 `<!-- /results -->` (the file's name; `table-1` too) is written anew, so that every figure there is a row of the file.
@@ -165,6 +165,29 @@ def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def comparison_markdown(table: pd.DataFrame) -> str:
+    """Every method of a comparison, the measured ones first by their accuracy; one table a network.
+
+    Args:
+        table: what `compare.assemble` gives.
+    """
+    figures, parts = ["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"], []
+    for (dataset, factor, backbone, epochs), rows in table.groupby(
+        ["dataset", "imbalance_factor", "backbone", "stage1_epochs"]
+    ):
+        rows = rows.sort_values("all", ascending=False, kind="stable")
+        shown = rows[["method", "hyper-parameters", *figures, "source"]].fillna({"hyper-parameters": "", "source": ""})
+        for name in figures:
+            shown[name] = shown[name].map(metrics.percent)
+        tuned, seeds = rows.tuned_on.dropna().iloc[0], rows.seed.nunique()
+        lines = [shown.columns, ["---"] * shown.shape[1], *shown.itertuples(index=False)]
+        parts.append(
+            f"**{dataset}, imbalance factor {factor:g}, {backbone}, {epochs} epochs** · last epoch, plain test, in % · "
+            f"{seeds} seed(s) · tuned on {tuned}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        )
+    return "\n\n".join(parts) + "\n"
+
+
 def tables(path: Path) -> dict[str, str]:
     """The Markdown of a file by its place in the README; its columns say which kind of file it is.
 
@@ -176,6 +199,8 @@ def tables(path: Path) -> dict[str, str]:
     text = pd.read_csv(path, dtype=str, keep_default_na=False)
     if "ours_s" in text:
         return {path.stem: benchmark_markdown(text)}
+    if "published" in text:
+        return {path.stem: comparison_markdown(pd.read_csv(path))}
     results = pd.read_csv(path, dtype={"torch": str})
     return {"table-1": table_1(results), path.stem: markdown(results)}
 

@@ -27,7 +27,7 @@ NO_NUMBER = ["", " ", "nan", "-nan", "inf", "-inf", "ten", "0x10", "1,5", "1e999
 NO_WHOLE_NUMBER = ["1.5", "1e3", "2.0", "10**2", "1_", "1\n2"]
 NO_FOLDER = ["", "  ", "a\0b", "\udcff", "~no-such-user/x"]
 NO_DEVICE = ["", "gpu", "cuda:99", "cuda:-1", "cuda:" + "9" * 30, "cpu:x", "meta", "hpu", "ü", "\udcff", "0"]
-NO_CHOICE = ["", " ", "none", "0", "ü", "\u202e", "a\nb", "x" * 1000]
+NO_CHOICE = ["", " ", "null", "0", "ü", "\u202e", "a\nb", "x" * 1000]
 
 
 def bad_values(field: dataclasses.Field) -> list[str]:

@@ -103,7 +103,7 @@ def test_table_1_takes_the_papers_mode_and_its_data_alone():
     assert report.table_1(results(imbalance_factor=50.0)) == ""
 
 
-@pytest.mark.parametrize("name", ["results", "benchmarks"])
+@pytest.mark.parametrize("name", ["results", "benchmarks", "comparison"])
 def test_the_readmes_tables_are_those_of_the_files(name):
     readme = (ROOT / "README.md").read_text("utf-8")
     for place, text in report.tables(ROOT / "exp" / f"{name}.csv").items():
