@@ -73,8 +73,13 @@ def whole(tree, tmp_path_factory) -> tuple[runs.Result, list[dict], str]:
 
 @pytest.fixture(scope="module")
 def alone(tree) -> dict[str, Any]:
-    """What one process computes."""
-    return together.computed() | together.streamed(tree)
+    """What one process computes, with one thread like each of two: sums over several are rounded otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return together.computed() | together.streamed(tree)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def assert_equal(one: runs.Result, other: runs.Result) -> None:
