@@ -280,7 +280,9 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
             continue
         words = f"weight decay {settings['stage1_weight_decay']:g}, {settings['stage1_epochs']} epochs"
         method = settings["method"] + ", whole network" * (settings["method"] in METHODS)
+        plain = result.accuracy()
         figures = figures_of(*result.test_logits, result.class_counts)
+        figures |= {name: plain[name.lower()] for name in FIGURES}  # stored logits are rounded to float16
         seconds = {"seconds": result.summary["seconds"], "first stage": result.path.name}
         yield {"method": method, "hyper-parameters": words, "tuned_on": ""} | figures | seconds
 
