@@ -29,7 +29,7 @@ from filelock import FileLock
 from ltr import InputError, classifiers, datasets, metrics, models, plots, runs
 from ltr.classifiers import FrozenFeatures
 from ltr.methods import METHODS, Method, Setting, Settings
-from ltr.settings import MOST, SecondStage, check_writable, flag, folder, one_line, option, short, whole
+from ltr.settings import MOST, FirstStage, SecondStage, check_writable, flag, folder, one_line, option, short, whole
 from ltr.settings import WHOLE_NETWORK as NAMES
 from ltr.storage import write_text
 from ltr.training import Recipe
@@ -81,6 +81,22 @@ def published(dataset: str, imbalance_factor: float, profile: str, backbone: str
         return {}
     rows = [row for row in PUBLISHED if row[1] == backbone and not np.isnan(row[column])]
     return {row[0]: (row[column], row[5]) for row in rows}
+
+
+def trained_by(method: str) -> str:
+    """The option of `ltr.sweep` that trains a whole network by a method; nothing for methods that are not here."""
+    if method == "naive":
+        return "--weight-decays 0"
+    value = {name: value for value, name in NAMES.items()}.get(method, method)
+    options = (each.name for each in dataclasses.fields(FirstStage) if value in each.metadata["choices"])
+    return next((f"{flag(name)} {value}" for name in options), "")
+
+
+def absent_row(method: str) -> dict[str, str]:
+    """A row without figures: how the method is trained here, or that others' figure is all there is."""
+    option = trained_by(method)
+    words = f"{NOT_MEASURED}: {option}" if option else "published only"
+    return {"method": method, "hyper-parameters": words, "tuned_on": "", "first stage": ""}
 
 
 def accuracy(classifier: torch.nn.Linear, features: FrozenFeatures) -> float:
@@ -299,8 +315,7 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
     rows = [protocol | row for row in [*measured.to_dict("records"), *networks]]
     names = {row["method"] for row in rows}
     absent = [name for name in dict.fromkeys((*WHOLE_NETWORK, *figures)) if name not in names]
-    no_stage = {"hyper-parameters": NOT_MEASURED, "tuned_on": "", "first stage": ""}
-    rows += [protocol | no_stage | {"method": name} for name in absent]
+    rows += [protocol | absent_row(name) for name in absent]
     for row in rows:
         row["published"], row["source"] = figures.get(row["method"], (NAN, ""))
     first = [*PROTOCOL, "method", "hyper-parameters", *FIGURES, "published", "source", "validation", "seconds"]

@@ -13,6 +13,7 @@ from gaussians import Gaussians
 
 from ltr import InputError, classifiers, compare, models, sweep
 from ltr.methods import METHODS, Method
+from ltr.settings import FirstStage
 from ltr.training import Recipe
 
 RECIPE = Recipe(2, lr=0.05, loss="cb-ce")
@@ -98,10 +99,23 @@ def test_networks_trained_from_scratch_are_measured_where_a_run_is_there(demo):
     rows = demo.table.set_index("method")
     assert rows.loc["naive", "hyper-parameters"] == "weight decay 0, 1 epochs"
     assert rows.loc["naive", "first stage"].startswith("naive_wd0_e1")
-    assert rows.loc["mixup", "hyper-parameters"] == compare.NOT_MEASURED
+    assert rows.loc["mixup", "hyper-parameters"] == "not measured: --mix mixup"
     assert np.isnan(rows.loc["mixup", "all"])
     assert "naive" not in set(demo.first_table[demo.first_table["all"].notna()].method)
     assert not rows.index.duplicated().any()
+
+
+@pytest.mark.parametrize("method", compare.WHOLE_NETWORK)
+def test_the_option_of_an_unmeasured_row_trains_that_method(method):
+    option = compare.trained_by(method)
+    if method == "naive":
+        assert option == "--weight-decays 0"
+    else:
+        assert FirstStage.parse(option.split()).named("WD") == method
+
+
+def test_a_method_that_is_not_here_says_so():
+    assert compare.absent_row("PaCo")["hyper-parameters"] == "published only"
 
 
 def test_what_is_printed_is_the_table(demo):
