@@ -34,7 +34,8 @@ from torchvision import transforms
 from ltr import InputError, classifiers, engine, models, runs, storage, training
 from ltr.datasets import STATISTICS, LabelledImages, LongTailed, class_counts
 from ltr.engine import Engine
-from ltr.settings import ROOT, one_line, usable_device
+from ltr.options import ROOT
+from ltr.process import one_line, usable_device
 
 COLUMNS = "what,backbone,device,images,batch,precision,reference_s,ours_s,ratio,floor_share,peak_mb,torch,date".split(
     ","

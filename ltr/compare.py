@@ -29,7 +29,9 @@ from filelock import FileLock
 from ltr import InputError, classifiers, datasets, metrics, models, plots, runs
 from ltr.classifiers import FrozenFeatures
 from ltr.methods import METHODS, Method, Setting, Settings
-from ltr.settings import MOST, FirstStage, SecondStage, check_writable, flag, folder, one_line, option, short, whole
+from ltr.options import flag, folder, option, short, whole
+from ltr.process import check_writable, one_line
+from ltr.settings import MOST, FirstStage, SecondStage
 from ltr.settings import WHOLE_NETWORK as NAMES
 from ltr.storage import write_text
 from ltr.training import Recipe

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from ltr import InputError
 from ltr.images import decode
+from ltr.options import clip
 from ltr.sources import Absent, Row, below, check_labels, check_paths, check_root, parse_row, read_lines
 
 THUMBNAIL = 64  # pixels of a side, for a look at a few images
@@ -281,11 +282,6 @@ def field(where: str, entry: Any, key: str, kind: type) -> Any:
         what = "a whole number" if kind is int else "a text"
         raise InputError(f"--data-root: {where}: {key} must be {what}, got {clip(json.dumps(value))}")
     return value
-
-
-def clip(text: str) -> str:
-    """As much of a value as a line takes."""
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def category_names(file: Path, categories: list) -> list[str] | None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ltr import InputError, metrics
-from ltr.settings import one_line
+from ltr.process import one_line
 from ltr.storage import write_text
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]

@@ -1,35 +1,43 @@
-"""Settings of the two stages: presets, and one parser for the command line and the notebook.
+"""Settings of the two stages: their options, presets, and a run's identity.
 
 Only this module looks at the command line and the environment, torchrun's included. In Jupyter the same options
 come as one string in `LTR_ARGS`. Relative folders are taken from the repository's root, wherever one starts.
 """
 
-import argparse
 import atexit
 import contextlib
 import dataclasses
-import difflib
 import json
-import math
 import os
 import re
 import shlex
-import signal
 import sys
-import tempfile
 import textwrap
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from ltr import InputError, TrainingError, augment, datasets, distributed, engine, losses, models, recipes, training
+from ltr import InputError, augment, datasets, distributed, engine, losses, models, recipes, training
+from ltr.options import (
+    ROOT,
+    Once,
+    Parser,
+    allowed,
+    check,
+    clip,
+    flag,
+    folder,
+    join_negative,
+    option,
+    real,
+    short,
+    whole,
+)
+from ltr.process import begin_script, check_folder, usable_device
 
-ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ("demo", "paper")
 BASES = ("trained", "shipped")
 STAGE1_DECAY = {"resnet32": 5e-3, "resnet32-wide": 5e-3, "resnet34": 5e-3}
@@ -58,8 +66,6 @@ WHOLE_NETWORK = {  # names of what the first stage learns by, apart from cross-e
     "sqrt": "square-root sampling",
     "class-balanced": "class-balanced sampling",
 }
-GO_ON = "interrupted; the same command goes on from the last saved epoch"
-LOST = "another process of this job is gone or stuck; the same command goes on from the last saved epoch"
 DEMO_EPOCHS = 30
 MOST = 100_000  # epochs, or images a step: far beyond use, and a clear line for a slip of the keyboard
 DEMO = {
@@ -71,136 +77,6 @@ DEMO = {
 }
 PAPER = {"dataset": "cifar100", "backbone": "resnet32-wide", "imbalance_factor": 100.0, "out": ROOT / "exp"}
 S = TypeVar("S", bound="Common")
-
-
-def whole(text: str) -> int:
-    """A whole number."""
-    return int(text)
-
-
-def real(text: str) -> float:
-    """A finite number."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def folder(text: str) -> Path:
-    """A folder, from the repository's root where it is relative."""
-    if not text.strip() or "\0" in text:
-        raise ValueError(text)
-    text.encode()  # a ValueError for bytes that are no text, which could not be printed
-    return ROOT / Path(text).expanduser()
-
-
-def short(text: Any) -> str:
-    """Text with paths below the repository's root shown from there."""
-    return str(text).replace(str(ROOT) + os.sep, "")
-
-
-def option(
-    default: Any,
-    help: str,
-    read: Callable[[str], Any] = str,
-    choices: Sequence[str] = (),
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """A dataclass field that is an option; a default of None is filled from the preset."""
-    metadata = {"help": help, "read": read, "choices": choices, "low": low, "above": above, "high": high}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def allowed(metadata: Mapping[str, Any]) -> str:
-    """Say in words what an option takes."""
-    if metadata["choices"]:
-        return "one of " + ", ".join(metadata["choices"])
-    kind = {whole: "a whole number", real: "a number", folder: "a folder"}.get(metadata["read"], "text")
-    bounds = [
-        f"{word} {metadata[key]}"
-        for key, word in (("low", "at least"), ("above", "above"), ("high", "at most"))
-        if metadata[key] is not None
-    ]
-    return " ".join([kind, " and ".join(bounds)]).strip()
-
-
-def flag(name: str) -> str:
-    """The option of a field."""
-    return "--" + name.replace("_", "-")
-
-
-def clip(text: Any) -> str:
-    """What was given, as much of it as a line takes."""
-    text = str(text) or "nothing"
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def nearest(text: str, names: Sequence[str]) -> str:
-    """Words that name the valid name nearest to a wrong one, if there is one near."""
-    near = difflib.get_close_matches(text.lower(), names, 1, 0.5)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def check(name: str, text: Any, metadata: Mapping[str, Any]) -> Any:
-    """Turn an option's text into its value.
-
-    Raises:
-        InputError: it is not allowed; the message says what is, and the nearest valid name.
-    """
-    try:
-        value = metadata["read"](text) if isinstance(text, str) else text
-        good = not metadata["choices"] or value in metadata["choices"]
-        good &= metadata["low"] is None or value >= metadata["low"]
-        good &= metadata["above"] is None or value > metadata["above"]
-        good &= metadata["high"] is None or value <= metadata["high"]
-    except (ValueError, RuntimeError):
-        good = False
-    if good:
-        return value
-    hint = nearest(str(text), metadata["choices"])
-    raise InputError(f"{flag(name)}: must be {allowed(metadata)}, got {clip(text)}{hint}")
-
-
-def join_negative(arguments: Sequence[str]) -> list[str]:
-    """Write `--lr -1e-4` as `--lr=-1e-4`, which argparse would else take for two options."""
-    words: list[str] = []
-    for word in arguments:
-        if words and words[-1].startswith("--") and re.match(r"-(\d|\.|inf|nan)", word):
-            words[-1] += f"={word}"
-        else:
-            words.append(word)
-    return words
-
-
-class Once(argparse.Action):
-    """Keep an option's value, and refuse a second one."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, flag: str | None = None) -> None:
-        if (first := getattr(namespace, self.dest)) is not None:
-            raise InputError(f"{flag}: must be given once, got {clip(first)} and {clip(value)}")
-        setattr(namespace, self.dest, value)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that raises one line instead of printing its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the message."""
-        message = message.replace("argument ", "", 1).replace("expected one argument", "must have a value")
-        raise InputError(message.replace("ignored explicit argument", "must have no value, got"))
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """As argparse's, but a word that is no option is answered with the option nearest to it."""
-        options, unknown = self.parse_known_args(args, namespace)
-        if not unknown:
-            return options
-        word = unknown[0].split("=")[0]
-        hint = nearest(word, [name for action in self._actions for name in action.option_strings])
-        if word.startswith("--"):
-            raise InputError(f"{clip(word)}: must be one of the options that --help lists{hint}")
-        raise InputError(f"--help: each word must be an option or its value, got {clip(word)}{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +163,7 @@ class Common:
         processes, they meet here and part when the script ends.
         """
         interactive = "ipykernel" in sys.modules
-        job = distributed.ALONE if interactive else begin_script()
+        job = distributed.ALONE if interactive else begin_script(os.environ)
         arguments = from_environment() if interactive else sys.argv[1:]
         settings = cls.parse(arguments).for_job(job)
         group = contextlib.ExitStack()
@@ -543,86 +419,3 @@ def from_environment() -> list[str]:
         return shlex.split(os.environ.get("LTR_ARGS", ""))
     except ValueError as error:
         raise InputError(f"LTR_ARGS: must be options as on a command line ({error})") from error
-
-
-def usable_device(name: str) -> str:
-    """The device to use: `auto` takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        InputError: the name is unknown or there is no such device here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()  # `meta` makes the tensor, but there is nothing in it
-    except Exception as error:  # each backend that is not there says so in its own way
-        here = "auto, or a device of this machine (cpu works)"
-        raise InputError(f"--device: must be {here}, got {clip(name)}") from error
-    return name
-
-
-def check_writable(path: Path) -> None:
-    """Try to write below a folder.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise InputError(f"--out: must be a folder that can be written to, got {path} ({error.strerror})") from error
-
-
-def check_folder(path: Path) -> None:
-    """Let the leader try to write below a folder, and every process see it there.
-
-    Raises:
-        InputError: it cannot be written to, or each of several machines has one of its own.
-    """
-    world = distributed.current()
-    if world.leads:
-        check_writable(path)
-    if world.size > 1:
-        with contextlib.ExitStack() as kept:
-            probe = kept.enter_context(tempfile.NamedTemporaryFile(dir=path)).name if world.leads else None
-            seen = os.path.exists(world.from_leader(probe))
-            seen = world.total(torch.tensor(int(seen)))  # also keeps the file until all have looked
-        if seen < world.size:
-            raise InputError(f"--out: must be a folder that all processes see, got {path}")
-
-
-def begin_script() -> distributed.Job:
-    """Meet torchrun's other processes, and let errors and SIGTERM end a script in one line.
-
-    Raises:
-        InputError: see `distributed.connect`.
-    """
-    sys.excepthook = one_line
-    job = distributed.connect(os.environ)
-    job.mute()
-    sys.excepthook = partial(one_line, job=job)
-    signal.signal(signal.SIGTERM, partial(terminate, job=job))
-    return job
-
-
-def one_line(
-    kind: type[BaseException], error: BaseException, trace: Any, job: distributed.Job = distributed.ALONE
-) -> None:
-    """An exception hook for scripts: one line, and exit code 2 for bad input, 1 for failed training or a full
-    disk, 130 for Ctrl-C. Of several processes the first to fail says why."""
-    codes = {InputError: 2, TrainingError: 1, OSError: 1, KeyboardInterrupt: 130}
-    for known, code in codes.items():
-        if isinstance(error, known):
-            job.end(f"error: {GO_ON if code == 130 else error}", code)
-    if job.world.size == 1:
-        sys.__excepthook__(kind, error, trace)
-    else:
-        lost = distributed.lost_another(error)
-        job.end(f"error: {LOST}" if lost else "".join(traceback.format_exception(kind, error, trace)), 1)
-
-
-def terminate(number: int, frame: Any, job: distributed.Job = distributed.ALONE) -> NoReturn:
-    """SIGTERM's handler: say how to go on, exit 143."""
-    job.end(f"error: {GO_ON}", 128 + number)

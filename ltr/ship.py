@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ltr import InputError, classifiers, datasets, models, runs
 from ltr.features import Features, Pass
-from ltr.settings import SecondStage, one_line, short
+from ltr.options import short
+from ltr.process import one_line
+from ltr.settings import SecondStage
 from ltr.storage import write_whole
 
 NAME = "features.npz"

@@ -19,7 +19,9 @@ import torch
 
 from ltr import InputError, datasets, models, runs, training
 from ltr.engine import Engine
-from ltr.settings import FirstStage, one_line, real, whole
+from ltr.options import real, whole
+from ltr.process import one_line
+from ltr.settings import FirstStage
 
 AT_ONCE = {"resnet32": 8, "resnet32-wide": 4, "resnet34": 2}  # on CUDA; a CPU gains nothing by sharing its cores
 

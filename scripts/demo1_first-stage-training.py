@@ -23,7 +23,8 @@ import pandas as pd
 import torch
 
 from ltr import analysis, classifiers, datasets, metrics, models, plots, runs, training
-from ltr.settings import FirstStage, short
+from ltr.options import short
+from ltr.settings import FirstStage
 
 settings = FirstStage.read()
 figures = settings.figures

@@ -29,7 +29,8 @@ from ltr import (
     ship,
     training,
 )
-from ltr.settings import SecondStage, short
+from ltr.options import short
+from ltr.settings import SecondStage
 
 settings = SecondStage.read()
 figures = settings.figures

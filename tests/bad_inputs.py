@@ -13,7 +13,8 @@ from pathlib import Path
 from PIL import Image
 from trees import NAMES, flip_bit
 
-from ltr.settings import FirstStage, SecondStage, flag, real, whole
+from ltr.options import flag, real, whole
+from ltr.settings import FirstStage, SecondStage
 
 STAGES = (FirstStage, SecondStage)
 SPLITS = ("train", "test")

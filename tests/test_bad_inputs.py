@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from trees import NAMES, complaint, flip_bit, random_images, write_lists, write_tree
 
 from ltr import InputError, datasets
-from ltr.settings import ROOT, FirstStage, SecondStage, check_writable
+from ltr.options import ROOT
+from ltr.process import check_writable
+from ltr.settings import FirstStage, SecondStage
 from ltr.sources import read_folder, read_list
 
 

@@ -22,7 +22,8 @@ from trees import write_benchmark
 from ltr import InputError, distributed, engine, runs, training
 from ltr.distributed import Job, World
 from ltr.engine import Engine
-from ltr.settings import ROOT, FirstStage
+from ltr.options import ROOT
+from ltr.settings import FirstStage
 
 several = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch was built without torch.distributed"

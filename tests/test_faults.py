@@ -23,7 +23,8 @@ from torch import nn
 
 from ltr import InputError, StorageError, classifiers, models, runs, storage, training
 from ltr.datasets import LabelledImages, LongTailed
-from ltr.settings import ROOT, FirstStage
+from ltr.options import ROOT
+from ltr.settings import FirstStage
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and limits")
 SCRIPT = next((ROOT / "scripts").glob("demo1_*.py"))

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from ltr import storage
-from ltr.settings import ROOT
+from ltr.options import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no POSIX signals")
 SCRIPTS = sorted((ROOT / "scripts").glob("demo?_*.py"))

@@ -6,7 +6,8 @@ import pytest
 
 from ltr import recipes, runs
 from ltr.listed import BENCHMARKS
-from ltr.settings import ROOT, FirstStage, SecondStage
+from ltr.options import ROOT
+from ltr.settings import FirstStage, SecondStage
 
 STAGES = [(FirstStage, recipes.FIRST_STAGE), (SecondStage, recipes.SECOND_STAGE)]
 COMMITTED = sorted((ROOT / "exp").glob("demo_1/*/config.json"))

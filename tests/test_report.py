@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from ltr import InputError, report, runs
-from ltr.settings import ROOT
+from ltr.options import ROOT
 
 
 def results(**columns) -> pd.DataFrame:

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from ltr import InputError, settings
-from ltr.settings import ROOT, FirstStage, SecondStage
+from ltr import InputError, options, process, settings
+from ltr.options import ROOT
+from ltr.settings import FirstStage, SecondStage
 
 STAGES = [FirstStage, SecondStage]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
@@ -93,13 +94,13 @@ def test_the_second_stage_looks_for_what_the_first_one_writes():
 def test_every_option_is_explained(stage):
     text = stage.parser().format_help()
     for name in stage.__dataclass_fields__:
-        assert settings.flag(name) in text
+        assert options.flag(name) in text
 
 
 def test_an_unwritable_out_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"^--out: must be a folder that can be written to"):
-        settings.check_writable(tmp_path / "file" / "below")
+        process.check_writable(tmp_path / "file" / "below")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -16,8 +16,8 @@ from torchvision import transforms
 from trees import complaint, shrink_benchmarks, write_benchmark
 
 from ltr import InputError, classifiers, datasets, models, streaming, training
+from ltr.options import ROOT
 from ltr.regularizers import MaxNorm
-from ltr.settings import ROOT
 from ltr.streaming import StreamLoader
 
 CROP, RESIZE = 16, 20

@@ -1,0 +1,148 @@
+"""Options as dataclass fields: what each takes, how its text is read, and one line where it is wrong.
+
+`settings` declares them; the parser here is argparse's, which raises `InputError` in place of printing its usage.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ltr import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def whole(text: str) -> int:
+    """A whole number."""
+    return int(text)
+
+
+def real(text: str) -> float:
+    """A finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def folder(text: str) -> Path:
+    """A folder, from the repository's root where it is relative."""
+    if not text.strip() or "\0" in text:
+        raise ValueError(text)
+    text.encode()  # a ValueError for bytes that are no text, which could not be printed
+    return ROOT / Path(text).expanduser()
+
+
+def short(text: Any) -> str:
+    """Text with paths below the repository's root shown from there."""
+    return str(text).replace(str(ROOT) + os.sep, "")
+
+
+def option(
+    default: Any,
+    help: str,
+    read: Callable[[str], Any] = str,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field that is an option; a default of None is filled from the preset."""
+    metadata = {"help": help, "read": read, "choices": choices, "low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def allowed(metadata: Mapping[str, Any]) -> str:
+    """Say in words what an option takes."""
+    if metadata["choices"]:
+        return "one of " + ", ".join(metadata["choices"])
+    kind = {whole: "a whole number", real: "a number", folder: "a folder"}.get(metadata["read"], "text")
+    bounds = [
+        f"{word} {metadata[key]}"
+        for key, word in (("low", "at least"), ("above", "above"), ("high", "at most"))
+        if metadata[key] is not None
+    ]
+    return " ".join([kind, " and ".join(bounds)]).strip()
+
+
+def flag(name: str) -> str:
+    """The option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def clip(text: Any) -> str:
+    """What was given, as much of it as a line takes."""
+    text = str(text) or "nothing"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def nearest(text: str, names: Sequence[str]) -> str:
+    """Words that name the valid name nearest to a wrong one, if there is one near."""
+    near = difflib.get_close_matches(text.lower(), names, 1, 0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def check(name: str, text: Any, metadata: Mapping[str, Any]) -> Any:
+    """Turn an option's text into its value.
+
+    Raises:
+        InputError: it is not allowed; the message says what is, and the nearest valid name.
+    """
+    try:
+        value = metadata["read"](text) if isinstance(text, str) else text
+        good = not metadata["choices"] or value in metadata["choices"]
+        good &= metadata["low"] is None or value >= metadata["low"]
+        good &= metadata["above"] is None or value > metadata["above"]
+        good &= metadata["high"] is None or value <= metadata["high"]
+    except (ValueError, RuntimeError):
+        good = False
+    if good:
+        return value
+    hint = nearest(str(text), metadata["choices"])
+    raise InputError(f"{flag(name)}: must be {allowed(metadata)}, got {clip(text)}{hint}")
+
+
+def join_negative(arguments: Sequence[str]) -> list[str]:
+    """Write `--lr -1e-4` as `--lr=-1e-4`, which argparse would else take for two options."""
+    words: list[str] = []
+    for word in arguments:
+        if words and words[-1].startswith("--") and re.match(r"-(\d|\.|inf|nan)", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+class Once(argparse.Action):
+    """Keep an option's value, and refuse a second one."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, flag: str | None = None) -> None:
+        if (first := getattr(namespace, self.dest)) is not None:
+            raise InputError(f"{flag}: must be given once, got {clip(first)} and {clip(value)}")
+        setattr(namespace, self.dest, value)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises one line instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message."""
+        message = message.replace("argument ", "", 1).replace("expected one argument", "must have a value")
+        raise InputError(message.replace("ignored explicit argument", "must have no value, got"))
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """As argparse's, but a word that is no option is answered with the option nearest to it."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if not unknown:
+            return options
+        word = unknown[0].split("=")[0]
+        hint = nearest(word, [name for action in self._actions for name in action.option_strings])
+        if word.startswith("--"):
+            raise InputError(f"{clip(word)}: must be one of the options that --help lists{hint}")
+        raise InputError(f"--help: each word must be an option or its value, got {clip(word)}{hint}")
