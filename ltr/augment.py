@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 MIXES = ("none", "mixup", "cutmix")
 AUGMENTATIONS = ("none", "cutout", "autoaugment", "autoaugment+cutout")
@@ -107,6 +106,8 @@ def autoaugment(images: Tensor, seed: int, epoch: int) -> Tensor:
 
     Source: Cubuk et al. 2019.
     """
+    from torchvision.transforms import v2  # here, as it takes as long to import as all else together
+
     rng = generator(seed, epoch, 3)
     order = torch.from_numpy(rng.permutation(len(images))).to(images.device)
     policy, result = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), torch.empty_like(images)

@@ -104,6 +104,14 @@ def test_an_unwritable_out_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_what_a_script_imports_leaves_torchvision_for_later(script):
+    """It takes as long to import as PyTorch, and a refused option should not wait for it."""
+    lines = script.read_text("utf-8").split("\nsettings =")[0]
+    code = f"{lines}\nimport sys\nassert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_end_bad_input_in_one_line_and_exit_code_2(script, tmp_path):
     command = [
         sys.executable,
