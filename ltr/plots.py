@@ -63,7 +63,8 @@ GROUP_NAMES = {"many": "many (> 100 images)", "medium": "medium (20–100)", "fe
 
 CLASS_AXIS = "class, from common to rare"
 ACCURACY_AXIS = "accuracy (%)"
-FIGURE_BYTES = 60_000  # a notebook keeps its figures as text, so a large one bloats it
+SWEEP_TICKS = 8  # so many values of a swept setting have each its own tick
+FIGURE_BYTES = 25_000  # a notebook keeps its figures as text, so a large one bloats it
 NON_INTERACTIVE = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 
 P = ParamSpec("P")
@@ -341,6 +342,7 @@ def filter_norms(table: pd.DataFrame) -> Figure:
             xlabel="convolution, from the first to the last", ylabel=f"{column} of the filters' norms", yscale="log"
         )
         axes.grid(axis="y")
+    _log_ticks(panels[0].yaxis)  # the variance spans decades, which need no help
     _legend_below(fig, *panels[0].get_legend_handles_labels())
     return fig
 
@@ -449,6 +451,10 @@ def sweep(table: pd.DataFrame, x: str, xlabel: str, best: float | None = None, l
         axes.set_xscale("symlog", linthresh=rows.loc[rows[x] > 0, x].min(), linscale=0.5)
     elif log:
         axes.set_xscale("log")
+    tried = sorted(rows[x].unique())
+    if log and len(tried) <= SWEEP_TICKS:  # else powers of ten, which need not be among the values
+        axes.set_xticks(tried, [_tick(value) for value in tried])
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if best is not None:
         axes.axvline(best, color="0.5", linewidth=1, zorder=0)
         axes.text(best, 1.01, f"chosen: {best:g}", transform=axes.get_xaxis_transform(), ha="center", size=8)
@@ -578,7 +584,7 @@ def reliability(bins: pd.DataFrame) -> Figure:
 
 
 def _png(fig: Figure) -> bytes:
-    """The figure as PNG at its own resolution; past 60 KB with a palette of as many colours as fit."""
+    """The figure as PNG at its own resolution; past 25 KB with a palette of as many colours as fit."""
     with plt.rc_context(STYLE), io.BytesIO() as file:
         fig.savefig(file, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
         png = file.getvalue()
