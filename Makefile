@@ -1,4 +1,4 @@
-# make demo | test | reproduce | table-1 | notebooks | scripts | tables. ARGS="--backbone resnet34 ..." adds options.
+# make demo | test | check | reproduce | table-1 | notebooks | scripts | tables. ARGS="--backbone resnet34 ..." adds options.
 PYTHON ?= python3
 ARGS ?=
 ARGS1 ?= $(ARGS)
@@ -14,7 +14,7 @@ TWO := demo2_second-stage-training
 EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 \
 	--ExecutePreprocessor.record_timing=False --log-level=WARN
 
-.PHONY: demo test reproduce table-1 notebooks scripts tables clean
+.PHONY: demo test check reproduce table-1 notebooks scripts tables clean
 
 .venv/.installed: requirements.txt pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -42,7 +42,11 @@ demo: .venv/.installed
 test: .venv/.developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+# The same without the tests that run whole scripts, notebooks or several processes.
+check: override ARGS += -m "not slow"
+check: test
 
 # The paper's job; CIFAR-100 is downloaded by torchvision where it is not in data/.
 reproduce: .venv/.installed

@@ -262,6 +262,7 @@ def run_script(number: int, options: str, out: Path, root: Path) -> subprocess.C
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "MPLBACKEND": "Agg"})
 
 
+@pytest.mark.slow
 def test_scripts_end_in_one_line_and_exit_code_2_and_write_nothing(copy_tree, tmp_path):
     damages = {kind: (place, act) for kind, place, act, *_ in (*TREES, *LISTS)}
 

@@ -76,6 +76,7 @@ def assert_same_bits(one: Path, two: Path) -> None:
         assert_same_run(one / run, two / run)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_on_the_cpu(small_tree, tmp_path):
     one, two = run_twice(tmp_path, small_tree, "--device cpu")
     assert_same_bits(one, two)
@@ -83,6 +84,7 @@ def test_the_same_seed_gives_the_same_bits_on_the_cpu(small_tree, tmp_path):
     assert not torch.equal(weights_of(naive)["classifier.weight"], weights_of(decayed)["classifier.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here: bits on a GPU are not checked")
 def test_the_same_seed_gives_the_same_bits_on_cuda(small_tree, tmp_path):
     assert_same_bits(*run_twice(tmp_path, small_tree, "--device cuda --deterministic"))

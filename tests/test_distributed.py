@@ -6,6 +6,7 @@ On CPUs with gloo; what NCCL and several GPUs add to it is not run here.
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,15 @@ from ltr.engine import Engine
 from ltr.options import ROOT
 from ltr.settings import FirstStage
 
-several = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch was built without torch.distributed"
-)
+GLOO = dist.is_available() and dist.is_gloo_available()
+
+
+def several(test: Callable) -> Callable:
+    """A test that starts several processes: slow, and only for a PyTorch that can."""
+    skip = pytest.mark.skipif(not GLOO, reason="this PyTorch was built without torch.distributed")
+    return pytest.mark.slow(skip(test))
+
+
 OPTIONS = "--preset demo --imbalance-factor 1 --epochs 12 --batch-size 16 --lr 0.05"
 SCRIPT = Path(together.__file__)
 GONE = "; the same command goes on from the last saved epoch"

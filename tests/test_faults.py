@@ -110,6 +110,7 @@ def run_script(out: Path, *options: str, **how) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **how)
 
 
+@pytest.mark.slow
 @posix
 def test_a_script_that_may_write_no_large_file_says_so_in_one_line(tmp_path):
     import resource
@@ -148,6 +149,7 @@ def test_a_disk_that_fills_up_keeps_the_old_checkpoint(data, tmp_path):
         assert list(disk.iterdir()) == [checkpoint]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
 def test_a_read_only_disk_is_refused_before_any_work(tmp_path):
     with small_disk(tmp_path / "disk", "ro") as disk:
@@ -212,6 +214,7 @@ def test_a_dead_processs_lock_is_taken_over_and_its_litter_removed(tmp_path, hol
     run.lock.release(force=True)
 
 
+@pytest.mark.slow
 @posix
 def test_of_two_scripts_in_one_folder_one_is_refused_and_the_other_ends(tmp_path):
     options = OPTIONS.replace("--epochs 1", "--epochs 2").split()

@@ -26,7 +26,10 @@ import torch
 from ltr import storage
 from ltr.options import ROOT
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no POSIX signals")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no POSIX signals"),
+]
 SCRIPTS = sorted((ROOT / "scripts").glob("demo?_*.py"))
 SHARED = "--preset demo --imbalance-factor 250"  # 250 images down to 1, the shortest epoch
 OPTIONS = (f"{SHARED} --epochs 8", f"{SHARED} --stage1-epochs 8 --epochs 4")

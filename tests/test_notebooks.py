@@ -48,12 +48,14 @@ def figures_of(demo: pd.DataFrame, method: str, mode: str | None = None) -> pd.S
     return rows.iloc[0]
 
 
+@pytest.mark.slow
 def test_the_demo_rescues_rare_classes(demo):
     naive, balanced = figures_of(demo, "naive"), figures_of(demo, "CB + WD + MaxNorm", "paper")
     assert balanced.few >= naive.few + 10
     assert balanced["all"] > naive["all"]
 
 
+@pytest.mark.slow
 def test_the_demo_evaluates_every_model(demo):
     assert len(demo) == 4 * (17 + 4)  # the 17 rows of the paper's Table 1, and four in the released mode
     assert demo[["all", "many", "medium", "few", "ece"]].notna().all(axis=None)
@@ -61,6 +63,7 @@ def test_the_demo_evaluates_every_model(demo):
     assert fired.between(0, 1).all()
 
 
+@pytest.mark.slow
 @named
 def test_notebooks_run_in_demo_preset(path, demo, monkeypatch):
     monkeypatch.setenv("LTR_ARGS", f"--preset demo --out {demo.attrs['out']}")
@@ -71,6 +74,7 @@ def test_notebooks_run_in_demo_preset(path, demo, monkeypatch):
     assert kinds.count("display_data") >= 5  # the figures
 
 
+@pytest.mark.slow
 def test_the_headline_comparison_needs_no_images(tmp_path):
     """Real features ship with the package: rare classes of CIFAR100-LT are rescued, as in exp/results.csv."""
     environment = {**os.environ, "MPLBACKEND": "Agg"}
@@ -96,6 +100,7 @@ def test_the_second_stage_says_when_the_first_is_absent(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_second_stage_refuses_another_backbone(demo):
     done = run_script("demo2", "--out", str(demo.attrs["out"]), "--backbone", "resnet34")
     assert done.returncode == 2

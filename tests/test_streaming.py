@@ -286,6 +286,7 @@ def run_scripts(**words: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
 
 
+@pytest.mark.slow
 def test_both_scripts_run_on_a_benchmark(root, tmp_path):
     shared = "--preset paper --dataset imagenet-lt --backbone resnet32 --batch-size 16 --workers 1 --device cpu".split()
     shared += ["--data-root", str(root), "--out", str(tmp_path / "out")]
@@ -299,6 +300,7 @@ def test_both_scripts_run_on_a_benchmark(root, tmp_path):
     assert set(table.profile) == {"as-is"}
 
 
+@pytest.mark.slow
 def test_a_script_ends_a_missing_image_in_one_line(tmp_path):
     root = write_benchmark(tmp_path / "images", "imagenet-lt")
     (root / "val/n01440764/n01440764_9001.JPEG").unlink()
