@@ -6,7 +6,8 @@
 The first command trains a network without the held-out images: below `<out>/tuning`, `--tuning-epochs` where its
 epochs differ. On its features, and scored by the held-out images, each method's setting is chosen. Then each is
 fitted once, with this setting, on the features of the first stage's full run in `<out>/demo_1`, and tested once.
-Where there is no full run, the tuning network is the one tested, and the column `first stage` says so. All other
+Where there is no full run, the tuning network is the one tested, and the column `first stage` says so. The table
+goes to `<out>/comparison.csv`, every setting that was tried to `<out>/tuning/comparison.csv`. All other
 options are the second script's, but for those that are tuned. Methods that train a whole network stand below, with
 the figures of their finished runs in `<out>/demo_1`, or `not measured`.
 """
@@ -101,15 +102,15 @@ def absent_row(method: str) -> dict[str, str]:
     return {"method": method, "hyper-parameters": words, "tuned_on": "", "first stage": ""}
 
 
-def accuracy(classifier: torch.nn.Linear, features: FrozenFeatures) -> float:
-    """Top-1 accuracy in percent on the features' test images, which are the held-out ones of `for_tuning`.
+def accuracies(classifier: torch.nn.Linear, features: FrozenFeatures) -> dict[str, float]:
+    """Top-1 accuracies in percent on the features' test images, which are the held-out ones of `for_tuning`.
 
-    It is minus infinity where training diverged.
+    They are NaN where training diverged.
     """
     logits = features.test_logits(classifier, 0)
     if not np.isfinite(logits).all():
-        return -np.inf
-    return metrics.group_accuracy(logits, features.test_labels, features.class_counts)["all"]
+        return dict.fromkeys(("all", *metrics.GROUPS), NAN)
+    return metrics.group_accuracy(logits, features.test_labels, features.class_counts)
 
 
 def fit(method: Method, features: FrozenFeatures, recipe: Recipe, settings: Settings) -> list[torch.nn.Linear]:
@@ -117,25 +118,34 @@ def fit(method: Method, features: FrozenFeatures, recipe: Recipe, settings: Sett
     return method.fit(classifiers.copy_classifier(features.model), features, recipe, settings)
 
 
-def tune(method: Method, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Setting, float]:
-    """The setting with the best accuracy on held-out images, and that accuracy; of equals the first.
+def tune(method: Method, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Setting, pd.DataFrame]:
+    """The setting with the best accuracy on held-out images, of equals the first; and all that were tried.
 
     Args:
         held_out: features of a network that never saw its test images, which are the held-out ones.
+
+    Returns:
+        a setting, and a row for each: the setting's values, then many, medium, few, all in percent on the held-out
+        images, and whether it is the one chosen.
     """
     candidates = fit(method, held_out, recipe, method.settings)
-    scores = [accuracy(classifier, held_out) for classifier in candidates]
-    best = max(range(len(scores)), key=scores.__getitem__)
-    return method.settings[best], scores[best]
+    rows = [accuracies(classifier, held_out) for classifier in candidates]
+    best = max(range(len(rows)), key=lambda i: -np.inf if np.isnan(rows[i]["all"]) else rows[i]["all"])
+    settings = [absolute(setting, recipe) for setting in method.settings]
+    tried = pd.DataFrame([setting | row for setting, row in zip(settings, rows, strict=True)])
+    return method.settings[best], tried.assign(chosen=tried.index == best)
+
+
+def absolute(setting: Setting, recipe: Recipe) -> dict[str, Any]:
+    """A setting under the table's names, its learning rate no longer a multiple of the recipe's."""
+    names = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
+    return {names.get(name, name): value * recipe.lr if name == "lr" else value for name, value in setting.items()}
 
 
 def describe(setting: Setting, recipe: Recipe) -> str:
     """A setting in words."""
-    names = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
-    shown = {names.get(name, name): value for name, value in setting.items()}
-    if "lr" in shown:
-        shown["lr"] = shown["lr"] * recipe.lr
-    return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in shown.items())
+    shown = absolute(setting, recipe).items()
+    return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in shown)
 
 
 def figures_of(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
@@ -162,7 +172,7 @@ def compare(
     recipe: Recipe,
     compared: Mapping[str, Method] = METHODS,
     figures: Path | None = None,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tune every method on held-out images, then fit each once for the test and test it once.
 
     Args:
@@ -175,17 +185,19 @@ def compare(
     Returns:
         a row a method: method, hyper-parameters, many, medium, few, all, ECE (percent; last epoch, plain),
         validation (accuracy on the held-out images), seconds (tuning, fit and test; features not counted), and
-        the accuracies on shifted test sets, see `metrics.shifted_accuracy`.
+        the accuracies on shifted test sets, see `metrics.shifted_accuracy`. And a row for each setting that was
+        tried: method, then what `tune` gives.
 
     Raises:
         ValueError: the tuning images are the test images.
     """
     if held_out.test_labels is final.test_labels:
         raise ValueError("held_out: must hold other images than those of the test")
-    rows, bins = [], {}
+    rows, tried, bins = [], {}, {}
     for name, method in compared.items():
         start = time.perf_counter()
-        setting, validation = tune(method, held_out, recipe)
+        setting, tried[name] = tune(method, held_out, recipe)
+        validation = tried[name]["all"].max()
         (classifier,) = fit(method, final, recipe, [setting])
         logits = final.test_logits(classifier, 0)
         row = {"method": name, "hyper-parameters": describe(setting, recipe)}
@@ -197,7 +209,9 @@ def compare(
             bins[name] = metrics.reliability(logits, final.test_labels)
     if figures:
         draw_reliability(bins, figures)
-    return pd.DataFrame(rows)
+    settings = pd.concat(tried, names=["method", "number"]).reset_index("method")
+    figures = ["all", *metrics.GROUPS, "chosen"]
+    return pd.DataFrame(rows), settings[[*settings.columns.difference(figures, sort=False), *figures]]
 
 
 # --- first stages of a folder, and the table's other columns -----------------------------------------------------
@@ -252,13 +266,14 @@ class Stages:
 
     Attributes:
         held_out, final: see `compare`.
-        run: the first stage that is tested.
+        tuned, run: the first stage that settings are chosen on, and the one that is tested.
         fingerprint: of the images of a full run.
         protocol: the table's columns that say how it was made.
     """
 
     held_out: FrozenFeatures
     final: FrozenFeatures
+    tuned: runs.Result
     run: runs.Result
     fingerprint: dict[str, str]
     protocol: dict[str, Any]
@@ -284,7 +299,7 @@ def first_stages(settings: Comparison) -> Stages:
         final, name = settings.features(run, full), run.path.name
     protocol = {column: run.config["settings"][column] for column in PROTOCOL} | {"dataset": full.name}
     protocol |= {"tuned_on": f"{len(tuning.test)} held-out images, {tuned.path.name}", "first stage": name}
-    return Stages(held_out, final, run, full.describe()["fingerprint"], protocol)
+    return Stages(held_out, final, tuned, run, full.describe()["fingerprint"], protocol)
 
 
 def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
@@ -322,6 +337,17 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
         row["published"], row["source"] = figures.get(row["method"], (NAN, ""))
     first = [*PROTOCOL, "method", "hyper-parameters", *FIGURES, "published", "source", "validation", "seconds"]
     return pd.DataFrame(rows)[list(dict.fromkeys((*first, "tuned_on", "first stage", *rows[0])))]
+
+
+def tuning_table(tried: pd.DataFrame, stages: Stages) -> pd.DataFrame:
+    """Every setting that was tried, with the protocol of the network that it was tried on.
+
+    Args:
+        tried: of `compare`.
+    """
+    protocol = stages.protocol | {"stage1_epochs": stages.tuned.config["settings"]["stage1_epochs"]}
+    protocol = {name: protocol[name] for name in (*PROTOCOL, "tuned_on")}
+    return pd.DataFrame([protocol | row for row in tried.to_dict("records")])
 
 
 def shown(table: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -365,15 +391,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"tested: {stages.protocol['first stage']}")
     print(f"settings chosen on {stages.protocol['tuned_on']}; standard error up to {error:.1f} points")
     print(f"features: {time.perf_counter() - start:.0f} s, shared by all methods", flush=True)
-    measured = compare(stages.held_out, stages.final, recipe, figures=settings.figures)
+    measured, tried = compare(stages.held_out, stages.final, recipe, figures=settings.figures)
     table = assemble(measured, list(finished_networks(settings.out / "demo_1", stages)), stages)
-    path = settings.out / "comparison.csv"
+    path, tuning = (settings.out / folder / "comparison.csv" for folder in ("", "tuning"))
     save(path, table)
+    save(tuning, tuning_table(tried, stages))
     print(shown(table, ["method", "hyper-parameters", *FIGURES, "published", "source", "seconds"]))
     shifts = [name for name in table if name.startswith(("forward", "backward"))]
     print("\nclasses of the test set long-tailed, forward as in training or backward, by the ratio of its ends:")
     print(shown(table[table["all"].notna()], ["method", *shifts]))
-    print(f"\nlast epoch, plain test, in %; all columns: {short(path)}")
+    print(f"\nlast epoch, plain test, in %; all columns: {short(path)}; what was tried: {short(tuning)}")
 
 
 if __name__ == "__main__":

@@ -393,14 +393,14 @@ def grid(**values: Sequence[Any]) -> Settings:
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
 
-LR = (1.0, 10.0)  # times the recipe's
+LR = (1.0, 10.0, 100.0)  # times the recipe's
 LR_SLOW = (0.05, *LR)  # 0.0005 with the published 0.01, as LOS and SAMN have it
 RADII = (1.5, 1.0, 0.75, 0.5, 0.25)  # the larger, the less is projected
 METHODS = {
     "first stage alone": Method(untouched, grid()),
     "L2norm": Method(tau_norm, grid(tau=[1.0])),
-    "tau-norm": Method(tau_norm, grid(tau=[i / 4 for i in range(13)])),
-    "logit adjustment": Method(logit_adjustment, grid(tau=[i / 4 for i in range(11)])),
+    "tau-norm": Method(tau_norm, grid(tau=[i / 10 for i in range(31)])),
+    "logit adjustment": Method(logit_adjustment, grid(tau=[i / 10 for i in range(26)])),
     "NCM": Method(ncm, grid(metric=["cosine", "Euclidean"])),
     "cRT": Method(crt, grid(weight_decay=[0.0, 5e-4, 5e-3], lr=LR)),
     "LWS": Method(lws, grid(lr=LR)),
@@ -409,7 +409,7 @@ METHODS = {
     "CB + MaxNorm": Method(class_balanced, grid(radius=RADII, lr=LR)),
     "CB + WD + MaxNorm": Method(class_balanced, grid(weight_decay=[1e-3, 1e-2, 1e-1], radius=RADII, lr=LR)),
     "Balanced Softmax": Method(retrain_balanced, grid(weight_decay=[0.0, 1e-3, 1e-2], lr=LR)),
-    "LOS": Method(over_smooth, grid(smoothing=[0.9, 0.95, 0.98], lr=LR_SLOW)),
+    "LOS": Method(over_smooth, grid(smoothing=[0.8, 0.9, 0.95, 0.98], lr=LR_SLOW)),
     "isotonic norms (SAMN)": Method(isotonic_norms, grid(lr=LR_SLOW)),
     "ETF + multiplicative LA": Method(etf, grid(gamma=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65], lr=LR_SLOW)),
 }

@@ -95,6 +95,23 @@ def test_every_method_is_a_row_with_its_protocol(demo):
     assert set(columns) <= set(table.columns)
 
 
+def test_every_setting_that_was_tried_is_kept_and_one_a_method_is_chosen(demo):
+    tried = pd.read_csv(demo.out / "tuning" / "comparison.csv")
+    assert tried.method.value_counts(sort=False).to_dict() == {name: len(m.settings) for name, m in METHODS.items()}
+    chosen = tried[tried.chosen].set_index("method")["all"]
+    best = tried.groupby("method")["all"].max()
+    assert (
+        chosen.to_dict()
+        == best.to_dict()
+        == demo.table.dropna(subset="validation").set_index("method").validation.to_dict()
+    )
+    assert (tried[compare.PROTOCOL] == ["synthetic", 240, "exp", "resnet32", 1, 0.005, 1]).all(axis=None)
+    words = demo.table.set_index("method").loc["CB + WD + MaxNorm", "hyper-parameters"]
+    row = tried[tried.chosen & (tried.method == "CB + WD + MaxNorm")].iloc[0]
+    names = ("weight decay", "radius / mean norm", "lr")
+    assert ", ".join(f"{name} {row[name]:g}" for name in names) == words
+
+
 def test_networks_trained_from_scratch_are_measured_where_a_run_is_there(demo):
     rows = demo.table.set_index("method")
     assert rows.loc["naive", "hyper-parameters"] == "weight decay 0, 1 epochs"
@@ -132,23 +149,26 @@ def test_an_untouched_classifier_gives_the_runs_own_figures(demo):
 
 
 def test_settings_do_not_depend_on_test_labels(held_out, final):
-    before = compare.compare(held_out, final, RECIPE)
+    before, tried = compare.compare(held_out, final, RECIPE)
     final.test_labels = np.random.default_rng(0).permutation(final.test_labels)
-    after = compare.compare(held_out, final, RECIPE)
+    after, tried_after = compare.compare(held_out, final, RECIPE)
+    pd.testing.assert_frame_equal(tried, tried_after)
     assert before["hyper-parameters"].tolist() == after["hyper-parameters"].tolist()
     assert before.validation.tolist() == after.validation.tolist()
     assert (before["all"] != after["all"]).all()
 
 
 def test_settings_do_not_depend_on_the_tested_network_or_its_images(held_out, final):
-    other = compare.compare(held_out, Gaussians(seed=5), RECIPE)
-    assert compare.compare(held_out, final, RECIPE)["hyper-parameters"].tolist() == other["hyper-parameters"].tolist()
+    other, _ = compare.compare(held_out, Gaussians(seed=5), RECIPE)
+    table, _ = compare.compare(held_out, final, RECIPE)
+    assert table["hyper-parameters"].tolist() == other["hyper-parameters"].tolist()
 
 
 def test_settings_do_depend_on_the_held_out_labels(held_out, final):
-    before = compare.compare(held_out, final, RECIPE)["hyper-parameters"].tolist()
+    before, _ = compare.compare(held_out, final, RECIPE)
     held_out.test_labels = np.repeat(0, len(held_out.test_labels))  # all of the commonest class
-    assert compare.compare(held_out, final, RECIPE)["hyper-parameters"].tolist() != before
+    after, _ = compare.compare(held_out, final, RECIPE)
+    assert after["hyper-parameters"].tolist() != before["hyper-parameters"].tolist()
 
 
 def test_tuning_on_the_test_images_is_refused(final):
@@ -167,16 +187,17 @@ def diverges(first, features, recipe, settings):
 
 
 def test_a_setting_that_diverges_is_never_chosen(held_out):
-    setting, accuracy = compare.tune(Method(diverges, [{"value": np.nan}, {"value": 0.0}]), held_out, RECIPE)
+    setting, tried = compare.tune(Method(diverges, [{"value": np.nan}, {"value": 0.0}]), held_out, RECIPE)
     assert setting == {"value": 0.0}
-    assert accuracy > 0
+    assert tried.chosen.tolist() == [False, True]
+    assert tried["all"].isna().tolist() == [True, False]
     held_out.test_labels = np.full(len(held_out.test_labels), 11)  # hardly ever chosen, and class 0 never right
     assert compare.tune(Method(diverges, [{"value": np.inf}, {"value": 0.0}]), held_out, RECIPE)[0] == {"value": 0.0}
 
 
 def test_what_diverges_has_no_figures_and_stops_nothing(held_out, final, tmp_path):
     compared = {"bad": Method(diverges, [{"value": np.nan}]), "first stage alone": METHODS["first stage alone"]}
-    table = compare.compare(held_out, final, RECIPE, compared, tmp_path).set_index("method")
+    table = compare.compare(held_out, final, RECIPE, compared, tmp_path)[0].set_index("method")
     assert table.loc["bad", "hyper-parameters"] == "value nan, diverged"
     assert table.loc["bad", [*compare.FIGURES, "forward 50"]].isna().all()
     assert table.loc["first stage alone", "all"] > 0
