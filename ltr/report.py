@@ -137,6 +137,36 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
+    """What MaxNorm adds at the same loss and weight decay, seed by seed, for the images and first stage of a run.
+
+    Args:
+        results: the columns of `runs.COLUMNS`.
+        run: its folder's name.
+
+    Returns:
+        a row a model with MaxNorm as text: its radius, when it projects and how often it fired, accuracy over all
+        classes with and without it (last epoch, plain test, percent, means over seeds), and the mean and deviation
+        of the gain. Models whose counterpart without MaxNorm is not there have no row.
+    """
+    rows = results[(results.selection == "last") & (results.tta == "none")]
+    same = [*SET, "stage1_weight_decay"]
+    rows = rows[(rows[same] == rows.loc[rows.run == run, same].iloc[0]).all(axis=1)]
+    limited = rows[rows.method.str.endswith("+ MaxNorm")]
+    limited = limited.assign(model=limited.method, method=limited.method.str.removesuffix(" + MaxNorm"))
+    pairs = limited.merge(rows, on=["method", "mode", "loss", "weight_decay", "seed"], suffixes=("", " without"))
+    pairs["gain"] = pairs["all"] - pairs["all without"]
+    lines = []
+    for (mode, model), each in pairs.groupby(["mode", "model"]):
+        line = {"model": f"{model} ({mode})", "radius": f"{each.max_norm.mean():.3f}"}
+        line["projected"] = f"after each {each.max_norm_every.iloc[0]}"
+        line["fired (% of checks)"] = metrics.percent(100 * each.max_norm_fired.mean())
+        line["all, with"], line["all, without"] = (metrics.percent(each[n].mean()) for n in ("all", "all without"))
+        line["gain"], line["± seeds"] = f"{each.gain.mean():+.2f}", metrics.percent(each.gain.std())
+        lines.append(line | {"seeds": each.seed.nunique()})
+    return pd.DataFrame(lines)
+
+
 def rounded(value: str) -> str:
     """A measured figure to three digits; other words as they are."""
     try:

@@ -275,16 +275,20 @@ class Result:
             raise InputError(f"--out: {self.path} has no weights.pt; run the first stage with --retrain")
         return read_weights(self.path / "weights.pt", device)
 
-    def kept(self, name: str, make: Callable[[], pd.DataFrame] | None) -> pd.DataFrame | None:
+    def kept(
+        self, name: str, make: Callable[[], pd.DataFrame] | None, settings: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame | None:
         """A further table of this run: read from its folder, or made and written there.
 
         Args:
             name: of the file, without its end.
             make: makes the table; None where that cannot be done here.
+            settings: what the table depends on beside the run; each has a file of its own.
 
         Returns:
             None where it is neither there nor can be made.
         """
+        name = name if settings is None else f"{name}-{digest(settings)}"
         path, world = self.path / f"{name}.csv", distributed.current()
         if not world.from_leader(path.exists()):
             if make is None:

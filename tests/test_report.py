@@ -109,3 +109,33 @@ def test_the_readmes_tables_are_those_of_the_files(name):
     for place, text in report.tables(ROOT / "exp" / f"{name}.csv").items():
         found = report.block(place).search(readme)
         assert found[0] == f"{found[1]}{text}{found[2]}", "run `make tables`"
+
+
+def with_and_without(seed: int, plain: float, limited: float, fired: float = 0.25, **columns) -> pd.DataFrame:
+    """A pair of models, with MaxNorm and without it."""
+    shared = {"mode": "paper", "loss": "cb-ce", "weight_decay": 0.001, "seed": seed, **columns}
+    projected = {"max_norm": 1.0, "max_norm_every": "step", "max_norm_fired": fired}
+    pair = [
+        results(method="CB + WD", all=plain, run=f"cb-wd-{seed}", **shared),
+        results(method="CB + WD + MaxNorm", all=limited, run=f"max-{seed}", **shared, **projected),
+    ]
+    return pd.concat(pair)
+
+
+def test_the_gain_of_max_norm_is_taken_seed_by_seed():
+    both = pd.concat([with_and_without(0, 40.0, 40.5), with_and_without(1, 30.0, 30.1, fired=0.75)])
+    (row,) = report.max_norm_gains(both, "max-0").to_dict("records")
+    assert row == {
+        "model": "CB + WD + MaxNorm (paper)", "radius": "1.000", "projected": "after each step",
+        "fired (% of checks)": "50.00", "all, with": "35.30", "all, without": "35.00",
+        "gain": "+0.30", "± seeds": "0.28", "seeds": 2,
+    }  # fmt: skip
+
+
+def test_the_gain_of_max_norm_is_of_one_first_stage_and_one_weight_decay():
+    own = with_and_without(0, 40.0, 40.5)
+    strangers = [with_and_without(1, 1.0, 2.0, **{name: 7}) for name in (*report.SET[1:], "stage1_weight_decay")]
+    rest = [results(method="CB + MaxNorm", mode="paper", loss="cb-ce", max_norm=1.0, max_norm_every="step", run="x")]
+    rest += [own.iloc[:1].assign(weight_decay=0.1, all=9.0), own.assign(tta="flip"), own.assign(selection="best_test")]
+    (row,) = report.max_norm_gains(pd.concat([own, *strangers, *rest]), "max-0").to_dict("records")
+    assert (row["gain"], row["seeds"], row["± seeds"]) == ("+0.50", 1, "–")

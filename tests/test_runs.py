@@ -169,3 +169,17 @@ def test_where_there_are_no_images_either_both_causes_are_said(tmp_path):
     absent = InputError("--data-root: there is no folder x")
     with pytest.raises(InputError, match=r"^--data-root: there is no folder x; --out: there is no finished run"):
         runs.find(tmp_path, {"method": "WD"}, absent=absent)
+
+
+def test_a_further_table_is_made_once_for_its_settings(tmp_path, outcome, data):
+    result, made = finished(tmp_path, outcome, data), []
+
+    def make() -> pd.DataFrame:
+        made.append(len(made))
+        return pd.DataFrame({"made": [len(made)]})
+
+    assert result.kept("norms", None) is None
+    for settings, number in ((None, 1), ({"lr": 0.1}, 2), ({"lr": 0.2}, 3), ({"lr": 0.1}, 2), (None, 1)):
+        assert result.kept("norms", make, settings).made.tolist() == [number]
+    assert len(made) == 3
+    assert result.kept("norms", None, {"lr": 0.2}).made.tolist() == [3]
