@@ -25,7 +25,7 @@ from ltr.engine import Engine
 from ltr.features import Features, Pass
 from ltr.loader import Loader
 from ltr.losses import Loss, build_loss, class_balanced_weights
-from ltr.models import Network
+from ltr.models import Network, Trunk
 from ltr.regularizers import outside, row_norms
 from ltr.streaming import StreamLoader, open_loader
 from ltr.training import Recipe
@@ -38,7 +38,8 @@ class FrozenFeatures(Features):
     """Features of a frozen backbone, extracted when first asked for.
 
     Args:
-        model: the first stage's network; its buffers change in released mode, so hand over one of its own.
+        model: the first stage's network, or its `Trunk`; its buffers change in released mode, so hand over one of
+            its own.
         data: images.
         device: where features live.
         mode: one of `MODES`.
@@ -51,7 +52,7 @@ class FrozenFeatures(Features):
 
     def __init__(
         self,
-        model: Network,
+        model: Network | Trunk,
         data: LongTailed,
         device: torch.device | str,
         mode: str = "paper",
@@ -73,19 +74,19 @@ class FrozenFeatures(Features):
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
-        """Features float32 [B, D] of normalised images."""
+        """Features float32 [B, D, ...] of normalised images."""
         with self.engine.autocast():
             return self.model.features(images).float()
 
     def extract_all(self, images: Loader | StreamLoader, flip: bool = False) -> Tensor:
-        """Features [N, D] of images as they are, in evaluation mode; several processes share them."""
+        """Features [N, D, ...] of images as they are, in evaluation mode; several processes share them."""
         self.model.eval()
         sizes = len(images), images.test_batch_size
         batches = images.test_batches(flip, self.world.share(*sizes))
         return self.world.gather(torch.cat([self.extract(batch) for batch, _ in batches]), *sizes)
 
     def plain(self) -> tuple[Tensor, Tensor]:
-        """Features [N, D] and labels [N] of the training images, not cropped or flipped."""
+        """Features [N, D, ...] and labels [N] of the training images, not cropped or flipped."""
         features = self.extract_all(self.train)
         return features, self.train.labels.to(features.device)
 
@@ -117,7 +118,7 @@ class FrozenFeatures(Features):
 
     @torch.no_grad()
     def test_features(self, epoch: int, flip: bool) -> Tensor:
-        """Features [N, D] of the test images, in evaluation mode, after an epoch's drift."""
+        """Features [N, D, ...] of the test images, in evaluation mode, after an epoch's drift."""
         key = (epoch if self.mode == "released" else 0, flip)
         if key not in self.tested:
             if self.mode == "released":

@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 
-from ltr import InputError, classifiers, datasets, metrics, models, plots, runs
+from ltr import InputError, classifiers, datasets, metrics, models, plots, published, runs
 from ltr.classifiers import FrozenFeatures
 from ltr.methods import METHODS, Method, Setting, Settings
 from ltr.options import flag, folder, option, short, whole
@@ -42,48 +42,7 @@ FIGURES = ["many", "medium", "few", "all", "ECE"]
 NOT_MEASURED = "not measured"
 TUNED = {"--weight-decay", "--max-norm", "--tau"}  # options of the second script that have no place here
 NAN = float("nan")
-
-WEIGHT_BALANCING = "Alshammari et al. 2022"
-DECAYED = f"{WEIGHT_BALANCING}, with weight decay"
-RERUN = "rerun by others"
-# Top-1 over all classes, in percent, on CIFAR100-LT (exp) at imbalance factor 100, 50 and 10. Best test epochs,
-# recipes and augmentations differ: a figure says how far a method is known to go, not what it adds here.
-PUBLISHED = [
-    ("first stage alone", "resnet34", 46.08, 52.71, 66.03, DECAYED),
-    ("L2norm", "resnet34", 49.60, 56.33, 67.16, DECAYED),
-    ("tau-norm", "resnet34", 51.31, 57.65, 67.79, DECAYED),
-    ("CB", "resnet34", 47.09, NAN, NAN, DECAYED),
-    ("CB + WD", "resnet34", 52.42, 57.47, 67.96, DECAYED),
-    ("CB + MaxNorm", "resnet34", 50.20, 56.06, 67.10, DECAYED),
-    ("CB + WD + MaxNorm", "resnet34", 53.35, 57.71, 68.67, DECAYED),
-    ("Balanced Softmax", "resnet34", 52.8, NAN, NAN, f"{RERUN}, with weight decay"),
-    ("LOS", "resnet34", 54.9, 58.8, 69.7, "Sun et al. 2025"),
-    ("isotonic norms (SAMN)", "resnet32-wide", 54.0, 58.3, 70.1, "Zhang et al. 2026"),
-    ("first stage alone", "resnet32", 38.3, 43.9, 55.7, f"{RERUN}, small weight decay"),
-    ("tau-norm", "resnet32", 41.0, 45.7, NAN, RERUN),
-    ("cRT", "resnet32", 40.3, 45.4, NAN, RERUN),
-    ("LWS", "resnet32", 40.2, 45.2, NAN, RERUN),
-    ("naive", "resnet34", 38.38, 43.99, 57.31, WEIGHT_BALANCING),
-    ("LORT", "resnet34", 53.9, NAN, NAN, "Lu et al. 2024"),
-    ("FSGL", "resnet34", 59.2, 63.4, NAN, "FSGL, with mixing"),
-    ("GLMC", "resnet32-wide", 57.97, 63.78, 73.40, "Du et al. 2023, with mixing"),
-    ("GLMC + MaxNorm", "resnet32-wide", 58.41, 64.57, 74.28, "Du et al. 2023, with mixing"),
-    ("Balanced Softmax, whole network", "resnet32", 43.0, 46.6, NAN, RERUN),
-    ("LDAM-DRW", "resnet32", 42.0, 46.6, 58.7, "Cao et al. 2019"),
-    ("MiSLAS", "resnet32", 47.0, 52.3, 63.2, "Zhong et al. 2021, with mixup"),
-    ("BCL", "resnet32", 51.9, 56.6, 64.9, "Zhu et al. 2022, stronger augmentation"),
-    ("PaCo", "resnet32", 52.0, 56.0, 64.2, "Cui et al. 2021, AutoAugment and Cutout, 400 epochs"),
-]
 WHOLE_NETWORK = ("naive", "mixup", *NAMES.values())  # trained from scratch
-
-
-def published(dataset: str, imbalance_factor: float, profile: str, backbone: str) -> dict[str, tuple[float, str]]:
-    """Each method's published figure, and where it is from, for this set and network; nothing for others."""
-    column = {100.0: 2, 50.0: 3, 10.0: 4}.get(imbalance_factor)
-    if column is None or (dataset, profile) != ("cifar100", "exp"):
-        return {}
-    rows = [row for row in PUBLISHED if row[1] == backbone and not np.isnan(row[column])]
-    return {row[0]: (row[column], row[5]) for row in rows}
 
 
 def trained_by(method: str) -> str:
@@ -328,7 +287,7 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
         networks: of `finished_networks`.
     """
     protocol = stages.protocol
-    figures = published(*(protocol[name] for name in PROTOCOL[:4]))
+    figures = published.methods(*(protocol[name] for name in PROTOCOL[:4]))
     rows = [protocol | row for row in [*measured.to_dict("records"), *networks]]
     names = {row["method"] for row in rows}
     absent = [name for name in dict.fromkeys((*WHOLE_NETWORK, *figures)) if name not in names]

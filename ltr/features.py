@@ -1,4 +1,7 @@
-"""Features of a frozen backbone, as the second stage trains on them; the network is not needed any more."""
+"""Features of a frozen backbone, as the second stage trains on them; the network is not needed any more.
+
+They are vectors [N, D], or maps [N, D, H, W] where the network's last blocks learn (`models.Trunk`).
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +17,7 @@ ORDER = 2**20  # keeps the generators of a new order apart from those of the cro
 
 @dataclass(frozen=True)
 class Pass:
-    """One epoch's training features [N, D] and labels [N], in the order of its batches, and the
+    """One epoch's training features [N, D, ...] and labels [N], in the order of its batches, and the
     batch-norm buffers after it."""
 
     features: Tensor
@@ -32,7 +35,7 @@ class Features:
 
     Args:
         passes: of the first epochs; later epochs see them again, in another order.
-        tested: test features [N, D] by epoch of drift (0 where there is none) and mirrored or not.
+        tested: test features [N, D, ...] by epoch of drift (0 where there is none) and mirrored or not.
         class_counts: [C], training images of each class.
         test_labels: [N].
         batch_size, seed: of the draws.
@@ -68,7 +71,7 @@ class Features:
         return Features(passes, self.tested, *shared, seed, self.mode)
 
     def draw(self, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Features [N, D] and labels [N] of an epoch, in the order of the batches that the images' loader would
+        """Features [N, D, ...] and labels [N] of an epoch, in the order of the batches that the images' loader would
         have given.
 
         Raises:
@@ -80,7 +83,7 @@ class Features:
         return this.features, this.labels
 
     def batch(self, drawn: tuple[Tensor, Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, D] and labels [B] at these positions [B] of the order."""
+        """Features [B, D, ...] and labels [B] at these positions [B] of the order."""
         return drawn[0][positions], drawn[1][positions]
 
     def train_batches(self, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,13 +97,17 @@ class Features:
         return {name: value.cpu() for name, value in self.passes[-1].buffers.items()}
 
     def test_features(self, epoch: int, flip: bool) -> Tensor:
-        """Features [N, D] of the test images, in evaluation mode, after an epoch's drift."""
+        """Features [N, D, ...] of the test images, in evaluation mode, after an epoch's drift."""
         return self.tested[epoch if self.mode == "released" else 0, flip]
 
     @torch.no_grad()
     def test_logits(self, model: nn.Module, epoch: int, flip: bool = False) -> np.ndarray:
-        """Logits [N, C] of a classifier; the mean of both images' logits with `flip`."""
+        """Logits [N, C] of a classifier or of last layers, in evaluation mode; the mean of both images' logits with
+        `flip`."""
+        was_training = model.training
+        model.eval()
         logits = model(self.test_features(epoch, False))
         if flip:
             logits = (logits + model(self.test_features(epoch, True))) / 2
+        model.train(was_training)
         return logits.float().cpu().numpy()

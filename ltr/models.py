@@ -106,43 +106,79 @@ class CosineClassifier(nn.Linear):
         return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
 
 
-class LastLayers(nn.Module):
-    """A trained network of which only the last layers learn (the paper's section 5.3, "last 2 layers").
-
-    A layer is a convolution with its batch-norm, counted from the classifier, which is the first. Batch-norm keeps
-    its running statistics, in the frozen layers and the learning ones: the network is never in training mode.
+class Trunk(nn.Module):
+    """A network without its last blocks: what stays frozen while they learn.
 
     Args:
-        model: changed in place; its other weights stop to ask for gradients.
-        layers: how many learn, the classifier included.
-
-    Raises:
-        ValueError: the network has fewer layers.
+        model: shares its weights, which stop to ask for gradients.
+        blocks: how many are left out.
     """
 
-    def __init__(self, model: "Network", layers: int) -> None:
+    def __init__(self, model: "Network", blocks: int) -> None:
         super().__init__()
-        named = [(name, module) for name, module in model.named_modules() if "downsample" not in name]
-        parts = [module for _, module in named if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
-        pairs = list(zip(parts[::2], parts[1::2], strict=True))  # each convolution has its batch-norm behind it
-        if not 1 <= layers <= len(pairs) + 1:
-            raise ValueError(f"layers: must be 1 to {len(pairs) + 1}, got {layers}")
-        self.network = model.requires_grad_(False).eval()
-        for module in (model.classifier, *(module for pair in pairs[len(pairs) - layers + 1 :] for module in pair)):
+        self.stem, self.blocks = model.stem, model.blocks[: len(model.blocks) - blocks]
+        self.requires_grad_(False)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Maps [B, D, H, W] that the last blocks take, of normalised images [B, 3, H, W]."""
+        return self.blocks(self.stem(x))
+
+
+class LastLayers(nn.Module):
+    """The last blocks of a trained network, whose last layers learn (the paper's section 5.3, "last 2 layers").
+
+    A layer is a convolution with its batch-norm, counted from the classifier, which is the first.
+
+    Args:
+        model: shares its weights; all but the last layers' stop to ask for gradients.
+        layers: how many learn, the classifier included.
+        blocks: how many of the last blocks are here; None for those with a layer that learns.
+        drifts: False keeps batch-norm in evaluation mode; True lets it normalise by the batch's statistics while
+            its running ones drift, in frozen layers too, as the released code does.
+        from_images: True begins with the frozen trunk; False takes the maps that `Trunk.features` gives.
+
+    Raises:
+        ValueError: the network has fewer layers in its blocks (the stem never learns), or the blocks fewer.
+    """
+
+    def __init__(
+        self, model: "Network", layers: int, blocks: int | None = None, drifts: bool = False, from_images: bool = False
+    ) -> None:
+        super().__init__()
+        found = [layer for block in model.blocks for layer in layers_of(block)]
+        if not 1 <= layers <= len(found) + 1:
+            raise ValueError(f"layers: must be 1 to {len(found) + 1}, got {layers}")
+        learning = found[len(found) - layers + 1 :]
+        needed = sum(any(layer in learning for layer in layers_of(block)) for block in model.blocks)
+        blocks = needed if blocks is None else blocks
+        if blocks < needed:
+            raise ValueError(f"blocks: must be at least {needed} for {layers} layers, got {blocks}")
+        self.trunk = Trunk(model, blocks) if from_images else None
+        self.blocks = model.blocks[len(model.blocks) - blocks :].requires_grad_(False)
+        self.classifier, self.drifts = model.classifier.requires_grad_(True), drifts
+        for module in (module for layer in learning for module in layer):
             module.requires_grad_(True)
 
-    @property
-    def classifier(self) -> nn.Linear:
-        """The network's own."""
-        return self.network.classifier
-
     def train(self, mode: bool = True) -> "LastLayers":
-        """Stay in evaluation mode."""
-        return super().train(False)
+        """Training mode only where batch-norm drifts."""
+        return super().train(mode and self.drifts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images [B, 3, H, W] to logits [B, C]."""
-        return self.network(x)
+        """Map [B, D, H, W], or normalised images [B, 3, H, W], to logits [B, C]."""
+        maps = self.trunk.features(x) if self.trunk is not None else x
+        return self.classifier(self.blocks(maps).mean((2, 3)))
+
+
+def layers_of(block: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """A block's convolutions, each with the batch-norm behind it; those of a shortcut do not count."""
+    parts = [
+        module
+        for name, module in block.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) and "downsample" not in name
+    ]
+    convolutions = [module for module in parts if isinstance(module, nn.Conv2d)]
+    norms = [module for module in parts if isinstance(module, nn.BatchNorm2d)]
+    return list(zip(convolutions, norms, strict=True))
 
 
 class ImageNetResNet(nn.Module):
@@ -160,6 +196,18 @@ class ImageNetResNet(nn.Module):
         self.backbone = get_model(architecture, weights=None, num_classes=num_classes)
         self.classifier = self.backbone.fc
         self.backbone.fc = nn.Identity()
+
+    @property
+    def stem(self) -> nn.Sequential:
+        """All before the first block."""
+        net = self.backbone
+        return nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+
+    @property
+    def blocks(self) -> nn.Sequential:
+        """The bottleneck blocks of all stages, one after another."""
+        net = self.backbone
+        return nn.Sequential(*net.layer1, *net.layer2, *net.layer3, *net.layer4)
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate features of normalised images."""

@@ -1,43 +1,29 @@
 """Tables of results, benchmarks and comparisons: `python -m ltr.report exp/results.csv [--readme README.md]`.
 
 Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
-`<!-- /results -->` (the file's name; `table-1` too) is written anew, so that every figure there is a row of the file.
+`<!-- /results -->` (the file's name; `table-1`, `table-2` and `released` too) is written anew, so that every figure
+there is a row of the file.
 """
 
 import argparse
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ltr import InputError, metrics
+from ltr import InputError, metrics, published
 from ltr.process import one_line
 from ltr.storage import write_text
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
 MODEL = ["stage1_weight_decay", "method", "mode", "loss", "weight_decay", "max_norm_every", "radius", "tau"]
-FIGURES = ["many", "medium", "few", "all", "ece"]
-PAPER = {  # Table 1 of the paper, all, top-1 % (CIFAR100-LT, imbalance factor 100, ResNet-34)
-    "naive": 38.38,
-    "naive + tau-norm": 42.00,
-    "WD": 46.08,
-    "WD + tau-norm": 51.31,
-    "WD + L2norm": 49.60,
-    "CE + L2norm": 49.87,
-    "CE + WD": 47.22,
-    "CE + MaxNorm": 47.95,
-    "CE + WD + MaxNorm": 47.83,
-    "CB": 47.09,
-    "CB + L2norm": 50.10,
-    "CB + WD": 52.42,
-    "CB + MaxNorm": 50.20,
-    "CB + stage-1 WD + MaxNorm": 50.24,
-    "CB + WD + MaxNorm": 53.35,
-    "last 2 layers, CB + WD + MaxNorm": 53.55,
-    "last 5 layers, CB + WD + MaxNorm": 51.45,
-}
+FIGURES = ["many", "medium", "few", "all", "flip", "best", "both", "ece"]
+# Rows of Table 1 without a value that the paper's mode tunes: published and tuned are the same model.
+UNTUNED = ("naive", "naive + tau-norm", "WD", "WD + L2norm", "CE + L2norm", "CB", "CB + L2norm")
+LEARNED = tuple(method for method in published.TABLE_1 if method.startswith(("CE", "CB", "last")))
 NETWORKS = {"resnet32": "narrow ResNet-32", "resnet32-wide": "wide ResNet-32", "resnet34": "ResNet-34"}
 NOT_MEASURED = "not measured"
 
@@ -46,6 +32,31 @@ def cell(values: pd.Series) -> str:
     """Mean over seeds in percent, with the deviation where there are several."""
     text = metrics.percent(values.mean())
     return f"{text} ± {values.std():.2f}" if len(values) > 1 and not np.isnan(values.mean()) else text
+
+
+def headline(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the last epoch and plain test; beside them accuracy over all classes counted in the other ways.
+
+    Returns:
+        `flip` (logits averaged with the mirrored image), `best` (best epoch on the test set) and `both` as columns.
+    """
+    ways = {"flip": ("last", "flip"), "best": ("best_test", "none"), "both": ("best_test", "flip")}
+    shown = results[(results.selection == "last") & (results.tta == "none")]
+    for name, (selection, tta) in ways.items():
+        other = results[(results.selection == selection) & (results.tta == tta)]
+        shown = shown.assign(**{name: shown.run.map(other.drop_duplicates("run").set_index("run")["all"])})
+    return shown
+
+
+def in_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table; the first line is its head."""
+    head, *rest = lines
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rest)) + "\n"
+
+
+def joined(figures: Iterable[float]) -> str:
+    """Percentages in one cell."""
+    return " / ".join(metrics.percent(figure) for figure in figures)
 
 
 def number(value: float) -> str:
@@ -59,7 +70,8 @@ def model_rows(rows: pd.DataFrame) -> list[list[str]]:
     Models of other settings are other models. Where one seed still comes twice (settings that results.csv has
     no column for), each run has a row of its own, named by its folder's last word.
     """
-    position = rows.method.map({method: i for i, method in enumerate(PAPER)}).fillna(len(PAPER))
+    order = {method: i for i, method in enumerate(published.TABLE_1)}
+    position = rows.method.map(order).fillna(len(order))
     radius = rows.max_norm.where(rows["mode"] != "released")  # the released radius is relative: another for each seed
     rows = rows.assign(mode=rows["mode"].astype(object).fillna(""), position=position, radius=radius)
     rows = rows.sort_values(["mode", "position"], kind="stable")
@@ -83,34 +95,61 @@ def markdown(results: pd.DataFrame) -> str:
     Args:
         results: the columns of `runs.COLUMNS`.
     """
-    shown = results[(results.selection == "last") & (results.tta == "none")]
     parts = []
-    for (dataset, factor, profile, backbone, epochs), rows in shown.groupby(SET):
+    for (dataset, factor, profile, backbone, epochs), rows in headline(results).groupby(SET):
         devices = ", ".join(sorted(rows.device.unique()))
         versions = ", ".join(sorted(rows.torch.astype(str).unique()))
         head = ["model", "stage-1 WD", "stage-2 WD", "radius", *FIGURES[:-1], "ECE", "MaxNorm fired", "seeds"]
-        published = (dataset, factor, profile) == ("cifar100", 100, "exp")
         lines = model_rows(rows)
-        if published:
-            head.append("paper (ResNet-34), all")
+        if (dataset, factor, profile) == ("cifar100", 100, "exp"):
+            head.append("paper (ResNet-34): many / medium / few / all")
             for line in lines:
-                line.append(metrics.percent(PAPER.get(line[0].split(" (")[0], float("nan"))))
+                line.append(joined(published.TABLE_1.get(line[0].split(" (")[0], ())))
         parts.append(
             f"**{dataset}, imbalance factor {factor:g} ({profile}), {backbone}, {epochs} epochs** · last epoch, plain "
-            f"test, in % · {devices} · torch {versions}\n\n"
-            + "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+            "test, in %; `flip`, `best`, `both`: all classes, with mirrored images, of the best epoch on the test set, "
+            f"both · {devices} · torch {versions}\n\n{in_markdown([head, *lines])}"
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(parts)
 
 
-def variants(rows: pd.DataFrame) -> str:
-    """Accuracy over all classes of a method; of each of its settings where it was run with several."""
+def variants(rows: pd.DataFrame, figure: str = "all") -> str:
+    """A figure of a method; of each of its settings where it was run with several. Nothing where it was not run."""
     settings = ["stage1_weight_decay", "loss", "weight_decay", "max_norm", "tau"]
-    return " / ".join(cell(group["all"]) for _, group in rows.groupby(settings, dropna=False))
+    rows = rows.assign(max_norm=rows.max_norm.where(rows["mode"] != "released"))  # relative: another for each seed
+    return " / ".join(cell(group[figure]) for _, group in rows.groupby(settings, dropna=False)) or NOT_MEASURED
+
+
+def measured(results: pd.DataFrame, factor: float, backbone: str) -> pd.DataFrame:
+    """The headline rows of CIFAR100-LT for a network; of several lengths of training the longest."""
+    rows = headline(results)
+    rows = rows[(rows.dataset == "cifar100") & (rows.imbalance_factor == factor) & (rows.profile == "exp")]
+    rows = rows[rows.backbone == backbone]
+    rows = rows[rows.stage1_epochs == rows.stage1_epochs.max()]
+    return rows.assign(mode=rows["mode"].astype(object).fillna("paper"))
+
+
+def protocol(rows: pd.DataFrame) -> str:
+    """Length of training and number of seeds."""
+    return f"{rows.stage1_epochs.max():.0f} epochs, {seeds(rows)}"
+
+
+def seeds(rows: pd.DataFrame) -> str:
+    """Their number in words."""
+    number = rows.seed.nunique()
+    return f"{number} seed{'s' * (number != 1)}"
+
+
+def table_1_cell(rows: pd.DataFrame, method: str, mode: str) -> str:
+    """Accuracy of a method in a mode; empty where the mode changes nothing about it."""
+    if (mode == "published" and method in UNTUNED) or (mode == "released" and method not in LEARNED):
+        return ""
+    return variants(rows[(rows.method == method) & (rows["mode"] == mode)])
 
 
 def table_1(results: pd.DataFrame, factor: float = 100) -> str:
-    """The paper's Table 1 beside ours: a row a model, a column a network, the paper's mode; last epoch, plain test.
+    """The paper's Table 1 beside ours: a row a model; for each network the paper's mode with tuned and with
+    published values, and the released mode. Last epoch, plain test.
 
     Args:
         results: the columns of `runs.COLUMNS`. Of several lengths of training the longest counts.
@@ -119,22 +158,85 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
     Returns:
         nothing where no row is of CIFAR100-LT.
     """
-    rows = results[(results.selection == "last") & (results.tta == "none") & (results["mode"] != "released")]
-    rows = rows[(rows.dataset == "cifar100") & (rows.imbalance_factor == factor) & (rows.profile == "exp")]
-    head, columns = ["model", "paper (ResNet-34, best epoch on the test set)"], []
+    head = ["model", "paper (ResNet-34, best epoch on the test set)"]
+    lines = [[method, metrics.percent(figures[-1])] for method, figures in published.TABLE_1.items()]
     for backbone, name in NETWORKS.items():
-        own = rows[rows.backbone == backbone]
-        own = own[own.stage1_epochs == own.stage1_epochs.max()]
-        seeds = f", {own.stage1_epochs.max():.0f} epochs, {own.seed.nunique()} seed(s)" if len(own) else ""
-        head.append(name + seeds)
-        columns.append({method: variants(group) for method, group in own.groupby("method")})
-    if not any(columns):
-        return ""
-    lines = [head, ["---"] * len(head)]
-    for method, published in PAPER.items():
-        ours = [column.get(method, NOT_MEASURED) for column in columns]
-        lines.append([method, metrics.percent(published), *ours])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        rows = measured(results, factor, backbone)
+        modes = ("paper", "published", "released") if len(rows) else ("paper",)
+        words = f", {protocol(rows)}: tuned", ": published values", ": released mode"
+        head += [name + each for each in words] if len(rows) else [name]
+        for line in lines:
+            line += [table_1_cell(rows, line[0], mode) for mode in modes]
+    return in_markdown([head, *lines]) if len(head) > 2 + len(NETWORKS) else ""
+
+
+def table_2(results: pd.DataFrame) -> str:
+    """The paper's Table 2 beside ours: accuracy at three imbalance factors in a cell, in the paper's mode, tuned.
+
+    Args:
+        results: see `table_1`.
+
+    Returns:
+        nothing where no row is of CIFAR100-LT.
+    """
+    factors = " / ".join(map(str, published.FACTORS))
+    head, lines = ["model", f"paper (ResNet-34), imbalance factor {factors}"], []
+    found = {backbone: [measured(results, factor, backbone) for factor in published.FACTORS] for backbone in NETWORKS}
+    for backbone, parts in found.items():
+        lengths = ", ".join(dict.fromkeys(protocol(rows) for rows in parts if len(rows)))
+        head.append(NETWORKS[backbone] + f", {lengths}" * bool(lengths))
+    for method, figures in published.TABLE_2.items():
+        line = [method, joined(figures)]
+        for parts in found.values():
+            cells = [table_1_cell(rows, method, "paper") for rows in parts]
+            line.append(NOT_MEASURED if set(cells) == {NOT_MEASURED} else " / ".join(cells))
+        lines.append(line)
+    return in_markdown([head, *lines]) if any(map(len, sum(found.values(), []))) else ""
+
+
+def table_of_released(results: pd.DataFrame) -> str:
+    """What the released notebooks print beside ours, in their protocol and in their mode.
+
+    Args:
+        results: see `table_1`.
+
+    Returns:
+        nothing where no row is of CIFAR100-LT at imbalance factor 100.
+    """
+    printed, logged = "many / medium / few / all, flip, best epoch on the test set", "all, plain, last epoch"
+    head = ["model", f"released notebooks (ResNet-34, 320 epochs): {printed}", f"their logs: {logged}"]
+    modes = {"WD + tau-norm": "published", "CB + WD + MaxNorm": "released"}
+    lines = [
+        [method, " / ".join(map(str, figures)), metrics.percent(last)]
+        for method, (figures, last) in published.RELEASED.items()
+    ]
+    counted = results[(results.selection == "best_test") & (results.tta == "flip")].set_index("run")
+    for backbone, name in NETWORKS.items():
+        rows = measured(results, 100, backbone)
+        head += [f"{name}, {protocol(rows)}: {printed}", f"{name}: {logged}"] if len(rows) else [name]
+        theirs = counted.reindex(rows.run)
+        rows = rows.assign(**{f"{group} both": theirs[group].to_numpy() for group in metrics.GROUPS})
+        for line in lines:
+            own = rows[(rows.method == line[0]) & (rows["mode"] == modes.get(line[0], "paper"))]
+            groups = [variants(own, figure) for figure in (*(f"{group} both" for group in metrics.GROUPS), "both")]
+            line += [" / ".join(groups), variants(own)] if len(own) else [NOT_MEASURED] * (1 + bool(len(rows)))
+    return in_markdown([head, *lines]) if len(head) > 3 + len(NETWORKS) else ""
+
+
+def counting_gains(results: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
+    """What the ways of counting add to the headline, in points over all classes, as text.
+
+    Args:
+        results: the columns of `runs.COLUMNS`.
+        runs: names of the folders of the models that count.
+
+    Returns:
+        a row a way: mean, least and most over the models.
+    """
+    rows = headline(results[results.run.isin(runs)])
+    names = {"flip": "mirrored images", "best": "best epoch on the test set", "both": "both"}
+    gains = rows[[*names]].sub(rows["all"], axis=0).rename(columns=names)
+    return gains.agg(["mean", "min", "max"]).T.map("{:+.2f}".format)
 
 
 def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
@@ -191,8 +293,7 @@ def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
     shown = benchmarks[["what", "backbone", "images", "precision", *names]].rename(columns=names)
     for name in [*names.values()][:5]:
         shown[name] = shown[name].map(rounded)
-    lines = [shown.columns, ["---"] * shown.shape[1], *shown.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return in_markdown([shown.columns, *shown.itertuples(index=False)])
 
 
 def comparison_markdown(table: pd.DataFrame) -> str:
@@ -209,13 +310,12 @@ def comparison_markdown(table: pd.DataFrame) -> str:
         shown = rows[["method", "hyper-parameters", *figures, "source"]].fillna({"hyper-parameters": "", "source": ""})
         for name in figures:
             shown[name] = shown[name].map(metrics.percent)
-        tuned, seeds = rows.tuned_on.dropna().iloc[0], rows.seed.nunique()
-        lines = [shown.columns, ["---"] * shown.shape[1], *shown.itertuples(index=False)]
+        tuned = rows.tuned_on.dropna().iloc[0]
         parts.append(
             f"**{dataset}, imbalance factor {factor:g}, {backbone}, {epochs} epochs** · last epoch, plain test, in % · "
-            f"{seeds} seed(s) · tuned on {tuned}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+            f"{seeds(rows)} · tuned on {tuned}\n\n{in_markdown([shown.columns, *shown.itertuples(index=False)])}"
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(parts)
 
 
 def tables(path: Path) -> dict[str, str]:
@@ -232,7 +332,8 @@ def tables(path: Path) -> dict[str, str]:
     if "published" in text:
         return {path.stem: comparison_markdown(pd.read_csv(path))}
     results = pd.read_csv(path, dtype={"torch": str})
-    return {"table-1": table_1(results), path.stem: markdown(results)}
+    made = {"table-1": table_1(results), "table-2": table_2(results), "released": table_of_released(results)}
+    return made | {path.stem: markdown(results)}
 
 
 def block(name: str) -> re.Pattern:

@@ -57,6 +57,23 @@ def test_stage_two_on_features_equals_the_whole_network(data, mode):
         torch.testing.assert_close(value, drifted[name])
 
 
+@pytest.mark.parametrize("layers", [2, 5])
+@pytest.mark.parametrize("mode", classifiers.MODES)
+def test_last_layers_on_maps_equal_those_on_images(data, mode, layers):
+    recipe, drifts = training.Recipe(3, batch_size=16, lr=0.05, weight_decay=0.01), mode == "released"
+    on_images = models.LastLayers(network(), layers, drifts=drifts, from_images=True)
+    expected = training.fit(on_images, training.ImageData(data, "cpu"), recipe, MaxNorm(0.3))
+    frozen = classifiers.FrozenFeatures(models.Trunk(network(), 2), data, "cpu", mode, batch_size=16)
+    outcome = training.fit(models.LastLayers(network(), layers, 2, drifts), frozen, recipe, MaxNorm(0.3))
+    np.testing.assert_allclose(outcome.norms, expected.norms, atol=1e-5)
+    for way, logits in expected.logits.items():
+        np.testing.assert_allclose(outcome.logits[way], logits, atol=1e-4)
+    assert outcome.history.test_accuracy.tolist() == expected.history.test_accuracy.tolist()
+    for name, value in frozen.drifted().items():
+        torch.testing.assert_close(value, expected.weights[f"trunk.{name}"])
+    assert bool(frozen.drifted()) == drifts
+
+
 @pytest.mark.parametrize("mode", classifiers.MODES)
 def test_features_do_not_depend_on_the_order_of_asking(data, mode):
     ahead, behind = (classifiers.FrozenFeatures(network(), data, "cpu", mode) for _ in range(2))

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from gaussians import Gaussians
 
-from ltr import InputError, classifiers, compare, models, sweep
+from ltr import InputError, classifiers, compare, models, published, sweep
 from ltr.methods import METHODS, Method
 from ltr.settings import FirstStage
 from ltr.training import Recipe
@@ -219,19 +219,21 @@ def test_reliability_diagrams_go_to_a_folder(held_out, final, tmp_path):
 
 
 def test_published_figures_belong_to_one_set_and_network():
-    narrow, deep = (compare.published("cifar100", 100.0, "exp", name) for name in ("resnet32", "resnet34"))
+    narrow, deep = (published.methods("cifar100", 100.0, "exp", name) for name in ("resnet32", "resnet34"))
     assert narrow["PaCo"][0] == 52.0
     assert deep["CB + WD + MaxNorm"] == (53.35, "Alshammari et al. 2022, with weight decay")
     assert "PaCo" not in deep
-    assert "CB" not in compare.published("cifar100", 50.0, "exp", "resnet34")  # not published
-    assert compare.published("cifar100", 20.0, "exp", "resnet34") == {}
-    assert compare.published("synthetic", 100.0, "exp", "resnet34") == {}
-    assert compare.published("cifar100", 100.0, "step", "resnet34") == {}
+    assert "CB" not in published.methods("cifar100", 50.0, "exp", "resnet34")  # not published
+    assert published.methods("cifar100", 20.0, "exp", "resnet34") == {}
+    assert published.methods("synthetic", 100.0, "exp", "resnet34") == {}
+    assert published.methods("cifar100", 100.0, "step", "resnet34") == {}
 
 
 def test_each_published_figure_is_there_once_with_its_source():
-    rows = pd.DataFrame(compare.PUBLISHED)
+    rows = pd.DataFrame(published.METHODS)
     assert not rows.duplicated([0, 1]).any()
+    for method, figures in published.TABLE_2.items():
+        assert figures[0] == published.TABLE_1[method][-1]
     assert set(rows[1]) <= set(models.BACKBONES)
     assert rows[5].str.len().gt(0).all()
 

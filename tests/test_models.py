@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ltr.models import BACKBONES, BasicBlock, LastLayers, build_model, count_parameters
+from ltr.models import BACKBONES, BasicBlock, LastLayers, Trunk, build_model, count_parameters
 
 PARAMETERS = {
     # By hand, 3x3 convolutions of a and b channels having 9ab weights and batch-norm 2b:
@@ -144,23 +144,54 @@ def step(model: nn.Module, lr: float = 0.1) -> None:
 def test_only_the_last_layers_learn(layers, learned):
     network = build_model("resnet32", 4)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    step(LastLayers(network, layers))
+    step(LastLayers(network, layers, from_images=True))
     changed = {
         name.rsplit(".", 1)[0] for name, value in network.state_dict().items() if not torch.equal(value, before[name])
     }
     assert changed == learned
 
 
-def test_batch_norm_keeps_its_statistics_and_logits_are_those_of_evaluation():
-    network = build_model("resnet34", 4)
-    last = LastLayers(network, 5)
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("backbone", ["resnet34", "resnet50"])
+@pytest.mark.parametrize("from_images", [False, True])
+def test_batch_norm_keeps_its_statistics_and_logits_are_those_of_evaluation(backbone, from_images):
+    network, x = build_model(backbone, 4).eval(), noise(2, 3, 32, 32)
+    expected = network(x)
+    last = LastLayers(network, 5, from_images=from_images)
     assert not any(module.training for module in last.train().modules())
-    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(last(x), network.eval()(x))
+    maps = x if from_images else Trunk(network, len(last.blocks)).features(x)
+    torch.testing.assert_close(last(maps), expected)
     assert last.classifier is network.classifier
+
+
+def test_batch_norm_drifts_in_frozen_layers_too_where_it_shall():
+    network = build_model("resnet32", 4)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    step(LastLayers(network, 2, drifts=True, from_images=True))
+    drifted = {name for name, value in network.named_buffers() if not torch.equal(value, before[name])}
+    assert drifted == set(before)
+
+
+@pytest.mark.parametrize(("layers", "needed"), [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)])
+def test_last_layers_are_in_as_few_blocks_as_hold_them(layers, needed):
+    network = build_model("resnet32", 4)
+    assert len(LastLayers(network, layers).blocks) == needed
+    assert len(LastLayers(network, layers, needed + 1).blocks) == needed + 1
+    if needed:
+        with pytest.raises(ValueError, match=f"blocks: must be at least {needed}"):
+            LastLayers(network, layers, needed - 1)
+
+
+def test_more_blocks_than_needed_learn_no_more():
+    few, more = (LastLayers(build_model("resnet32", 4), 2, blocks) for blocks in (1, 3))
+    learned = [[p.shape for p in last.parameters() if p.requires_grad] for last in (few, more)]
+    assert learned[0] == learned[1]
 
 
 @pytest.mark.parametrize("layers", [0, 33])
 def test_layers_that_are_not_there_are_refused(layers):
-    with pytest.raises(ValueError, match="layers: must be 1 to 32"):
+    with pytest.raises(ValueError, match="layers: must be 1 to 31"):
         LastLayers(build_model("resnet32", 4), layers)

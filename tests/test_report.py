@@ -20,13 +20,16 @@ def results(**columns) -> pd.DataFrame:
 
 def test_a_row_shows_ours_and_the_papers_figure():
     text = report.markdown(results())
-    assert "| WD | 0.005 |  |  | 70.00 | 40.00 | – | 40.00 | 5.00 |  | 1 | 46.08 |" in text
+    assert (
+        "| WD | 0.005 |  |  | 70.00 | 40.00 | – | 40.00 | – | – | – | 5.00 |  | 1 | 76.94 / 44.28 / 12.17 / 46.08 |"
+        in text
+    )
 
 
 def test_seeds_become_mean_and_deviation():
     both = pd.concat([results(), results(seed=1, all=42.0)])
     assert "41.00 ± 1.41" in report.markdown(both)
-    assert "| 2 | 46.08 |" in report.markdown(both)
+    assert "| 2 | 76.94 / 44.28" in report.markdown(both)
 
 
 def test_other_settings_are_other_models_and_never_averaged():
@@ -52,12 +55,33 @@ def test_the_released_radius_may_differ_between_seeds():
     assert "| CB + MaxNorm (released) | 0.005 |  | 0.35 |" in report.markdown(pd.concat(rows))
 
 
-def test_only_last_epoch_and_plain_test_are_shown():
-    text = report.markdown(
-        pd.concat([results(), results(selection="best_test", all=99.0), results(tta="flip", all=98.0)])
+def counted(figures: tuple[float, float, float, float], **columns) -> pd.DataFrame:
+    """A run's four rows: plain and flip of the last epoch, then of the best on the test set."""
+    ways = [(selection, tta) for selection in ("last", "best_test") for tta in ("none", "flip")]
+    return pd.concat(
+        results(selection=selection, tta=tta, all=figure, **columns)
+        for (selection, tta), figure in zip(ways, figures, strict=True)
     )
-    assert "99.00" not in text
-    assert "98.00" not in text
+
+
+def test_the_headline_is_the_last_epoch_on_plain_images_and_the_other_ways_stand_beside_it():
+    text = report.markdown(counted((40.0, 41.0, 42.0, 43.0)))
+    assert text.count("| WD |") == 1
+    assert "| 40.00 | 41.00 | 42.00 | 43.00 | 5.00 |" in text
+
+
+def test_what_the_ways_of_counting_add_is_taken_run_by_run():
+    table = pd.concat(
+        [
+            counted((40.0, 41.0, 40.5, 42.0), run="a"),
+            counted((30.0, 33.0, 30.0, 33.0), run="b"),
+            counted((10.0, 99.0, 99.0, 99.0), run="stranger"),
+        ]
+    )
+    gains = report.counting_gains(table, ["a", "b"])
+    assert gains.loc["mirrored images"].tolist() == ["+2.00", "+1.00", "+3.00"]
+    assert gains.loc["best epoch on the test set"].tolist() == ["+0.25", "+0.00", "+0.50"]
+    assert gains.loc["both"].tolist() == ["+2.50", "+2.00", "+3.00"]
 
 
 def test_other_sets_have_no_published_figure():
@@ -67,7 +91,9 @@ def test_other_sets_have_no_published_figure():
 def test_the_readme_is_rewritten_between_its_marks(tmp_path):
     results().to_csv(tmp_path / "results.csv", index=False)
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- table-1 -->\n<!-- /table-1 -->\nbefore\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    places = ("table-1", "table-2", "released")
+    text = "".join(f"<!-- {place} -->\n<!-- /{place} -->\n" for place in places)
+    readme.write_text(text + "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
     report.main([str(tmp_path / "results.csv"), "--readme", str(readme)])
     text = readme.read_text()
     assert "before\n<!-- results -->\n**cifar100" in text
@@ -86,9 +112,18 @@ def test_a_readme_without_marks_is_refused(tmp_path):
 def test_table_1_has_every_row_and_says_what_is_not_measured():
     lines = report.table_1(pd.concat([results(), results(seed=1, all=42.0)])).splitlines()
     assert len(lines) == 2 + 17
-    assert "| WD | 46.08 | 41.00 ± 1.41 | not measured | not measured |" in lines
-    assert "| naive | 38.38 | not measured | not measured | not measured |" in lines
-    assert lines[0].count("60 epochs, 2 seed(s)") == 1
+    assert "| WD | 46.08 | 41.00 ± 1.41 |  |  | not measured | not measured |" in lines
+    assert "| naive | 38.38 | not measured |  |  | not measured | not measured |" in lines
+    assert "| CB | 47.09 | not measured |  | not measured | not measured | not measured |" in lines
+    assert f"| CB + WD | 52.42 |{5 * ' not measured |'}" in lines
+    assert lines[0].count("60 epochs, 2 seeds") == 1
+
+
+def test_table_1_has_a_column_for_tuned_and_published_values_and_the_released_mode():
+    modes = [
+        results(method="CB + WD", mode=m, all=a) for m, a in (("paper", 3.0), ("published", 2.0), ("released", 1.0))
+    ]
+    assert "| CB + WD | 52.42 | 3.00 | 2.00 | 1.00 | not" in report.table_1(pd.concat(modes))
 
 
 def test_table_1_averages_no_different_settings_and_takes_the_longest_training():
@@ -97,10 +132,33 @@ def test_table_1_averages_no_different_settings_and_takes_the_longest_training()
     assert "| CB + WD | 52.42 | 40.00 / 42.00 |" in text
 
 
-def test_table_1_takes_the_papers_mode_and_its_data_alone():
-    assert report.table_1(results(method="CB", mode="released")) == ""
-    assert report.table_1(results(dataset="synthetic")) == ""
+def test_table_1_averages_the_released_radius_over_seeds():
+    rows = [
+        results(method="CB + MaxNorm", mode="released", max_norm=r, seed=i, all=10.0 + i) for i, r in enumerate((1, 2))
+    ]
+    assert "| 10.50 ± 0.71 |" in report.table_1(pd.concat(rows))
+
+
+def test_table_1_takes_its_data_alone():
+    for table in (report.table_1, report.table_2, report.table_of_released):
+        assert table(results(dataset="synthetic")) == ""
     assert report.table_1(results(imbalance_factor=50.0)) == ""
+
+
+def test_table_2_has_three_imbalance_factors_in_a_cell():
+    lines = report.table_2(pd.concat([results(), results(imbalance_factor=10.0, all=60.0)])).splitlines()
+    assert "| WD | 46.08 / 52.71 / 66.03 | 40.00 / not measured / 60.00 | not measured | not measured |" in lines
+    assert f"| naive | 38.38 / 43.99 / 57.31 |{3 * ' not measured |'}" in lines
+    assert len(lines) == 2 + 7
+
+
+def test_the_released_numbers_stand_beside_ours_in_their_protocol():
+    ours = counted((31.0, 32.0, 33.0, 34.0), method="CB + WD + MaxNorm", mode="released", few=20.0)
+    ours = pd.concat([ours, counted((51.0, 52.0, 53.0, 54.0), method="CB + WD + MaxNorm", mode="paper", run="other")])
+    lines = report.table_of_released(ours).splitlines()
+    theirs = "| CB + WD + MaxNorm | 72.2 / 49.6 / 34.9 / 53.1 | 51.83 |"
+    assert f"{theirs} 70.00 / 40.00 / 20.00 / 34.00 | 31.00 | not measured | not measured |" in lines
+    assert f"| WD + L2norm | 77.0 / 50.3 / 21.6 / 51.0 | – |{4 * ' not measured |'}" in lines
 
 
 @pytest.mark.parametrize("name", ["results", "benchmarks", "comparison"])
