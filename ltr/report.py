@@ -1,8 +1,8 @@
 """Tables of results, benchmarks and comparisons: `python -m ltr.report exp/results.csv [--readme README.md]`.
 
 Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
-`<!-- /results -->` (the file's name; `table-1`, `table-2` and `released` too) is written anew, so that every figure
-there is a row of the file.
+`<!-- /results -->` (the file's name; `table-1`, `table-2`, `released` and `max-norm` too) is written anew, so that
+every figure there is a row of the file.
 """
 
 import argparse
@@ -256,7 +256,10 @@ def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
     rows = rows[(rows[same] == rows.loc[rows.run == run, same].iloc[0]).all(axis=1)]
     limited = rows[rows.method.str.endswith("+ MaxNorm")]
     limited = limited.assign(model=limited.method, method=limited.method.str.removesuffix(" + MaxNorm"))
-    pairs = limited.merge(rows, on=["method", "mode", "loss", "weight_decay", "seed"], suffixes=("", " without"))
+    tuned = rows[rows["mode"] == "paper"]  # what published values leave alone stands there once, as tuned
+    keys = ["method", "mode", "loss", "weight_decay", "seed"]
+    plain = pd.concat([rows, tuned.assign(mode="published")]).drop_duplicates(keys)
+    pairs = limited.merge(plain, on=keys, suffixes=("", " without"))
     pairs["gain"] = pairs["all"] - pairs["all without"]
     lines = []
     for (mode, model), each in pairs.groupby(["mode", "model"]):
@@ -267,6 +270,23 @@ def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
         line["gain"], line["± seeds"] = f"{each.gain.mean():+.2f}", metrics.percent(each.gain.std())
         lines.append(line | {"seeds": each.seed.nunique()})
     return pd.DataFrame(lines)
+
+
+def max_norm_table(results: pd.DataFrame) -> str:
+    """`max_norm_gains` of every measured network on CIFAR100-LT, imbalance factor 100.
+
+    Args:
+        results: the columns of `runs.COLUMNS`.
+    """
+    parts = []
+    for backbone, name in NETWORKS.items():
+        rows = measured(results, 100, backbone)
+        limited = rows[rows.method.str.endswith("+ MaxNorm")]
+        if len(limited):
+            gains = max_norm_gains(results, limited.run.iloc[0]).astype(str)
+            table = in_markdown([[*gains.columns], *gains.to_numpy().tolist()])
+            parts.append(f"**{name}, {protocol(rows)}**\n\n{table}")
+    return "\n".join(parts)
 
 
 def rounded(value: str) -> str:
@@ -333,7 +353,7 @@ def tables(path: Path) -> dict[str, str]:
         return {path.stem: comparison_markdown(pd.read_csv(path))}
     results = pd.read_csv(path, dtype={"torch": str})
     made = {"table-1": table_1(results), "table-2": table_2(results), "released": table_of_released(results)}
-    return made | {path.stem: markdown(results)}
+    return made | {"max-norm": max_norm_table(results), path.stem: markdown(results)}
 
 
 def block(name: str) -> re.Pattern:

@@ -91,7 +91,7 @@ def test_other_sets_have_no_published_figure():
 def test_the_readme_is_rewritten_between_its_marks(tmp_path):
     results().to_csv(tmp_path / "results.csv", index=False)
     readme = tmp_path / "README.md"
-    places = ("table-1", "table-2", "released")
+    places = ("table-1", "table-2", "released", "max-norm")
     text = "".join(f"<!-- {place} -->\n<!-- /{place} -->\n" for place in places)
     readme.write_text(text + "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
     report.main([str(tmp_path / "results.csv"), "--readme", str(readme)])
@@ -197,3 +197,18 @@ def test_the_gain_of_max_norm_is_of_one_first_stage_and_one_weight_decay():
     rest += [own.iloc[:1].assign(weight_decay=0.1, all=9.0), own.assign(tta="flip"), own.assign(selection="best_test")]
     (row,) = report.max_norm_gains(pd.concat([own, *strangers, *rest]), "max-0").to_dict("records")
     assert (row["gain"], row["seeds"], row["± seeds"]) == ("+0.50", 1, "–")
+
+
+def test_a_published_radius_is_compared_with_the_tuned_rows_plain_counterpart():
+    pair = with_and_without(0, 40.0, 40.5, weight_decay=0.0)
+    pair = pair.assign(method=["CB", "CB + MaxNorm"])
+    published = pair.iloc[1:].assign(mode="published", max_norm=0.4, all=38.0, run="published")
+    table = report.max_norm_gains(pd.concat([pair, published]), "max-0").set_index("model")
+    assert table.gain.to_dict() == {"CB + MaxNorm (paper)": "+0.50", "CB + MaxNorm (published)": "-2.00"}
+
+
+def test_what_max_norm_adds_stands_in_a_table_a_network():
+    text = report.max_norm_table(with_and_without(0, 40.0, 40.5))
+    assert "**narrow ResNet-32, 60 epochs, 1 seed**" in text
+    assert "| CB + WD + MaxNorm (paper) | 1.000 | after each step | 25.00 | 40.50 | 40.00 | +0.50 | – | 1 |" in text
+    assert report.max_norm_table(results()) == ""
