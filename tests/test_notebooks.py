@@ -57,8 +57,8 @@ def test_the_demo_rescues_rare_classes(demo):
 
 @pytest.mark.slow
 def test_the_demo_evaluates_every_model(demo):
-    tables = 17 + 10 + 12  # the paper's Table 1; its rows with published values; those that learn, in the released mode
-    assert len(demo) == 4 * tables
+    models = 17 + 10 + 12  # the paper's Table 1; its rows with published values; those that learn, in the released mode
+    assert len(demo) == 4 * models
     assert demo[["all", "many", "medium", "few", "ece"]].notna().all(axis=None)
     fired = demo[demo.method.str.contains("MaxNorm")].max_norm_fired
     assert fired.between(0, 1).all()

@@ -126,6 +126,11 @@ def test_table_1_has_a_column_for_tuned_and_published_values_and_the_released_mo
     assert "| CB + WD | 52.42 | 3.00 | 2.00 | 1.00 | not" in report.table_1(pd.concat(modes))
 
 
+def test_a_tuned_value_that_is_the_published_one_needs_no_second_cell():
+    text = report.table_1(results(method="CB + WD", mode="paper", weight_decay=0.1))
+    assert "| CB + WD | 52.42 | 40.00 |  | not measured |" in text
+
+
 def test_table_1_averages_no_different_settings_and_takes_the_longest_training():
     both = [results(method="CB + WD", mode="paper", weight_decay=d, all=a) for d, a in ((0.1, 40.0), (0.2, 42.0))]
     text = report.table_1(pd.concat([*both, results(method="CB + WD", mode="paper", stage1_epochs=8, all=1.0)]))
