@@ -40,7 +40,7 @@ from ltr.training import Recipe
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
 FIGURES = ["many", "medium", "few", "all", "ECE"]
 NOT_MEASURED = "not measured"
-TUNED = {"--weight-decay", "--max-norm", "--tau"}  # options of the second script that have no place here
+TUNED = {"--weight-decay", "--max-norm", "--tau", "--naive-tau"}  # options of the second script that have no place here
 NAN = float("nan")
 WHOLE_NETWORK = ("naive", "mixup", *NAMES.values())  # trained from scratch
 

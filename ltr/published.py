@@ -42,6 +42,7 @@ TABLE_2 = {
 }
 
 WEIGHT_DECAY = 0.1  # of the released notebooks' second stage
+TAU = {"naive + tau-norm": 1.0, "WD + tau-norm": 1.9}
 
 # The released notebooks, ResNet-34, 320 epochs, imbalance factor 100: many, medium, few, all as they print them (logits
 # averaged with the mirrored image, best epoch on the test set); then all of the last epoch, plain, from their logs.

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ltr import InputError, augment, datasets, distributed, engine, losses, models, recipes, training
+from ltr import InputError, augment, datasets, distributed, engine, losses, models, published, recipes, training
 from ltr.options import (
     ROOT,
     Once,
@@ -235,7 +235,8 @@ class Common:
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""
-        elsewhere = ("preset", "data_root", "workers", "device", "out", "retrain", "compile")
+        # `naive_tau` is the `tau` of a run that has it
+        elsewhere = ("preset", "data_root", "workers", "device", "out", "retrain", "compile", "naive_tau")
         # left alone they are no part of what was asked, and a run made on a GPU is found without one
         unless_given = {"precision": "auto", "deterministic": False, "sync_batch_norm": False, **OF_THE_PAPER}
         own = {
@@ -351,6 +352,7 @@ class SecondStage(Common):
     weight_decay: float = option(None, "of the classifier", real, low=0)
     max_norm: float = option(None, "MaxNorm's radius", real, above=0)
     tau: float = option(None, "of tau-normalisation", real, low=0, high=10)
+    naive_tau: float = option(None, "of tau-normalisation without weight decay in stage 1", real, low=0, high=10)
 
     @classmethod
     def defaults(cls, preset: str) -> dict[str, Any]:
@@ -367,7 +369,8 @@ class SecondStage(Common):
         return super().of_dataset(preset, dataset) | (recipes.second_stage(dataset) if preset == "paper" else {})
 
     def __post_init__(self) -> None:
-        fill = {"stage1_weight_decay": STAGE1_DECAY[self.backbone], **STAGE2[self.backbone]}
+        fill = {"stage1_weight_decay": STAGE1_DECAY[self.backbone], "naive_tau": published.TAU["naive + tau-norm"]}
+        fill |= STAGE2[self.backbone]
         for name, value in fill.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)

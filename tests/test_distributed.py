@@ -183,9 +183,9 @@ def test_the_leader_alone_writes_and_prints(whole):
 
 
 def test_one_process_keeps_the_names_of_its_runs():
-    committed = ROOT / "exp" / "demo_1" / "wd_wd0.005_e70_resnet32_if100_s0-5710207b"
+    committed = ROOT / "exp" / "demo_1" / "wd_wd0.005_e100_resnet32_if100_s0-3f23bd22"
     settings = FirstStage.parse(
-        "--preset paper --dataset folder --backbone resnet32 --epochs 70 --test-every 1 --device cpu".split()
+        "--preset paper --dataset folder --backbone resnet32 --epochs 100 --test-every 5 --device cpu".split()
     )
     label, identity = settings.model("WD", settings.weight_decay)
     images = runs.Result.read(committed).config["data"]["fingerprint"]

@@ -129,6 +129,15 @@ def test_table_1_has_a_column_for_tuned_and_published_values_and_the_released_mo
 def test_a_tuned_value_that_is_the_published_one_needs_no_second_cell():
     text = report.table_1(results(method="CB + WD", mode="paper", weight_decay=0.1))
     assert "| CB + WD | 52.42 | 40.00 |  | not measured |" in text
+    text = report.table_1(results(method="naive + tau-norm", tau=1.0))
+    assert "| naive + tau-norm | 42.00 | 40.00 |  |  | not measured |" in text
+
+
+def test_tau_normalisation_of_the_naive_network_has_a_tuned_and_a_published_cell():
+    both = [
+        results(method="naive + tau-norm", mode=m, tau=t, all=a) for m, t, a in ((None, 0.5, 3), ("published", 1, 2))
+    ]
+    assert "| naive + tau-norm | 42.00 | 3.00 | 2.00 |  | not measured |" in report.table_1(pd.concat(both))
 
 
 def test_table_1_averages_no_different_settings_and_takes_the_longest_training():

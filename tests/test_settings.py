@@ -81,6 +81,13 @@ def test_identity_leaves_out_what_does_not_change_the_result():
     assert one.model("naive", 0.0) != FirstStage.parse("--preset demo --lr 0.2".split()).model("naive", 0.0)
 
 
+def test_tau_of_the_naive_network_is_part_of_its_own_runs_alone():
+    one, two = (SecondStage.parse(["--preset", "demo", "--naive-tau", tau]) for tau in ("0.5", "1"))
+    assert one.model("CB", "paper", "first") == two.model("CB", "paper", "first")
+    named = [each.model("naive + tau-norm", "", "first", tau=each.naive_tau) for each in (one, two)]
+    assert named[0] != named[1]
+
+
 def test_the_second_stage_looks_for_what_the_first_one_writes():
     first = FirstStage.parse(["--preset", "demo"])
     second = SecondStage.parse(["--preset", "demo"])
