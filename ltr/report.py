@@ -320,26 +320,31 @@ def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
     return in_markdown([shown.columns, *shown.itertuples(index=False)])
 
 
+def comparison_part(rows: pd.DataFrame) -> str:
+    """The methods on one first stage under its protocol, the best first."""
+    first, rows = rows.iloc[0], rows.sort_values("all", ascending=False, kind="stable")
+    figures = ["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"]
+    shown = rows[["method", "hyper-parameters", *figures, "source"]].fillna({"hyper-parameters": "", "source": ""})
+    for name in figures:
+        shown[name] = shown[name].map(metrics.percent)
+    return (
+        f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs} "
+        f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}** · last epoch, plain test, in % · {seeds(rows)} · "
+        f"tuned on {rows.tuned_on.dropna().iloc[0]}\n\n{in_markdown([shown.columns, *shown.itertuples(index=False)])}"
+    )
+
+
 def comparison_markdown(table: pd.DataFrame) -> str:
-    """Every method of a comparison, the measured ones first by their accuracy; one table a network.
+    """Every method of a comparison, the measured ones first by their accuracy; one table a first stage.
 
     Args:
-        table: what `compare.assemble` gives.
+        table: what `compare.assemble` gives. What is not measured stands in the first table of a network alone.
     """
-    figures, parts = ["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"], []
-    for (dataset, factor, backbone, epochs), rows in table.groupby(
-        ["dataset", "imbalance_factor", "backbone", "stage1_epochs"]
-    ):
-        rows = rows.sort_values("all", ascending=False, kind="stable")
-        shown = rows[["method", "hyper-parameters", *figures, "source"]].fillna({"hyper-parameters": "", "source": ""})
-        for name in figures:
-            shown[name] = shown[name].map(metrics.percent)
-        tuned = rows.tuned_on.dropna().iloc[0]
-        parts.append(
-            f"**{dataset}, imbalance factor {factor:g}, {backbone}, {epochs} epochs** · last epoch, plain test, in % · "
-            f"{seeds(rows)} · tuned on {tuned}\n\n{in_markdown([shown.columns, *shown.itertuples(index=False)])}"
-        )
-    return "\n".join(parts)
+    parts = []
+    for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]):
+        stages = [rows for _, rows in network.groupby("stage1_weight_decay")][::-1]
+        parts += [stages[0], *(rows[rows["all"].notna()] for rows in stages[1:])]
+    return "\n".join(map(comparison_part, parts))
 
 
 def tables(path: Path) -> dict[str, str]:

@@ -175,6 +175,29 @@ def test_the_released_numbers_stand_beside_ours_in_their_protocol():
     assert f"| WD + L2norm | 77.0 / 50.3 / 21.6 / 51.0 | – |{4 * ' not measured |'}" in lines
 
 
+def test_a_comparison_has_a_table_for_each_first_stage():
+    protocol = {
+        "dataset": "cifar100", "imbalance_factor": 100.0, "profile": "exp", "backbone": "resnet32",
+        "stage1_epochs": 60, "stage1_weight_decay": 0.005, "seed": 0, "tuned_on": "9 held-out images", "source": "",
+    }  # fmt: skip
+    figures = dict.fromkeys(["many", "medium", "few", "ECE", "forward 50", "backward 50", "published"], 1.0)
+    kinds = [("CB", 40.0), ("mixup", float("nan"))]
+    rows = [
+        protocol
+        | figures
+        | {"stage1_weight_decay": decay, "method": method, "hyper-parameters": "", "all": accuracy - i}
+        for i, decay in enumerate((0.005, 0.0))
+        for method, accuracy in kinds
+    ]
+    decayed, naive = report.comparison_markdown(pd.DataFrame(rows)).split("**cifar100")[1:]
+    assert "stage-1 weight decay 0.005**" in decayed
+    assert "| 40.00 |" in decayed
+    assert "| mixup |" in decayed
+    assert "stage-1 weight decay 0**" in naive
+    assert "| 39.00 |" in naive
+    assert "mixup" not in naive
+
+
 @pytest.mark.parametrize("name", ["results", "benchmarks", "comparison"])
 def test_the_readmes_tables_are_those_of_the_files(name):
     readme = (ROOT / "README.md").read_text("utf-8")
