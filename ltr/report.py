@@ -327,10 +327,11 @@ def comparison_part(rows: pd.DataFrame) -> str:
     shown = rows[["method", "hyper-parameters", *figures, "source"]].fillna({"hyper-parameters": "", "source": ""})
     for name in figures:
         shown[name] = shown[name].map(metrics.percent)
+    body = in_markdown([shown.columns, *shown.itertuples(index=False)])
     return (
         f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs} "
-        f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}** · last epoch, plain test, in % · {seeds(rows)} · "
-        f"tuned on {rows.tuned_on.dropna().iloc[0]}\n\n{in_markdown([shown.columns, *shown.itertuples(index=False)])}"
+        f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}** · last epoch, plain test, in % · "
+        f"{seeds(rows)} · tuned on {rows.tuned_on.dropna().iloc[0]}\n\n{body}"
     )
 
 
