@@ -289,7 +289,7 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
     protocol = stages.protocol
     figures = published.methods(*(protocol[name] for name in PROTOCOL[:4]))
     rows = [protocol | row for row in [*measured.to_dict("records"), *networks]]
-    names = {row["method"] for row in rows}
+    names = {row["method"] for row in rows} | ({"naive"} if not protocol["stage1_weight_decay"] else set())
     absent = [name for name in dict.fromkeys((*WHOLE_NETWORK, *figures)) if name not in names]
     rows += [protocol | absent_row(name) for name in absent]
     for row in rows:

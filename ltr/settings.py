@@ -47,7 +47,7 @@ STAGE1_DECAY |= {"resnext50": 5e-4, "resnet50": 5e-4, "resnet152": 5e-4}
 # weight decay and tau are the published ones of ResNet-34; a radius was not published, so 1.0 is only a start for that
 # tuning.
 STAGE2 = {
-    "resnet32": {"weight_decay": 1e-3, "max_norm": 0.81, "tau": 0.9},
+    "resnet32": {"weight_decay": 1e-3, "max_norm": 0.81, "tau": 0.9, "naive_tau": 0.7},
     "resnet32-wide": {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.9},
     "resnet34": {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.9},
     **dict.fromkeys(("resnext50", "resnet50", "resnet152"), {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.0}),
@@ -359,6 +359,7 @@ class SecondStage(Common):
         """What a preset fills in."""
         if preset == "demo":
             own = {"stage1_epochs": DEMO_EPOCHS, "lr": 0.1, "weight_decay": 2e-3, "max_norm": 1.0, "tau": 0.75}
+            own["naive_tau"] = 1.0
         else:
             own = {"stage1_epochs": 200, "lr": 0.01}
         return super().defaults(preset) | own
