@@ -358,8 +358,8 @@ class SecondStage(Common):
     def defaults(cls, preset: str) -> dict[str, Any]:
         """What a preset fills in."""
         if preset == "demo":
-            own = {"stage1_epochs": DEMO_EPOCHS, "lr": 0.1, "weight_decay": 2e-3, "max_norm": 1.0, "tau": 0.75}
-            own["naive_tau"] = 1.0
+            own = {"stage1_epochs": DEMO_EPOCHS, "lr": 0.1}
+            own |= {"weight_decay": 2e-3, "max_norm": 1.0, "tau": 0.75, "naive_tau": 1.0}
         else:
             own = {"stage1_epochs": 200, "lr": 0.01}
         return super().defaults(preset) | own
