@@ -289,7 +289,9 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
     protocol = stages.protocol
     figures = published.methods(*(protocol[name] for name in PROTOCOL[:4]))
     rows = [protocol | row for row in [*measured.to_dict("records"), *networks]]
-    names = {row["method"] for row in rows} | ({"naive"} if not protocol["stage1_weight_decay"] else set())
+    names = {row["method"] for row in rows}
+    if not protocol["stage1_weight_decay"]:
+        names.add("naive")  # it is the first stage alone
     absent = [name for name in dict.fromkeys((*WHOLE_NETWORK, *figures)) if name not in names]
     rows += [protocol | absent_row(name) for name in absent]
     for row in rows:

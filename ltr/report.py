@@ -198,6 +198,14 @@ def table_2(results: pd.DataFrame) -> str:
     return in_markdown([head, *lines]) if any(map(len, sum(found.values(), []))) else ""
 
 
+def as_released(rows: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Rows of a method with the released notebooks' values."""
+    own = rows[rows.method == method]
+    if method in published.TAU:
+        return own[own.tau == published.TAU[method]]
+    return own[own["mode"] == ("released" if method in LEARNED else "paper")]
+
+
 def table_of_released(results: pd.DataFrame) -> str:
     """What the released notebooks print beside ours, in their protocol and in their mode.
 
@@ -209,7 +217,6 @@ def table_of_released(results: pd.DataFrame) -> str:
     """
     printed, logged = "many / medium / few / all, flip, best epoch on the test set", "all, plain, last epoch"
     head = ["model", f"released notebooks (ResNet-34, 320 epochs): {printed}", f"their logs: {logged}"]
-    modes = {"WD + tau-norm": "published", "CB + WD + MaxNorm": "released"}
     lines = [
         [method, " / ".join(map(str, figures)), metrics.percent(last)]
         for method, (figures, last) in published.RELEASED.items()
@@ -221,7 +228,7 @@ def table_of_released(results: pd.DataFrame) -> str:
         theirs = counted.reindex(rows.run)
         rows = rows.assign(**{f"{group} both": theirs[group].to_numpy() for group in metrics.GROUPS})
         for line in lines:
-            own = rows[(rows.method == line[0]) & (rows["mode"] == modes.get(line[0], "paper"))]
+            own = as_released(rows, line[0])
             groups = [variants(own, figure) for figure in (*(f"{group} both" for group in metrics.GROUPS), "both")]
             line += [" / ".join(groups), variants(own)] if len(own) else [NOT_MEASURED] * (1 + bool(len(rows)))
     return in_markdown([head, *lines]) if len(head) > 3 + len(NETWORKS) else ""
@@ -339,12 +346,13 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     """Every method of a comparison, the measured ones first by their accuracy; one table a first stage.
 
     Args:
-        table: what `compare.assemble` gives. What is not measured stands in the first table of a network alone.
+        table: what `compare.assemble` gives, read from its file. What is not measured has no first stage, and stands in
+            the first table of a network alone.
     """
     parts = []
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]):
         stages = [rows for _, rows in network.groupby("stage1_weight_decay")][::-1]
-        parts += [stages[0], *(rows[rows["all"].notna()] for rows in stages[1:])]
+        parts += [stages[0], *(rows[rows["first stage"].notna()] for rows in stages[1:])]
     return "\n".join(map(comparison_part, parts))
 
 

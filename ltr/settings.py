@@ -235,8 +235,7 @@ class Common:
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""
-        # `naive_tau` is the `tau` of a run that has it
-        elsewhere = ("preset", "data_root", "workers", "device", "out", "retrain", "compile", "naive_tau")
+        elsewhere = ("preset", "data_root", "workers", "device", "out", "retrain", "compile")
         # left alone they are no part of what was asked, and a run made on a GPU is found without one
         unless_given = {"precision": "auto", "deterministic": False, "sync_batch_norm": False, **OF_THE_PAPER}
         own = {
@@ -401,6 +400,11 @@ class SecondStage(Common):
             | {"stage1_weight_decay": weight_decay, "loss": "ce"}
             | dict.fromkeys(("mix", "augmentation", "sampling"))
         )
+
+    def identity(self, **described: Any) -> dict[str, Any]:
+        """As the common one, without `--naive-tau`: it is the `tau` of the run that it decides."""
+        own = super().identity(**described)
+        return {name: value for name, value in own.items() if name != "naive_tau"}
 
     def model(self, method: str, mode: str, stage1: str, **described: Any) -> tuple[str, dict[str, Any]]:
         """A run's label and identity; `described` overrides what the mode decides."""

@@ -238,6 +238,15 @@ def test_each_published_figure_is_there_once_with_its_source():
     assert rows[5].str.len().gt(0).all()
 
 
+@pytest.mark.parametrize(("decay", "absent"), [(0.0, False), (0.005, True)])
+def test_the_naive_network_is_absent_from_others_comparisons_alone(decay, absent):
+    protocol = dict(zip(compare.PROTOCOL, ["cifar100", 100.0, "exp", "resnet32", 100, decay, 0], strict=True))
+    figures = dict.fromkeys([*compare.FIGURES, "validation", "seconds"], 1.0)
+    measured = pd.DataFrame([{"method": "first stage alone", "hyper-parameters": ""} | figures])
+    stages = SimpleNamespace(protocol=protocol | {"tuned_on": "", "first stage": "run"})
+    assert ("naive" in set(compare.assemble(measured, [], stages).method)) == absent
+
+
 def test_a_comparison_replaces_its_earlier_rows_and_no_others(tmp_path):
     protocol = dict(zip(compare.PROTOCOL, ["cifar100", 100.0, "exp", "resnet32", 70, 0.005, 0], strict=True))
     for factor, method, value in ((100.0, "CB", 1.0), (50.0, "CB", 2.0), (100.0, "NCM", 3.0)):

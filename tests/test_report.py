@@ -181,13 +181,14 @@ def test_a_comparison_has_a_table_for_each_first_stage():
         "stage1_epochs": 60, "stage1_weight_decay": 0.005, "seed": 0, "tuned_on": "9 held-out images", "source": "",
     }  # fmt: skip
     figures = dict.fromkeys(["many", "medium", "few", "ECE", "forward 50", "backward 50", "published"], 1.0)
-    kinds = [("CB", 40.0), ("mixup", float("nan"))]
+    kinds = [("CB", 40.0, "run"), ("LOS", float("nan"), "run"), ("mixup", float("nan"), None)]  # LOS diverged
     rows = [
         protocol
         | figures
         | {"stage1_weight_decay": decay, "method": method, "hyper-parameters": "", "all": accuracy - i}
+        | {"first stage": run}
         for i, decay in enumerate((0.005, 0.0))
-        for method, accuracy in kinds
+        for method, accuracy, run in kinds
     ]
     decayed, naive = report.comparison_markdown(pd.DataFrame(rows)).split("**cifar100")[1:]
     assert "stage-1 weight decay 0.005**" in decayed
@@ -195,6 +196,7 @@ def test_a_comparison_has_a_table_for_each_first_stage():
     assert "| mixup |" in decayed
     assert "stage-1 weight decay 0**" in naive
     assert "| 39.00 |" in naive
+    assert "| LOS |" in naive
     assert "mixup" not in naive
 
 
