@@ -54,6 +54,7 @@ STAGE2 = {
 }
 # Other choices are part of a run's identity, these are not: runs from before they could be chosen are found.
 OF_THE_PAPER = {"base": "trained", "mix": "none", "augmentation": "none", "sampling": "instance"}
+OF_THE_PAPER |= {"warm_up": 0, "nesterov": False}
 WHOLE_NETWORK = {  # names of what the first stage learns by, apart from cross-entropy
     "balanced-softmax": "Balanced Softmax, whole network",
     "ldam-drw": "LDAM-DRW",
@@ -258,6 +259,8 @@ class FirstStage(Common):
     weight_decay: float = option(None, "of the model with weight decay", real, low=0)
     momentum: float = option(0.9, "of SGD", real, low=0, high=1)
     schedule: str = option("cosine", "how the learning rate falls", choices=training.SCHEDULES)
+    warm_up: int = option(0, "first epochs, in which the learning rate rises in equal steps", whole, low=0, high=MOST)
+    nesterov: bool = option(False, "momentum that looks ahead")
     test_every: int = option(None, "epochs between two tests; the last is always tested", whole, low=1, high=MOST)
     loss: str = option("ce", "of the whole network", choices=losses.FIRST_STAGE)
     mix: str = option("none", "blend pairs of images", choices=augment.MIXES)
@@ -281,6 +284,10 @@ class FirstStage(Common):
     def __post_init__(self) -> None:
         if self.weight_decay is None:
             object.__setattr__(self, "weight_decay", STAGE1_DECAY[self.backbone])
+        if self.warm_up >= self.epochs:
+            raise InputError(f"--warm-up: must be less than --epochs, {self.epochs}, got {self.warm_up}")
+        if self.nesterov and not self.momentum:
+            raise InputError("--nesterov: must not be given without momentum, got --momentum 0")
 
     def model(self, method: str, weight_decay: float) -> tuple[str, dict[str, Any]]:
         """A run's label and identity. Its epochs and weight decay are named as stage 1's from here on."""
@@ -313,6 +320,7 @@ class FirstStage(Common):
     def recipe(self, weight_decay: float) -> training.Recipe:
         """How to train one of the two models."""
         names = ("epochs", "batch_size", "lr", "momentum", "schedule", "seed", "test_every", "loss")
+        names += ("warm_up", "nesterov")
         return training.Recipe(weight_decay=weight_decay, **{name: getattr(self, name) for name in names})
 
 

@@ -37,6 +37,7 @@ from ltr.storage import load_checkpoint, save_checkpoint
 from ltr.streaming import StreamLoader, open_loader
 
 SCHEDULES = ("cosine", "released")
+LATER = ("warm_up", "nesterov")  # of a recipe only where used, so that earlier checkpoints are still its own
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Recipe:
         schedule: "cosine" anneals from lr towards 0; "released" steps before each epoch, as the
             released code does, so that the first epoch is already lowered and the last runs at 0.
         test_every: epochs between two tests; the last epoch is always tested.
+        warm_up: first epochs, in which the learning rate rises to lr in equal steps; the schedule has the others.
+        nesterov: momentum looks ahead (Sutskever et al. 2013).
     """
 
     epochs: int
@@ -60,11 +63,15 @@ class Recipe:
     loss: str = "ce"
     seed: int = 0
     test_every: int = 1
+    warm_up: int = 0
+    nesterov: bool = False
 
     def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""
+        if epoch < self.warm_up:
+            return self.lr * (epoch + 1) / self.warm_up
         step = epoch + 1 if self.schedule == "released" else epoch
-        return self.lr * (1 + math.cos(math.pi * step / self.epochs)) / 2
+        return self.lr * (1 + math.cos(math.pi * (step - self.warm_up) / (self.epochs - self.warm_up))) / 2
 
 
 class Data(Protocol):
@@ -236,7 +243,12 @@ class Trainer:
         """SGD whose momentum stays in place; on CUDA one fused kernel, with its learning rate on the device."""
         cuda, recipe = self.device.type == "cuda", self.recipe
         optimizer = torch.optim.SGD(
-            self.learned, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=cuda or None
+            self.learned,
+            recipe.lr,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+            fused=cuda or None,
         )
         if cuda:  # a captured step would keep a number for ever
             optimizer.param_groups[0]["lr"] = torch.tensor(recipe.lr, device=self.device)
@@ -388,7 +400,8 @@ class Trainer:
         shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
         ball |= getattr(self.data, "settings", {})
         together = {"processes": self.world.size} if self.world.size > 1 else {}
-        return {**asdict(self.recipe), **ball, **shapes, **together}
+        recipe = {name: value for name, value in asdict(self.recipe).items() if name not in LATER or value}
+        return {**recipe, **ball, **shapes, **together}
 
     def state(self) -> dict[str, Any]:
         """All that a resumed training needs."""

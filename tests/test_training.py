@@ -193,3 +193,17 @@ def test_flip_means_the_mean_of_both_logits(small):
         expected = (model(pictures) + model(pictures.flip(3))) / 2
     np.testing.assert_allclose(images.test_logits(model, 0, flip=True), expected.numpy(), atol=1e-5)
     assert not np.allclose(images.test_logits(model, 0), expected.numpy(), atol=1e-5)
+
+
+def test_warm_up_rises_in_equal_steps_and_leaves_the_schedule_the_rest():
+    recipe, plain = training.Recipe(8, lr=0.5, warm_up=4), training.Recipe(4, lr=0.5)
+    assert [recipe.learning_rate(epoch) for epoch in range(4)] == [0.125, 0.25, 0.375, 0.5]
+    assert [recipe.learning_rate(epoch) for epoch in range(4, 8)] == [plain.learning_rate(e) for e in range(4)]
+
+
+def test_nesterov_steps_along_the_gradient_and_the_momentum(rows):
+    model, reference = linear(), linear()
+    training.fit(model, rows, training.Recipe(1, batch_size=18, lr=0.1, nesterov=True))
+    loss = nn.functional.cross_entropy(reference(rows.inputs), rows.labels)
+    (gradient,) = torch.autograd.grad(loss, [reference.weight])
+    torch.testing.assert_close(model.weight, reference.weight - 0.1 * (1 + 0.9) * gradient)
