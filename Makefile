@@ -31,10 +31,10 @@ demo: .venv/.installed
 	@LTR_ARGS="--preset demo $(ARGS1)" $(EXECUTE) --output-dir build/demo/notebooks notebooks/$(ONE).ipynb
 	@echo "second notebook: balancing the classifier"
 	@LTR_ARGS="--preset demo $(ARGS2)" $(EXECUTE) --output-dir build/demo/notebooks notebooks/$(TWO).ipynb
-	@$(BIN)/python -m ltr.report build/demo/results.csv
+	@$(BIN)/python -m ltr report build/demo/results.csv
 	@echo "second notebook again, on shipped features of real images: CIFAR100-LT, imbalance factor 100"
 	@LTR_ARGS="--base shipped" $(EXECUTE) --output-dir build/shipped/notebooks notebooks/$(TWO).ipynb
-	@$(BIN)/python -m ltr.report build/shipped/results.csv
+	@$(BIN)/python -m ltr report build/shipped/results.csv
 	@echo "executed notebooks: build/demo/notebooks, build/shipped/notebooks"
 	@echo "figures:            build/demo/figures, build/shipped/figures"
 	@echo "all numbers:        build/demo/results.csv, build/shipped/results.csv"
@@ -55,11 +55,11 @@ reproduce: .venv/.installed
 
 # All rows of the paper's Table 1 for a network, over seeds; what is finished is not repeated.
 table-1: .venv/.installed
-	$(BIN)/python -m ltr.sweep --preset paper $(OF) --epochs $(EPOCHS) --seeds $(SEEDS) $(ARGS1)
+	$(BIN)/python -m ltr sweep --preset paper $(OF) --epochs $(EPOCHS) --seeds $(SEEDS) $(ARGS1)
 	for seed in $(SEEDS); do \
 		$(BIN)/python scripts/$(TWO).py --preset paper $(OF) --stage1-epochs $(EPOCHS) --seed $$seed $(ARGS2) || exit; \
 	done
-	$(BIN)/python -m ltr.report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme README.md
+	$(BIN)/python -m ltr report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme README.md
 
 # Execute the notebooks in place; finished runs are loaded.
 notebooks: .venv/.installed
@@ -71,7 +71,7 @@ scripts: .venv/.installed
 
 # Rewrite the tables of the README from the tables in exp/.
 tables: .venv/.installed
-	$(BIN)/python -m ltr.report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme README.md
+	$(BIN)/python -m ltr report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme README.md
 
 clean:
 	rm -rf build .venv

@@ -1,27 +1,6 @@
 """Long-tailed recognition by weight balancing (Alshammari et al., CVPR 2022, arXiv 2203.14197)."""
 
+from ltr.errors import InputError, StorageError, TrainingError
+
 __version__ = "0.1.0"
-
-
-def printable(text: str) -> str:
-    """The text in one line: line breaks and control characters, which names of files may hold, become escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line that begins with the option."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
-
-    def _render_traceback_(self) -> list[str]:
-        """What Jupyter shows in place of a traceback."""
-        return [f"error: {self}"]
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message is one line."""
-
-
-class StorageError(OSError):
-    """A file that cannot be written, as on a full disk; the message is one line that names it."""
+__all__ = ["InputError", "StorageError", "TrainingError"]

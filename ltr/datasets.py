@@ -9,21 +9,48 @@ from pathlib import Path
 
 import numpy as np
 
-from ltr import InputError, listed
-from ltr.images import LabelledImages
-from ltr.listed import BENCHMARKS, ListedImages
-from ltr.sources import READERS
-from ltr.sources import Absent as Absent  # for the notebooks, which read finished runs without images
+from ltr.data import large_sets
+from ltr.data.folders import read_folder
+from ltr.data.images import Absent as Absent  # for the notebooks, which read finished runs without images
+from ltr.data.images import LabelledImages, Parts
+from ltr.data.large_sets import LARGE_SETS
+from ltr.data.lists import read_list
+from ltr.data.streaming import ListedImages
+from ltr.data.synthetic import read_synthetic
+from ltr.errors import InputError
 
 STATISTICS = {  # RGB mean and standard deviation of the training images, in 0..1
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # as in the released code
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-SOURCES = (*READERS, *BENCHMARKS)
 PROFILES = ("exp", "step", "as-is")
 CHOICES = ("first", "random")
 CIFAR100_TEST = "6cd9e091e1ed15c6f0329fbb0bc38c5e386abe7325fcd1a9588e8e4b8b75f933"
+
+
+def read_cifar100(root: Path) -> Parts:
+    """See `ltr.data.cifar`."""
+    from ltr.data import cifar  # here, as torchvision alone takes two seconds to import
+
+    return cifar.read(root)
+
+
+def read_cifar10(root: Path) -> Parts:
+    """See `ltr.data.cifar`."""
+    from ltr.data import cifar
+
+    return cifar.read(root, kind=cifar.CIFAR10)
+
+
+READERS = {
+    "cifar100": read_cifar100,
+    "cifar10": read_cifar10,
+    "folder": read_folder,
+    "list": read_list,
+    "synthetic": lambda _: read_synthetic(),
+}
+SOURCES = (*READERS, *LARGE_SETS)
 
 
 @dataclass(frozen=True)
@@ -193,8 +220,8 @@ def load(
     Raises:
         InputError: see the readers; every message is one line that names the option.
     """
-    if source in BENCHMARKS:
-        return load_benchmark(source, Path(root), profile, hold_out, normalization, workers)
+    if source in LARGE_SETS:
+        return load_large_set(source, Path(root), profile, hold_out, normalization, workers)
     train, test, names = READERS[source](Path(root))
     kept, held = split_indices(train.labels, names, imbalance_factor, profile, choice, hold_out, seed)
     name = Path(root).resolve().name if source in ("folder", "list") else source
@@ -210,22 +237,22 @@ def check_profile(source: str, profile: str) -> None:
     Raises:
         InputError: another profile than as-is is asked of one.
     """
-    if source in BENCHMARKS and profile != "as-is":
+    if source in LARGE_SETS and profile != "as-is":
         raise InputError(f"--profile: must be as-is with {source}, which is long-tailed already, got {profile}")
 
 
-def load_benchmark(
+def load_large_set(
     source: str, root: Path, profile: str, hold_out: int, normalization: str, workers: int | None
 ) -> LongTailed:
     """Read one of the large sets; its own validation list is the validation set.
 
     Raises:
-        InputError: see `listed.read`; or images are to be held out of a set that has a validation list.
+        InputError: see `large_sets.read`; or images are to be held out of a set that has a validation list.
     """
     check_profile(source, profile)
-    if hold_out and "validation" in BENCHMARKS[source].files:
+    if hold_out and "validation" in LARGE_SETS[source].files:
         raise InputError(f"--hold-out: must be 0 with {source}, which has a validation list, got {hold_out}")
-    train, test, names, validation = listed.read(source, root)
+    train, test, names, validation = large_sets.read(source, root)
     if hold_out:
         kept, held = split_indices(train.labels, names, 1.0, "as-is", hold_out=hold_out)
         train, validation = train.take(kept), train.take(held)

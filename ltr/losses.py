@@ -6,6 +6,7 @@ code takes the binary cross-entropy of the softmax probabilities. Both are here,
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from torch.nn import functional as F
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BETA = 0.9999  # of the released code
+
+
+class Mixed(NamedTuple):
+    """Labels of mixed images: `share` [B] of each is of the class `first` [B], the rest of `second` [B]."""
+
+    first: Tensor
+    second: Tensor
+    share: Tensor
 
 
 def class_balanced_weights(counts: Tensor, beta: float = BETA) -> Tensor:

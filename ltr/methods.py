@@ -1,9 +1,9 @@
-"""The post-hoc and second-stage methods that people compare with, on frozen features.
+"""The second-stage methods, the paper's and those that people compare with, on frozen features.
 
-Each starts from the first stage's classifier and gives linear classifiers, one for each of its settings; those
-that learn train all of them side by side. n_k are the training images of class k, C the classes, D the features,
-w_k and b_k a class's weights and bias, and the logit of class k is z_k = w_k^T f(x) + b_k. `METHODS` names them
-all, each with the settings that it is tuned over.
+`METHODS` are the paper's own rows, trained one at a time by `training.fit`. `BALANCERS` are ways from the first stage's
+classifier to balanced ones, one for each of their settings; those that learn train all of them side by side, by
+`stack.learn`. n_k are the training images of class k, C the classes, D the features, w_k and b_k a class's weights and
+bias, and the logit of class k is z_k = w_k^T f(x) + b_k.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,19 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltr.classifiers import linear
-from ltr.loader import epoch_generator
-from ltr.losses import Loss, adjust_logits, balanced_softmax, build_loss
-from ltr.regularizers import max_norm_project, row_norms, tau_normalize
-from ltr.training import Recipe
+from ltr.data.loader import epoch_generator
+from ltr.losses import adjust_logits
+from ltr.models import linear
+from ltr.recipes import Recipe
+from ltr.regularizers import Constraint, L2Norm, MaxNorm, max_norm_project, row_norms, tau_normalize
+from ltr.stack import Backward, Classifier, Part, as_is, backward_of, copies, cross_entropy_gradient, learn
 
 RHO = 0.01  # of ETF's feature regularisation
 Setting = Mapping[str, Any]
 Settings = Sequence[Setting]
 
 
-class Features(Protocol):
-    """What a method learns from; `classifiers.FrozenFeatures` in its paper mode."""
+class Training(Protocol):
+    """What a method learns from; `second_stage.Features` in their paper mode."""
 
     class_counts: np.ndarray  # [C]
 
@@ -40,12 +41,12 @@ class Features(Protocol):
 # --- without learning -----------------------------------------------------------------------------------------
 
 
-def untouched(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def untouched(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """The first stage's classifier as it is."""
     return [first for _ in settings]
 
 
-def tau_norm(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def tau_norm(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Divide each class's weights by their norm to the power `tau`; 1 is L2-normalisation.
 
     Source: Kang et al. 2020, section 4; see `regularizers.tau_normalize`.
@@ -53,7 +54,7 @@ def tau_norm(first: nn.Linear, features: Features, recipe: Recipe, settings: Set
     return [linear(tau_normalize(first.weight.detach(), setting["tau"]), first.bias) for setting in settings]
 
 
-def logit_adjustment(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def logit_adjustment(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Post-hoc logit adjustment by `tau`: see `adjust_logits`, which here moves the biases."""
     counts, bias = features.class_counts, first.bias.detach()
     return [linear(first.weight, adjust_logits(bias, counts, setting["tau"])) for setting in settings]
@@ -84,13 +85,13 @@ def nearest_mean(means: Tensor, metric: str) -> nn.Linear:
     return linear(2 * means, -means.square().sum(1))
 
 
-def ncm(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def ncm(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Nearest class mean by `metric`, see `nearest_mean`; the means are of one pass of the training images."""
     means = class_means(*features.draw(recipe.batch_size, recipe.seed, 0), len(features.class_counts))
     return [nearest_mean(means, setting["metric"]) for setting in settings]
 
 
-# --- learning on the features ---------------------------------------------------------------------------------
+# --- many classifiers at once ---------------------------------------------------------------------------------
 
 
 def balanced_positions(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
@@ -113,7 +114,7 @@ def balanced_positions(labels: Tensor, num_classes: int, generator: torch.Genera
     return labels.argsort(stable=True)[first[classes] + within]
 
 
-def epoch_batches(features: Features, recipe: Recipe, epoch: int, balanced: bool) -> Iterable[tuple[Tensor, Tensor]]:
+def epoch_batches(features: Training, recipe: Recipe, epoch: int, balanced: bool) -> Iterable[tuple[Tensor, Tensor]]:
     """Features [B, D] and labels [B] of an epoch's steps: every image once, or class-balanced."""
     inputs, labels = features.draw(recipe.batch_size, recipe.seed, epoch)
     if balanced:
@@ -124,78 +125,58 @@ def epoch_batches(features: Features, recipe: Recipe, epoch: int, balanced: bool
 
 
 def column(settings: Settings, name: str, like: Tensor) -> Tensor:
-    """One value of every setting, [G], 0 where it has none, shaped to multiply a tensor [G, ...]."""
-    values = like.new_tensor([setting.get(name, 0.0) for setting in settings])
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
-def side_by_side(loss: Loss) -> Loss:
-    """The sum of G losses, of logits [B, G, C] and labels [B], from one that is a mean over its rows."""
-    return lambda logits, labels: (
-        logits.shape[1] * loss(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
-    )
+    """One value of every setting, [G], 0 where it has none."""
+    return like.new_tensor([setting.get(name, 0.0) for setting in settings])
 
 
 def train(
-    features: Features,
+    features: Training,
     recipe: Recipe,
     settings: Settings,
     parameters: Sequence[Tensor],
-    classifier: Callable[..., tuple[Tensor, Tensor]],
-    loss: Loss,
+    backward: Backward,
+    classifier: Classifier = as_is,
     balanced: bool = False,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> list[nn.Linear]:
-    """Learn G linear classifiers side by side by SGD, each as `training.fit` would alone.
-
-    A setting under which the loss diverges gives weights that are not finite, and loses the tuning.
+    """`learn` a classifier for each setting, on one seed's features, under one loss.
 
     Args:
         settings: G of them; here `lr`, a multiple of the recipe's, and `weight_decay` are used.
-        parameters: what is learned, each [G, ...], in place.
-        classifier: gives weights [G, C, D] and biases [G, C] from them.
-        loss: the sum of the G losses, of logits [B, G, C] and labels [B].
+        parameters, classifier: see `learn`.
+        backward: of the loss.
         balanced: class-balanced sampling; otherwise every image once an epoch.
         project: gives the first parameter as it shall be after each step.
     """
-    velocity = [torch.zeros_like(values) for values in parameters]
-    lr, decay = ([column(settings, name, values) for values in parameters] for name in ("lr", "weight_decay"))
-    for epoch in range(recipe.epochs):
-        for x, y in epoch_batches(features, recipe, epoch, balanced):
-            weight, bias = classifier(*parameters)
-            logits = torch.addmm(bias.flatten(), x, weight.flatten(0, 1).T).view(len(x), len(settings), -1)
-            gradients = torch.autograd.grad(loss(logits, y), parameters)
-            with torch.no_grad():
-                for i, (values, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-                    velocity[i].mul_(recipe.momentum).add_(gradient).addcmul_(values, decay[i])
-                    values.addcmul_(velocity[i], lr[i], value=-recipe.learning_rate(epoch))
-                if project:
-                    parameters[0].copy_(project(parameters[0]))
+
+    def batches(epoch: int) -> Iterable[Mapping[int, tuple[Tensor, Tensor]]]:
+        return ({recipe.seed: batch} for batch in epoch_batches(features, recipe, epoch, balanced))
+
+    def after(values: Tensor, when: str) -> None:
+        if project and when == "step":
+            values.copy_(project(values))
+
+    lr, decay = (column(settings, name, parameters[0]) for name in ("lr", "weight_decay"))
+    part = Part(recipe.seed, slice(None), backward)
+    learn(parameters, recipe, batches, [part], lr, decay, classifier, after)
     return [linear(*one) for one in zip(*classifier(*parameters), strict=True)]
 
 
-def copies(settings: Settings, *tensors: Tensor) -> list[Tensor]:
-    """Each tensor once for every setting, [G, ...], to be learned."""
-    return [values.detach().repeat(len(settings), *[1] * values.dim()).requires_grad_() for values in tensors]
+# --- balancers that learn -------------------------------------------------------------------------------------
 
 
-def as_is(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The classifier whose weights are themselves what is learned."""
-    return weight, bias
-
-
-def crt(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def crt(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Classifier re-training (cRT): a new classifier, cross-entropy, class-balanced sampling.
 
     Source: Kang et al. 2020, section 4.
     """
     generator, bound = torch.Generator().manual_seed(recipe.seed), first.in_features**-0.5  # as nn.Linear begins
     new = [torch.empty(values.shape).uniform_(-bound, bound, generator=generator) for values in first.parameters()]
-    start = copies(settings, *(values.to(first.weight.device) for values in new))
-    return train(features, recipe, settings, start, as_is, side_by_side(F.cross_entropy), balanced=True)
+    start = copies(len(settings), *(values.to(first.weight.device) for values in new))
+    return train(features, recipe, settings, start, cross_entropy_gradient, balanced=True)
 
 
-def lws(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def lws(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     r"""Learnable weight scaling (LWS): one number a class, by cross-entropy and class-balanced sampling.
 
     .. math:: w_k \leftarrow s_k w_k, \quad s_k = 1 \text{ at first}
@@ -209,11 +190,11 @@ def lws(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings
     def scaled(scale: Tensor) -> tuple[Tensor, Tensor]:
         return scale[:, :, None] * weight, bias.expand_as(scale)
 
-    start = copies(settings, torch.ones_like(bias))
-    return train(features, recipe, settings, start, scaled, side_by_side(F.cross_entropy), balanced=True)
+    start = copies(len(settings), torch.ones_like(bias))
+    return train(features, recipe, settings, start, cross_entropy_gradient, scaled, balanced=True)
 
 
-def class_balanced(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def class_balanced(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """The paper's second stage: class-balanced loss (the recipe's), weight decay, MaxNorm after each step.
 
     A setting's `radius` is a multiple of the mean norm of the first stage's rows, so that what one network's
@@ -223,34 +204,30 @@ def class_balanced(first: nn.Linear, features: Features, recipe: Recipe, setting
     """
     weight = first.weight.detach()
     radii = weight.new_tensor([setting.get("radius", torch.inf) for setting in settings]) * row_norms(weight).mean()
-    loss = build_loss(recipe.loss, torch.as_tensor(features.class_counts), weight.device)
-
-    def max_norm(weights: Tensor) -> Tensor:
-        rows = weights.flatten(0, 1)
-        return max_norm_project(rows, radii.repeat_interleave(len(weight))).view_as(weights)
-
-    project = max_norm if radii.isfinite().any() else None
-    start = copies(settings, weight, first.bias)
-    return train(features, recipe, settings, start, as_is, side_by_side(loss), project=project)
+    backward = backward_of(recipe.loss, features.class_counts, weight.device)
+    project = partial(max_norm_project, radius=radii[:, None]) if radii.isfinite().any() else None
+    start = copies(len(settings), weight, first.bias)
+    return train(features, recipe, settings, start, backward, project=project)
 
 
-def retrain_balanced(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def retrain_balanced(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Balanced Softmax on the classifier, see `balanced_softmax`; the paper trains the whole network by it."""
-    loss = side_by_side(partial(balanced_softmax, counts=features.class_counts))
-    return train(features, recipe, settings, copies(settings, first.weight, first.bias), as_is, loss)
+    start = copies(len(settings), first.weight, first.bias)
+    backward = backward_of("balanced-softmax", features.class_counts, first.weight.device)
+    return train(features, recipe, settings, start, backward)
 
 
-def smoothed(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
-    r"""The sum of G cross-entropies with smoothed labels, of logits [B, G, C], labels [B] and delta [G].
+def smoothed_gradient(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
+    r"""What cross-entropies with smoothed labels send back, of logits [B, G, C], labels [B] and delta [G].
 
-    .. math:: -\sum_k y_k \log p_k, \quad y_k = (1 - \delta) [k = y] + \delta / C
+    .. math:: \frac{1}{B} (\mathrm{softmax}(z) - y), \quad y_k = (1 - \delta) [k = \mathrm{label}] + \delta / C
     """
-    log_p = logits.log_softmax(2)
-    on_label = log_p.gather(2, labels[:, None, None].expand(-1, len(smoothing), 1)).squeeze(2)  # [B, G]
-    return -((1 - smoothing) * on_label + smoothing * log_p.mean(2)).mean(0).sum()
+    share = smoothing[None, :, None]
+    wanted = (1 - share) * F.one_hot(labels, logits.shape[2])[:, None] + share / logits.shape[2]
+    return (logits.softmax(2) - wanted) / len(labels)
 
 
-def over_smooth(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def over_smooth(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Label over-smoothing (LOS): so much `smoothing` that the true class keeps little more than 1 / C.
 
     As its released code: delta 0.98, every image once an epoch, no weight decay, from the first stage's classifier
@@ -258,8 +235,9 @@ def over_smooth(first: nn.Linear, features: Features, recipe: Recipe, settings: 
 
     Source: Sun et al. 2025 (ICLR); in its first form arXiv 2403.00250.
     """
-    loss = partial(smoothed, smoothing=first.weight.new_tensor([setting["smoothing"] for setting in settings]))
-    return train(features, recipe, settings, copies(settings, first.weight, first.bias), as_is, loss)
+    smoothing = first.weight.new_tensor([setting["smoothing"] for setting in settings])
+    backward = partial(smoothed_gradient, smoothing=smoothing)
+    return train(features, recipe, settings, copies(len(settings), first.weight, first.bias), backward)
 
 
 def isotonic(values: Iterable[float]) -> list[float]:
@@ -297,7 +275,7 @@ def isotonic_project(weight: Tensor, counts: np.ndarray) -> Tensor:
     return weight * torch.where(norms > 0, wanted / norms, 1.0)[:, None]
 
 
-def isotonic_norms(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def isotonic_norms(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """The norm constraint of SAMN: no class has a smaller norm than a more common one, after each step.
 
     Our reading. The paper (Self-Adaptive Monotonic Normalization) learns directions and norms apart, the norms
@@ -311,8 +289,8 @@ def isotonic_norms(first: nn.Linear, features: Features, recipe: Recipe, setting
     def project(weights: Tensor) -> Tensor:
         return torch.stack([isotonic_project(weight, counts) for weight in weights])
 
-    start = copies(settings, isotonic_project(first.weight.detach(), counts), first.bias)
-    return train(features, recipe, settings, start, as_is, side_by_side(F.cross_entropy), project=project)
+    start = copies(len(settings), isotonic_project(first.weight.detach(), counts), first.bias)
+    return train(features, recipe, settings, start, cross_entropy_gradient, project=project)
 
 
 def simplex_etf(num_classes: int) -> Tensor:
@@ -340,7 +318,7 @@ def multiply_logits(values: Tensor, counts: np.ndarray, gamma: float) -> Tensor:
     return values * (counts.max() / counts) ** gamma
 
 
-def etf(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def etf(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     r"""Fixed simplex ETF M on mapped features, then multiplicative logit adjustment by `gamma`.
 
     .. math:: z = M h, \quad h = A f(x) + a, \qquad \text{loss} = \text{cross-entropy} + \rho \lVert h \rVert^2
@@ -359,12 +337,11 @@ def etf(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings
     def framed(mapping: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         return frame @ mapping, offset @ frame
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        features_squared = shrink * logits.square().sum(2)  # [B, G]
-        return side_by_side(F.cross_entropy)(logits, labels) + RHO * features_squared.mean(0).sum()
+    def backward(logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy_gradient(logits, labels) + 2 * RHO * shrink / len(labels) * logits
 
-    start = copies(settings, *(shrink * frame @ values.detach() for values in (first.weight, first.bias)))
-    learned = train(features, recipe, settings, start, framed, loss)
+    start = copies(len(settings), *(shrink * frame @ values.detach() for values in (first.weight, first.bias)))
+    learned = train(features, recipe, settings, start, backward, framed)
     gammas = [setting["gamma"] for setting in settings]
     return [
         linear(multiply_logits(one.weight.T, counts, gamma).T, multiply_logits(one.bias, counts, gamma))
@@ -376,19 +353,19 @@ def etf(first: nn.Linear, features: Features, recipe: Recipe, settings: Settings
 
 
 @dataclass(frozen=True)
-class Method:
-    """One way to a classifier.
+class Balancer:
+    """One way from the first stage's classifier to a balanced one.
 
     Attributes:
         fit: from the first stage's classifier, training features, a recipe and settings to a classifier for each.
         settings: what it is tuned over, the simplest first: of equals the first is chosen.
     """
 
-    fit: Callable[[nn.Linear, Features, Recipe, Settings], list[nn.Linear]]
+    fit: Callable[[nn.Linear, Training, Recipe, Settings], list[nn.Linear]]
     settings: Settings
 
 
-def grid(**values: Sequence[Any]) -> Settings:
+def combinations(**values: Sequence[Any]) -> Settings:
     """All combinations, the last name's values next to each other; give each name's simplest value first."""
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
@@ -396,20 +373,74 @@ def grid(**values: Sequence[Any]) -> Settings:
 LR = (1.0, 10.0, 100.0)  # times the recipe's
 LR_SLOW = (0.05, *LR)  # 0.0005 with the published 0.01, as LOS and SAMN have it
 RADII = (1.5, 1.0, 0.75, 0.5, 0.25)  # the larger, the less is projected
+BALANCERS = {
+    "first stage alone": Balancer(untouched, combinations()),
+    "L2norm": Balancer(tau_norm, combinations(tau=[1.0])),
+    "tau-norm": Balancer(tau_norm, combinations(tau=[i / 10 for i in range(31)])),
+    "logit adjustment": Balancer(logit_adjustment, combinations(tau=[i / 10 for i in range(26)])),
+    "NCM": Balancer(ncm, combinations(metric=["cosine", "Euclidean"])),
+    "cRT": Balancer(crt, combinations(weight_decay=[0.0, 5e-4, 5e-3], lr=LR)),
+    "LWS": Balancer(lws, combinations(lr=LR)),
+    "CB": Balancer(class_balanced, combinations(lr=LR)),
+    "CB + WD": Balancer(class_balanced, combinations(weight_decay=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1], lr=LR)),
+    "CB + MaxNorm": Balancer(class_balanced, combinations(radius=RADII, lr=LR)),
+    "CB + WD + MaxNorm": Balancer(class_balanced, combinations(weight_decay=[1e-3, 1e-2, 1e-1], radius=RADII, lr=LR)),
+    "Balanced Softmax": Balancer(retrain_balanced, combinations(weight_decay=[0.0, 1e-3, 1e-2], lr=LR)),
+    "LOS": Balancer(over_smooth, combinations(smoothing=[0.8, 0.9, 0.95, 0.98], lr=LR_SLOW)),
+    "isotonic norms (SAMN)": Balancer(isotonic_norms, combinations(lr=LR_SLOW)),
+    "ETF + multiplicative LA": Balancer(etf, combinations(gamma=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65], lr=LR_SLOW)),
+}
+
+
+# --- the paper's own rows -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the paper's Table 1 that learns in the second stage.
+
+    Attributes:
+        loss: "CE" or "CB", which of the mode's two losses.
+        weight_decay: "none", "stage 1" for the first stage's, or "stage 2" for the mode's.
+        constraint: "none", "MaxNorm" or "L2norm", on the classifier.
+        layers: how many of the last layers learn, the classifier included.
+    """
+
+    loss: str
+    weight_decay: str = "none"
+    constraint: str = "none"
+    layers: int = 1
+
+    def values(self, mode: Mapping[str, Any], stage1_weight_decay: float) -> dict[str, Any]:
+        """What the row takes of a mode's values: loss, lr, weight_decay, schedule, max_norm, max_norm_every."""
+        values = dict(mode)
+        if self.loss == "CE":
+            values["loss"] = "ce"
+        decays = {"none": 0.0, "stage 1": stage1_weight_decay, "stage 2": mode["weight_decay"]}
+        values["weight_decay"] = decays[self.weight_decay]
+        if self.constraint != "MaxNorm":
+            values["max_norm"] = values["max_norm_every"] = None
+        return values
+
+    def constrain(self, mode: Mapping[str, Any]) -> Constraint | None:
+        """The row's constraint with a mode's radius; None where it has none."""
+        if self.constraint == "L2norm":
+            return L2Norm(mode["max_norm_every"])
+        return MaxNorm(mode["max_norm"], mode["max_norm_every"]) if self.constraint == "MaxNorm" else None
+
+
+# The order of the table; names are those of `published.TABLE_1`.
 METHODS = {
-    "first stage alone": Method(untouched, grid()),
-    "L2norm": Method(tau_norm, grid(tau=[1.0])),
-    "tau-norm": Method(tau_norm, grid(tau=[i / 10 for i in range(31)])),
-    "logit adjustment": Method(logit_adjustment, grid(tau=[i / 10 for i in range(26)])),
-    "NCM": Method(ncm, grid(metric=["cosine", "Euclidean"])),
-    "cRT": Method(crt, grid(weight_decay=[0.0, 5e-4, 5e-3], lr=LR)),
-    "LWS": Method(lws, grid(lr=LR)),
-    "CB": Method(class_balanced, grid(lr=LR)),
-    "CB + WD": Method(class_balanced, grid(weight_decay=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1], lr=LR)),
-    "CB + MaxNorm": Method(class_balanced, grid(radius=RADII, lr=LR)),
-    "CB + WD + MaxNorm": Method(class_balanced, grid(weight_decay=[1e-3, 1e-2, 1e-1], radius=RADII, lr=LR)),
-    "Balanced Softmax": Method(retrain_balanced, grid(weight_decay=[0.0, 1e-3, 1e-2], lr=LR)),
-    "LOS": Method(over_smooth, grid(smoothing=[0.8, 0.9, 0.95, 0.98], lr=LR_SLOW)),
-    "isotonic norms (SAMN)": Method(isotonic_norms, grid(lr=LR_SLOW)),
-    "ETF + multiplicative LA": Method(etf, grid(gamma=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65], lr=LR_SLOW)),
+    "CE + L2norm": Method("CE", constraint="L2norm"),
+    "CE + WD": Method("CE", "stage 2"),
+    "CE + MaxNorm": Method("CE", constraint="MaxNorm"),
+    "CE + WD + MaxNorm": Method("CE", "stage 2", "MaxNorm"),
+    "CB": Method("CB"),
+    "CB + L2norm": Method("CB", constraint="L2norm"),
+    "CB + WD": Method("CB", "stage 2"),
+    "CB + MaxNorm": Method("CB", constraint="MaxNorm"),
+    "CB + stage-1 WD + MaxNorm": Method("CB", "stage 1", "MaxNorm"),
+    "CB + WD + MaxNorm": Method("CB", "stage 2", "MaxNorm"),
+    "last 2 layers, CB + WD + MaxNorm": Method("CB", "stage 2", "MaxNorm", layers=2),
+    "last 5 layers, CB + WD + MaxNorm": Method("CB", "stage 2", "MaxNorm", layers=5),
 }

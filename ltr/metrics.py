@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 GROUPS = ("many", "medium", "few")
+# Ways to count: which epoch's weights, and whether logits are averaged with the mirrored image's.
+VARIANTS = (("last", "none"), ("last", "flip"), ("best_test", "none"), ("best_test", "flip"))
 RATIOS = (50, 25, 10, 5, 2)  # of long-tailed test sets, as in SADE
 
 

@@ -6,7 +6,7 @@ section 4.2) has 0.46 M weights; the wide one (64-128-256) has 7.4 M. The number
 balancing paper come from neither: its network is a ResNet-34 whose stem is one 3x3 convolution.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -259,3 +259,33 @@ def is_large(backbone: str) -> bool:
 def count_parameters(model: nn.Module) -> int:
     """Number of trained weights, batch-norm's included."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A classifier with copies of this weight [C, D] and bias [C]; nothing is drawn from the global generator."""
+    classifier = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device)
+    classifier.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
+    return classifier
+
+
+def copy_classifier(model: Network) -> nn.Linear:
+    """A classifier of its own with the first stage's weights, where the second stage starts."""
+    return linear(model.classifier.weight, model.classifier.bias)
+
+
+def restore(
+    backbone: str, num_classes: int, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
+) -> Network:
+    """A trained network on a device, in channels-last memory; its classifier is a cosine one where the weights' is.
+
+    Args:
+        backbone: a key of `BACKBONES`.
+        num_classes: C.
+        weights: its state dict.
+
+    Raises:
+        RuntimeError: the weights are another network's.
+    """
+    model = build_model(backbone, num_classes, cosine="classifier.bias" not in weights)
+    model.load_state_dict(weights)
+    return model.to(device, memory_format=torch.channels_last)

@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from ltr import distributed
+from ltr.runtime import distributed
 
 STYLE: dict[str, Any] = {
     "figure.dpi": 90,
@@ -608,7 +608,7 @@ def show_animation(figures: Iterable[Figure], path: Path, seconds: float = 0.15)
         path: the GIF to write.
         seconds: of each frame; the last one stays six times as long.
     """
-    if not distributed.current().leads:
+    if not distributed.current().is_main:
         return
     frames = []
     for fig in figures:
@@ -634,7 +634,7 @@ def show(fig: Figure, path: Path | None = None) -> None:
         fig: the figure; closed afterwards.
         path: the PNG to write, its folder made where missing; None to write nothing.
     """
-    if not distributed.current().leads:
+    if not distributed.current().is_main:
         plt.close(fig)
         return
     png = _png(fig)

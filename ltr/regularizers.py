@@ -1,22 +1,36 @@
 """Balancing the norms of a classifier's rows: L2- and tau-normalisation, and the MaxNorm projection.
 
-Row k of a weight matrix [C, D] is class k's weight vector. The functions are pure; `MaxNorm` projects a
-matrix in place and counts how often it had to. Biases are left alone, as in the released code.
+Row k of a weight matrix [C, D] is class k's weight vector. The functions are pure and take stacks of matrices too,
+[..., C, D]; a `Constraint` projects a matrix in place and counts how often it had to. Biases are left alone, as in
+the released code.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+EVERY = ("step", "epoch")  # of training: the paper projects after each step, the released code once an epoch
+
 
 def row_norms(weight: Tensor) -> Tensor:
-    """Euclidean norm of each row: [C, D] -> [C]."""
-    return torch.linalg.vector_norm(weight, dim=1)
+    """Euclidean norm of each row: [..., C, D] -> [..., C].
+
+    Rows whose squares would under- or overflow are scaled by a power of two first, which rounds nothing.
+    """
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))  # half precision holds no such scale
+    norms = torch.linalg.vector_norm(weight, dim=-1)
+    if norms.device.type == "cpu" and ((norms > 1e-15) & (norms < 1e15)).all():
+        return norms  # elsewhere a look would wait for the device, and cost more than it saves
+    largest = torch.maximum(weight.detach().amax(-1), -weight.detach().amin(-1))
+    scale = torch.ones_like(largest).masked_fill(largest > 1e15, 2.0**-80)
+    scale = scale.masked_fill((largest < 1e-15) & (largest > 0), 2.0**80)
+    return torch.linalg.vector_norm(weight * scale[..., None], dim=-1) / scale
 
 
 def tau_normalize(weight: Tensor, tau: float) -> Tensor:
-    r"""Divide each row by its norm to the power tau; rows of zeros stay zeros.
+    r"""Divide each row of a weight [..., C, D] by its norm to the power tau; rows of zeros stay zeros.
 
     .. math:: w_k \leftarrow w_k / \lVert w_k \rVert^\tau
 
@@ -24,7 +38,7 @@ def tau_normalize(weight: Tensor, tau: float) -> Tensor:
     """
     norms = row_norms(weight)
     scale = torch.where(norms > 0, norms, torch.ones_like(norms)) ** -tau
-    return weight * scale[:, None]
+    return weight * scale[..., None]
 
 
 def l2_normalize(weight: Tensor) -> Tensor:
@@ -38,13 +52,13 @@ def max_norm_project(weight: Tensor, radius: float | Tensor) -> Tensor:
     .. math:: w_k \leftarrow \min\left(1, \delta / \lVert w_k \rVert\right) w_k
 
     Args:
-        weight: [C, D].
-        radius: delta, a number or [C], not negative.
+        weight: [..., C, D].
+        radius: delta, not negative: a number, or a tensor that broadcasts against [..., C].
 
     Source: the paper's section 4.3 (projected gradient descent on the MaxNorm constraint).
     """
     norms = row_norms(weight)
-    return weight * (radius / norms).masked_fill(norms <= radius, 1)[:, None]
+    return weight * (radius / norms).masked_fill(norms <= radius, 1)[..., None]
 
 
 def outside(norms: Tensor, radius: float | Tensor) -> Tensor:
@@ -59,63 +73,98 @@ def relative_radius(weight: Tensor, fraction: float) -> float:
 
 
 @dataclass
-class MaxNorm:
-    """A ball for every class's weights, and a count of how often it was left.
-
-    Args:
-        radius: delta.
-        every: "step" to project after each update (the paper), "epoch" once an epoch (the released code).
+class Constraint:
+    """What every class's weights must satisfy after an update, and a count of how often they did not.
 
     Attributes:
-        checked, fired: rows looked at so far, and those of them that lay outside and were pulled back; int64
-            tensors, so that counting waits for no device and goes on in a captured step.
+        every: one of `EVERY`, when to project.
+        checked, projected: rows looked at so far, and those of them that the projection moved; int64 tensors, so
+            that counting waits for no device and goes on in a captured step.
     """
 
-    radius: float
     every: str = "step"
     checked: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
-    fired: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    projected: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def __post_init__(self) -> None:
-        if not self.radius >= 0:
-            raise ValueError(f"radius: must not be negative, got {self.radius}")
-        if self.every not in ("step", "epoch"):
+        if self.every not in EVERY:
             raise ValueError(f"every: must be step or epoch, got {self.every}")
 
-    def to(self, device: torch.device) -> "MaxNorm":
-        """Count on a device, the one where the weights are."""
-        self.checked, self.fired = self.checked.to(device), self.fired.to(device)
-        return self
+    @property
+    def radius(self) -> float:
+        """The largest norm that a row may have."""
+        raise NotImplementedError
 
     def moves(self, norms: Tensor) -> Tensor:
         """Which rows the projection moves, by their norms [C]."""
-        return outside(norms, self.radius)
+        raise NotImplementedError
 
     def project(self, weight: Tensor) -> Tensor:
         """A weight matrix [C, D] as it shall be."""
-        return max_norm_project(weight, self.radius)
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        return {"max_norm": self.radius, "max_norm_every": self.every}
+
+    def to(self, device: torch.device) -> "Constraint":
+        """Count on a device, the one where the weights are."""
+        self.checked, self.projected = self.checked.to(device), self.projected.to(device)
+        return self
 
     @torch.no_grad()
     def apply(self, weight: Tensor) -> None:
-        """Project a weight matrix [C, D] in place, and count."""
-        self.fired += self.moves(row_norms(weight)).sum()
+        """Project a weight matrix [C, D] in place, and count.
+
+        Raises:
+            ValueError: the weight is no matrix of rows.
+        """
+        if weight.dim() != 2:
+            raise ValueError(f"weight: must be a classifier's [C, D], got {list(weight.shape)}")
+        self.projected += self.moves(row_norms(weight)).sum()
         self.checked += len(weight)
         weight.copy_(self.project(weight))
 
     @property
-    def fired_share(self) -> float:
+    def projected_share(self) -> float:
         """Share of the rows checked so far that the projection moved, in 0..1; 0 before the first check."""
-        return int(self.fired) / int(self.checked) if self.checked else 0.0
+        return int(self.projected) / int(self.checked) if self.checked else 0.0
 
 
-class L2Norm(MaxNorm):
+class MaxNorm(Constraint):
+    """A ball for every class's weights.
+
+    Args:
+        radius: delta, not negative.
+        every: see `Constraint`.
+
+    Source: the paper's section 4.3.
+    """
+
+    radius: float = 0.0
+
+    def __init__(self, radius: float, every: str = "step") -> None:
+        super().__init__(every)
+        if not radius >= 0:
+            raise ValueError(f"radius: must not be negative, got {radius}")
+        self.radius = radius
+
+    def moves(self, norms: Tensor) -> Tensor:
+        """Rows outside the ball."""
+        return outside(norms, self.radius)
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Rows outside the ball brought to its surface."""
+        return max_norm_project(weight, self.radius)
+
+
+class L2Norm(Constraint):
     """The unit sphere for every class's weights: L2-normalisation as a constraint, held after each update.
 
     Source: the paper's section 4.3 and the rows "CE & L2norm", "CB & L2norm" of its Table 1.
     """
 
-    def __init__(self, every: str = "step") -> None:
-        super().__init__(1.0, every)
+    radius = 1.0
 
     def moves(self, norms: Tensor) -> Tensor:
         """Rows whose norm is not 1, beyond rounding."""
@@ -124,3 +173,7 @@ class L2Norm(MaxNorm):
     def project(self, weight: Tensor) -> Tensor:
         """Every row brought to unit norm."""
         return l2_normalize(weight)
+
+    def describe(self) -> dict[str, Any]:
+        """As a ball's, and that it is none."""
+        return {**super().describe(), "constraint": "L2Norm"}

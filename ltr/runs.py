@@ -3,7 +3,7 @@
 `config.json` (settings, data fingerprint, versions, device, commit), `metrics.csv` (a row an epoch),
 `norms.npy` (the classifier's row norms, epoch by class), `test_logits.npz` (float16, last epoch, plain),
 `summary.json`, `weights.pt`, and while it trains `checkpoint.pt` and `.lock`. A folder with a summary is finished:
-it is loaded, not repeated. Of several processes the leader alone writes; the others wait, and read what it wrote.
+it is loaded, not repeated. Of several processes rank 0 alone writes; the others wait, and read what it wrote.
 """
 
 import contextlib
@@ -13,7 +13,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -26,46 +27,21 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from ltr import InputError, distributed, metrics
-from ltr.storage import (
-    read_weights,
-    remove_checkpoint,
-    remove_partial,
-    write_json,
-    write_text,
-    write_weights,
-    write_whole,
-)
+from ltr import metrics
+from ltr.errors import InputError
+from ltr.metrics import VARIANTS
+from ltr.runtime import distributed
+from ltr.runtime.checkpoint import remove_checkpoint
+from ltr.runtime.storage import read_weights, remove_partial, write_json, write_text, write_weights, write_whole
+from ltr.training import Outcome
 
 COLUMNS = (
     "dataset,imbalance_factor,profile,backbone,stage1_epochs,stage1_weight_decay,method,loss,weight_decay,"
     "max_norm,max_norm_every,max_norm_fired,tau,mode,seed,selection,tta,all,many,medium,few,ece,run,device,"
     "torch,seconds"
 ).split(",")
-VARIANTS = (("last", "none"), ("last", "flip"), ("best_test", "none"), ("best_test", "flip"))
 COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "matplotlib")
-
-
-@dataclass
-class Outcome:
-    """What training gives back.
-
-    Attributes:
-        history: a row an epoch.
-        norms: float32 [E + 1, C], the classifier's row norms before the first and after each epoch.
-        logits: [N, C] for each (selection, tta) of `VARIANTS`.
-        labels: [N] of the test images.
-        weights: state dict to keep.
-        extra: further entries of summary.json.
-    """
-
-    history: pd.DataFrame
-    norms: np.ndarray
-    logits: dict[tuple[str, str], np.ndarray]
-    labels: np.ndarray
-    weights: dict[str, torch.Tensor]
-    extra: dict[str, Any]
 
 
 def commit() -> str:
@@ -142,26 +118,51 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True once everything is written; the summary comes last. As the leader sees it, so that all agree."""
-        return distributed.current().from_leader((self.path / "summary.json").exists())
+        """True once everything is written, as this process sees it; the summary comes last."""
+        return (self.path / "summary.json").exists()
 
     @property
     def checkpoint(self) -> Path:
         """Where training keeps its state."""
         return self.path / "checkpoint.pt"
 
-    def begin(self, data: Described | None, device: torch.device | str, retrain: bool = False) -> None:
-        """Take the folder, write its config; `retrain` first clears what an earlier run left.
+    def load_or_train(
+        self,
+        data: "Described | None",
+        train: Callable[[], Outcome],
+        device: torch.device | str,
+        counts: np.ndarray,
+        retrain: bool = False,
+    ) -> "Result":
+        """The finished run; trained first, or trained on, where it is not finished. Together.
+
+        Args:
+            data: what it learns from; None where that is not at hand.
+            train: gives the outcome, going on from `checkpoint` where there is one.
+            device: where it trains.
+            counts: [C], training images of each class.
+            retrain: repeat a finished run, and start an interrupted one anew.
+
+        Raises:
+            InputError: see `begin` and `load`.
+        """
+        if retrain or not distributed.current().broadcast(self.finished):  # as one process sees it, so that all agree
+            self.begin(data, device, retrain)
+            self.save(train(), counts)
+        return self.load()
+
+    def begin(self, data: "Described | None", device: torch.device | str, retrain: bool = False) -> None:
+        """Take the folder, write its config; `retrain` first clears what an earlier run left. Together.
 
         Raises:
             InputError: the images are not at hand, or another process trains this run.
         """
         if data is None:
             raise InputError(f"--data-root: {self.name} is not finished and the images to train on are not there")
-        world = distributed.current()
-        if world.leads:
+        group = distributed.current()
+        if group.is_main:
             self.take(data, device, retrain)
-        world.from_leader()
+        group.broadcast()
 
     def take(self, data: Described, device: torch.device | str, retrain: bool) -> None:
         """Lock the folder and write its config, see `begin`."""
@@ -180,10 +181,10 @@ class Run:
 
     def save(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write all files of a finished run, the summary last, drop the checkpoint and free the folder."""
-        world = distributed.current()
-        if world.leads:
+        group = distributed.current()
+        if group.is_main:
             self.write(outcome, counts)
-        world.from_leader()
+        group.broadcast()
 
     def write(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write all files, see `save`."""
@@ -212,7 +213,7 @@ class Run:
             InputError: the run is not finished, or a file of it cannot be read.
         """
         try:
-            if distributed.current().leads and (self.path / "summary.json").exists():
+            if distributed.current().is_main and (self.path / "summary.json").exists():
                 with contextlib.suppress(OSError):  # a tree that is only read
                     remove_checkpoint(self.checkpoint)
             return Result.read(self.path)
@@ -236,6 +237,16 @@ class Result:
         config, summary = (json.loads((path / name).read_text("utf-8")) for name in ("config.json", "summary.json"))
         norms = np.load(path / "norms.npy", allow_pickle=False)
         return cls(path, config, summary, pd.read_csv(path / "metrics.csv"), norms)
+
+    def differences(
+        self, wanted: Mapping[str, Any], fingerprint: Mapping[str, str] | None = None
+    ) -> list[tuple[str, Any, Any]]:
+        """In what the run is not as wanted: the setting, what it has, what is wanted."""
+        have = self.config["settings"]
+        differs = [(key, have.get(key), value) for key, value in wanted.items() if have.get(key) != value]
+        if fingerprint and not differs and self.config["data"]["fingerprint"] != fingerprint:
+            differs = [("data_root", "another set of images", "the images loaded here")]
+        return differs
 
     @property
     def label(self) -> str:
@@ -275,7 +286,7 @@ class Result:
             raise InputError(f"--out: {self.path} has no weights.pt; run the first stage with --retrain")
         return read_weights(self.path / "weights.pt", device)
 
-    def kept(
+    def cached(
         self, name: str, make: Callable[[], pd.DataFrame] | None, settings: Mapping[str, Any] | None = None
     ) -> pd.DataFrame | None:
         """A further table of this run: read from its folder, or made and written there.
@@ -289,14 +300,14 @@ class Result:
             None where it is neither there nor can be made.
         """
         name = name if settings is None else f"{name}-{digest(settings)}"
-        path, world = self.path / f"{name}.csv", distributed.current()
-        if not world.from_leader(path.exists()):
+        path, group = self.path / f"{name}.csv", distributed.current()
+        if not group.broadcast(path.exists()):
             if make is None:
                 return None
             table = make()  # together, since features are
-            if world.leads:
+            if group.is_main:
                 write_text(path, table.to_csv(index=False, float_format="%.6g"))
-            world.from_leader()
+            group.broadcast()
         return pd.read_csv(path)
 
     def accuracy(self, selection: str = "last", tta: str = "none") -> dict[str, float]:
@@ -336,8 +347,14 @@ def digest(*parts: Any) -> str:
 
 
 def finished_runs(folder: Path) -> list[Result]:
-    """All finished runs of `exp/demo_1` or `exp/demo_2`, by name."""
-    return [Run(path.parent, {}).load() for path in sorted(folder.glob("*/summary.json"))]
+    """All finished runs of `exp/demo_1` or `exp/demo_2`, by name; a warning names one that cannot be read."""
+    results = []
+    for path in sorted(folder.glob("*/summary.json")):
+        try:
+            results.append(Run(path.parent, {}).load())
+        except InputError as error:
+            warnings.warn(f"{path.parent} is passed over ({error})", stacklevel=2)
+    return results
 
 
 def find(
@@ -346,7 +363,7 @@ def find(
     fingerprint: dict[str, str] | None = None,
     absent: InputError | None = None,
 ) -> Result:
-    """The finished run whose settings hold all that is wanted; the latest of several.
+    """The finished run whose settings hold all that is wanted.
 
     Args:
         folder: `exp/demo_1` or `exp/demo_2`.
@@ -355,27 +372,81 @@ def find(
         absent: why there is no data at hand, to be said where there is no run either.
 
     Raises:
-        InputError: there is none; the message says in what the nearest one differs.
+        InputError: there is none, and the message says in what the nearest one differs; or there are several, and it
+            names them.
     """
     cause = f"{absent}; " if absent else ""
     wanted = json.loads(json.dumps(wanted, default=str))
-    candidates, differences = finished_runs(folder), []
-    for result in candidates:
-        have = result.config["settings"]
-        differs = [(key, have.get(key), value) for key, value in wanted.items() if have.get(key) != value]
-        if fingerprint and not differs and result.config["data"]["fingerprint"] != fingerprint:
-            differs = [("data_root", "another set of images", "the images loaded here")]
-        differences.append(differs)
-    fitting = [result for result, differs in zip(candidates, differences, strict=True) if not differs]
-    if fitting:
-        return max(fitting, key=lambda result: result.config["environment"]["started"])
+    candidates = finished_runs(folder)
     if not candidates:
         raise InputError(f"{cause}--out: there is no finished run in {folder}")
+    differences = [result.differences(wanted, fingerprint) for result in candidates]
+    fitting = [result for result, differs in zip(candidates, differences, strict=True) if not differs]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(result.path.name for result in fitting)
+        differ = differing(fitting)
+        raise InputError(f"{cause}--stage1: must say which of {len(fitting)} runs that differ in {differ}: {names}")
     nearest = min(range(len(candidates)), key=lambda i: len(differences[i]))
     key, have, value = differences[nearest][0]
     option = f"--{key.replace('_', '-')}"
     nearest_run = candidates[nearest].path.name
     raise InputError(f"{cause}{option}: no finished run in {folder} with {value}; {nearest_run} has {have}")
+
+
+def differing(results: Sequence[Result]) -> str:
+    """Names of the settings in which runs differ."""
+    settings = [result.config["settings"] for result in results]
+    names = {name for each in settings for name in each}
+    found = [name for name in sorted(names) if len({json.dumps(each.get(name)) for each in settings}) > 1]
+    return ", ".join(found) or "their images"
+
+
+def find_base(
+    folder: Path,
+    name: str | None,
+    wanted: dict[str, Any],
+    fingerprint: dict[str, str] | None = None,
+    absent: InputError | None = None,
+) -> Result:
+    """The first-stage run that a second stage starts from: the named one, or the only one that is as wanted.
+
+    Args:
+        folder: `exp/demo_1`.
+        name: the run's folder; None for the only one.
+        wanted, fingerprint, absent: see `find`.
+
+    Raises:
+        InputError: see `find`; or the named run differs from what is wanted.
+    """
+    if name is None:
+        return find(folder, wanted, fingerprint, absent)
+    base = Run(folder / name, {}).load()
+    if differs := base.differences(json.loads(json.dumps(wanted, default=str)), fingerprint):
+        key, have, value = differs[0]
+        raise InputError(f"--stage1: must be a run with {key} {value}, {name} has {have}")
+    return base
+
+
+def find_naive(folder: Path, base: Result) -> Result | None:
+    """The run that differs from a first stage in weight decay alone, which is 0; None where there is none.
+
+    Raises:
+        InputError: there are several.
+    """
+    told = {"stage1_weight_decay", "method", "test_every"}
+    wanted = {name: value for name, value in base.config["settings"].items() if name not in told}
+    fingerprint, found = base.config["data"]["fingerprint"], []
+    for result in finished_runs(folder):
+        settings = result.config["settings"]
+        alike = {name: value for name, value in settings.items() if name not in told} == wanted
+        if alike and settings["stage1_weight_decay"] == 0 and result.config["data"]["fingerprint"] == fingerprint:
+            found.append(result)
+    if len(found) > 1:
+        names = ", ".join(result.path.name for result in found)
+        raise InputError(f"--out: must hold one naive run beside {base.path.name}, there are {names}")
+    return found[0] if found else None
 
 
 def open_run(folder: Path, label: str, identity: dict[str, Any], fingerprint: dict[str, str]) -> Run:
@@ -412,10 +483,10 @@ def variants(results: list[Result]) -> pd.DataFrame:
 
 def append_results(path: Path, results: list[Result]) -> pd.DataFrame:
     """Put the rows of these runs into results.csv, in place of rows they had there; return the table."""
-    world = distributed.current()
-    if world.leads:
+    group = distributed.current()
+    if group.is_main:
         merge_results(path, results)
-    world.from_leader()
+    group.broadcast()
     return pd.read_csv(path)
 
 

@@ -20,41 +20,49 @@ from typing import Any, TypeVar
 
 import torch
 
-from ltr import InputError, augment, datasets, distributed, engine, losses, models, published, recipes, training
-from ltr.options import (
+from ltr import datasets, losses, models, recipes
+from ltr.data import augment
+from ltr.errors import InputError, clip
+from ltr.runtime import distributed, engine, process
+from ltr.runtime.options import (
     ROOT,
     Once,
     Parser,
     allowed,
     check,
-    clip,
     flag,
     folder,
     join_negative,
+    nearest,
     option,
     real,
     short,
     whole,
 )
-from ltr.process import begin_script, check_folder, usable_device
+from ltr.runtime.process import begin_script, check_folder, usable_device
 
-PRESETS = ("demo", "paper")
 BASES = ("trained", "shipped")
-STAGE1_DECAY = {"resnet32": 5e-3, "resnet32-wide": 5e-3, "resnet34": 5e-3}
-# Starts for images of no recipe; `recipes` has those of the large sets.
-STAGE1_DECAY |= {"resnext50": 5e-4, "resnet50": 5e-4, "resnet152": 5e-4}
-# Of the paper's mode. The narrow network's are tuned on held-out images (exp/tuning/comparison.csv). For the larger two
-# weight decay and tau are the published ones of ResNet-34; a radius was not published, so 1.0 is only a start for that
-# tuning.
-STAGE2 = {
-    "resnet32": {"weight_decay": 1e-3, "max_norm": 0.81, "tau": 0.9, "naive_tau": 0.7},
-    "resnet32-wide": {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.9},
-    "resnet34": {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.9},
-    **dict.fromkeys(("resnext50", "resnet50", "resnet152"), {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.0}),
+OUT = {"demo": ROOT / "build" / "demo", "paper": ROOT / "exp"}
+# What these leave alone is no part of a run's identity, so that runs from before they could be chosen are found; and a
+# run made on a GPU is found without one.
+UNUSED = {
+    "base": "trained",
+    "mix": "none",
+    "mix_alpha": None,
+    "augmentation": "none",
+    "sampling": "instance",
+    "precision": "auto",
+    "deterministic": False,
+    "sync_batch_norm": False,
+    **recipes.LATER,
 }
-# Other choices are part of a run's identity, these are not: runs from before they could be chosen are found.
-OF_THE_PAPER = {"base": "trained", "mix": "none", "augmentation": "none", "sampling": "instance"}
-OF_THE_PAPER |= {"warm_up": 0, "nesterov": False}
+# These decide no result; `stage1` is a run's `stage1_run`.
+ELSEWHERE = ("preset", "data_root", "workers", "device", "out", "retrain", "compile", "stage1")
+# What a second stage must share with the first one that it starts from.
+OF_THE_BASE = (
+    *("dataset", "imbalance_factor", "profile", "choice", "hold_out", "normalization", "backbone", "seed"),
+    *("stage1_epochs", "stage1_weight_decay"),
+)
 WHOLE_NETWORK = {  # names of what the first stage learns by, apart from cross-entropy
     "balanced-softmax": "Balanced Softmax, whole network",
     "ldam-drw": "LDAM-DRW",
@@ -68,16 +76,7 @@ WHOLE_NETWORK = {  # names of what the first stage learns by, apart from cross-e
     "sqrt": "square-root sampling",
     "class-balanced": "class-balanced sampling",
 }
-DEMO_EPOCHS = 30
 MOST = 100_000  # epochs, or images a step: far beyond use, and a clear line for a slip of the keyboard
-DEMO = {
-    "dataset": "synthetic",
-    "backbone": "resnet32",
-    "imbalance_factor": 100.0,
-    "seed": 1,
-    "out": ROOT / "build" / "demo",
-}
-PAPER = {"dataset": "cifar100", "backbone": "resnet32-wide", "imbalance_factor": 100.0, "out": ROOT / "exp"}
 S = TypeVar("S", bound="Common")
 
 
@@ -85,7 +84,7 @@ S = TypeVar("S", bound="Common")
 class Common:
     """Options of both stages."""
 
-    preset: str = option(None, "demo: a few minutes on a CPU; paper: the paper's job", choices=PRESETS)
+    preset: str = option(None, "demo: a few minutes on a CPU; paper: the paper's job", choices=recipes.PRESETS)
     dataset: str = option(None, "where images come from", choices=datasets.SOURCES)
     data_root: Path = option(ROOT / "data", "CIFAR's folder, or that of the tree or the list files", folder)
     workers: int = option(None, "processes that decode large images; 0 for none", whole, low=0, high=1024)
@@ -104,21 +103,13 @@ class Common:
     deterministic: bool = option(False, "the same bits each time on CUDA too, slower")
     sync_batch_norm: bool = option(False, "batch-norm over the batches of all processes; torchrun on CUDA")
 
-    @classmethod
-    def defaults(cls, preset: str) -> dict[str, Any]:
-        """What a preset fills in."""
-        return dict(DEMO if preset == "demo" else PAPER)
-
-    @classmethod
-    def of_dataset(cls, preset: str, dataset: str) -> dict[str, Any]:
-        """What the choice of images fills in, in place of the preset's."""
-        return recipes.of_dataset(dataset)
+    preset_values = staticmethod(recipes.first_stage)  # where what is not given comes from
 
     @classmethod
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """What was given, and beside it what its preset and its images say."""
-        defaults = cls.defaults(given["preset"])
-        return defaults | cls.of_dataset(given["preset"], given.get("dataset", defaults["dataset"])) | given
+        """What was given, and beside it what its preset, its images and its network say."""
+        preset = given["preset"]
+        return {"out": OUT[preset]} | cls.preset_values(preset, given.get("dataset"), given.get("backbone")) | given
 
     @classmethod
     def parser(cls) -> Parser:
@@ -168,13 +159,13 @@ class Common:
         job = distributed.ALONE if interactive else begin_script(os.environ)
         arguments = from_environment() if interactive else sys.argv[1:]
         settings = cls.parse(arguments).for_job(job)
-        group = contextlib.ExitStack()
-        group.enter_context(job.group(settings.device))
-        atexit.register(group.close)
+        at_the_end = contextlib.ExitStack()
+        at_the_end.enter_context(job.join(settings.device))
+        atexit.register(at_the_end.close)
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "build" / "compiled"))  # compile once
-        engine.use_physical_cores()
+        process.use_physical_cores()
         check_folder(settings.out)
         if not any(word.startswith("--preset") for word in arguments):
             print(
@@ -182,8 +173,8 @@ class Common:
             )
         print(settings)
         print(f"engine: {'; '.join([str(settings.engine), *settings.engine.notices])}")
-        if job.world.size > 1:
-            shared = f"{job.world.size} processes share each batch of {settings.batch_size} images"
+        if job.process_group.size > 1:
+            shared = f"{job.process_group.size} processes share each batch of {settings.batch_size} images"
             print(f"{shared}, so the learning rate stays {settings.lr:g}")
         return settings
 
@@ -193,7 +184,7 @@ class Common:
         Raises:
             InputError: they do not suit so many processes.
         """
-        size, device = job.world.size, job.device(self.device)
+        size, device = job.process_group.size, job.device(self.device)
         if self.batch_size < size:
             raise InputError(f"--batch-size: must be at least the number of processes, {size}, got {self.batch_size}")
         if self.sync_batch_norm and (size == 1 or device == "cpu"):
@@ -220,31 +211,26 @@ class Common:
         return engine.choose(self.device, self.precision, self.compile, self.deterministic, large, *several)
 
     @property
-    def scene(self) -> str:
+    def experiment(self) -> str:
         """Network, imbalance factor and seed in one word."""
         tail = "as-is" if self.profile == "as-is" else f"if{self.imbalance_factor:g}"
         return f"{self.backbone}_{tail}_s{self.seed}"
 
     @property
-    def figures(self) -> Path:
+    def figures_folder(self) -> Path:
         """Where the notebooks save their figures."""
-        return self.out / "figures" / self.scene
+        return self.out / "figures" / self.experiment
 
     def label(self, method: str, *words: str) -> str:
         """The readable part of a run's folder."""
-        return "_".join([re.sub(r"[^a-z0-9]+", "-", method.lower()), *words, self.scene])
+        return "_".join([re.sub(r"[^a-z0-9]+", "-", method.lower()), *words, self.experiment])
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""
-        elsewhere = ("preset", "data_root", "workers", "device", "out", "retrain", "compile")
-        # left alone they are no part of what was asked, and a run made on a GPU is found without one
-        unless_given = {"precision": "auto", "deterministic": False, "sync_batch_norm": False, **OF_THE_PAPER}
-        own = {
-            name: value
-            for name, value in dataclasses.asdict(self).items()
-            if name not in elsewhere and unless_given.get(name, ...) != value
-        }
-        if (processes := distributed.current().size) > 1:  # batch-norm sees a share of the batch
+        own = dataclasses.asdict(self)
+        unused = {name for name, value in UNUSED.items() if own.get(name) == value}
+        own = {name: value for name, value in own.items() if name not in unused and name not in ELSEWHERE}
+        if (processes := distributed.current().size) > 1:  # batch-norm sees a shard of the batch
             own["processes"] = processes
         return own | described
 
@@ -258,38 +244,25 @@ class FirstStage(Common):
     lr: float = option(None, "learning rate of the first epoch", real, above=0)
     weight_decay: float = option(None, "of the model with weight decay", real, low=0)
     momentum: float = option(0.9, "of SGD", real, low=0, high=1)
-    schedule: str = option("cosine", "how the learning rate falls", choices=training.SCHEDULES)
+    schedule: str = option("cosine", "how the learning rate falls", choices=recipes.SCHEDULES)
     warm_up: int = option(0, "first epochs, in which the learning rate rises in equal steps", whole, low=0, high=MOST)
     nesterov: bool = option(False, "momentum that looks ahead")
     test_every: int = option(None, "epochs between two tests; the last is always tested", whole, low=1, high=MOST)
     loss: str = option("ce", "of the whole network", choices=losses.FIRST_STAGE)
     mix: str = option("none", "blend pairs of images", choices=augment.MIXES)
+    mix_alpha: float = option(None, "of the mixing's Beta distribution; mixup 0.2, cutmix 1", real, above=0)
     augmentation: str = option("none", "beyond crop and flip", choices=augment.AUGMENTATIONS)
     sampling: str = option("instance", "how often a class is seen", choices=tuple(augment.SAMPLINGS))
 
-    @classmethod
-    def defaults(cls, preset: str) -> dict[str, Any]:
-        """What a preset fills in."""
-        if preset == "demo":
-            own = {"epochs": DEMO_EPOCHS, "lr": 0.1, "test_every": 1}
-        else:  # a test after each epoch would be a third more work on CIFAR-100, after every tenth it is 3 %
-            own = {"epochs": 200, "lr": 0.01, "test_every": 10}
-        return super().defaults(preset) | own
-
-    @classmethod
-    def of_dataset(cls, preset: str, dataset: str) -> dict[str, Any]:
-        """What the choice of images fills in, in place of the preset's."""
-        return super().of_dataset(preset, dataset) | (recipes.first_stage(dataset) if preset == "paper" else {})
-
     def __post_init__(self) -> None:
-        if self.weight_decay is None:
-            object.__setattr__(self, "weight_decay", STAGE1_DECAY[self.backbone])
         if self.warm_up >= self.epochs:
             raise InputError(f"--warm-up: must be less than --epochs, {self.epochs}, got {self.warm_up}")
         if self.nesterov and not self.momentum:
             raise InputError("--nesterov: must not be given without momentum, got --momentum 0")
+        if self.mix == "none" and self.mix_alpha is not None:
+            raise InputError(f"--mix-alpha: must be given with --mix mixup or cutmix, got {self.mix_alpha:g} without")
 
-    def model(self, method: str, weight_decay: float) -> tuple[str, dict[str, Any]]:
+    def run_key(self, method: str, weight_decay: float) -> tuple[str, dict[str, Any]]:
         """A run's label and identity. Its epochs and weight decay are named as stage 1's from here on."""
         method = self.named(method)
         identity = self.identity(method=method, stage1_weight_decay=weight_decay)
@@ -298,6 +271,8 @@ class FirstStage(Common):
     def identity(self, **described: Any) -> dict[str, Any]:
         """As the common one, without `--epochs` and `--weight-decay`: tables know those of stage 2 so."""
         own = super().identity(stage1_epochs=self.epochs, stage1_weight_decay=self.weight_decay)
+        if "autoaugment" in self.augmentation:
+            own["autoaugment"] = "each image"  # once it was drawn for sixteen at a time
         return {k: v for k, v in own.items() if k not in ("epochs", "weight_decay")} | described
 
     def named(self, method: str) -> str:
@@ -309,19 +284,33 @@ class FirstStage(Common):
 
     @property
     def augmented(self) -> dict[str, str]:
-        """Arguments of `training.ImageData`."""
-        return {"mix": self.mix, "augmentation": self.augmentation, "sampling": self.sampling}
+        """Arguments of `first_stage.ImageData`."""
+        return {name: getattr(self, name) for name in ("mix", "mix_alpha", "augmentation", "sampling")}
 
     @property
     def cosine(self) -> bool:
         """Whether the loss wants a cosine classifier."""
         return self.loss == "ldam-drw"
 
-    def recipe(self, weight_decay: float) -> training.Recipe:
+    def recipe(self, weight_decay: float) -> recipes.Recipe:
         """How to train one of the two models."""
         names = ("epochs", "batch_size", "lr", "momentum", "schedule", "seed", "test_every", "loss")
         names += ("warm_up", "nesterov")
-        return training.Recipe(weight_decay=weight_decay, **{name: getattr(self, name) for name in names})
+        return recipes.Recipe(weight_decay=weight_decay, **{name: getattr(self, name) for name in names})
+
+
+def run_settings(path: Path) -> dict[str, Any]:
+    """Settings of a run by its folder.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    try:
+        return json.loads((path / "config.json").read_text("utf-8"))["settings"]
+    except (OSError, ValueError, KeyError) as error:
+        here = sorted(found.parent.name for found in path.parent.glob("*/summary.json"))
+        hint = nearest(path.name, here)
+        raise InputError(f"--stage1: must be a finished run in {path.parent}, got {clip(path.name)}{hint}") from error
 
 
 def shipped(backbone: str) -> dict[str, Any]:
@@ -332,7 +321,7 @@ def shipped(backbone: str) -> dict[str, Any]:
     """
     found = {}
     for path in sorted((ROOT / "exp" / "demo_1").glob("*/features.npz")):
-        settings = json.loads((path.parent / "config.json").read_text("utf-8"))["settings"]
+        settings = run_settings(path.parent)
         found[settings["backbone"]] = settings
     if backbone not in found:
         names = ", ".join(found) or "none yet"
@@ -349,6 +338,7 @@ class SecondStage(Common):
     """
 
     base: str = option("trained", "images and a trained first stage, or shipped features", choices=BASES)
+    stage1: str = option(None, "the first-stage run to start from, by its folder's name")
     stage1_epochs: int = option(None, "which first stage to start from", whole, low=1, high=MOST)
     stage1_weight_decay: float = option(None, "which first stage to start from", real, low=0)
     epochs: int = option(10, "passes over the training images, each classifier", whole, low=1, high=MOST)
@@ -361,69 +351,51 @@ class SecondStage(Common):
     tau: float = option(None, "of tau-normalisation", real, low=0, high=10)
     naive_tau: float = option(None, "of tau-normalisation without weight decay in stage 1", real, low=0, high=10)
 
-    @classmethod
-    def defaults(cls, preset: str) -> dict[str, Any]:
-        """What a preset fills in."""
-        if preset == "demo":
-            own = {"stage1_epochs": DEMO_EPOCHS, "lr": 0.1}
-            own |= {"weight_decay": 2e-3, "max_norm": 1.0, "tau": 0.75, "naive_tau": 1.0}
-        else:
-            own = {"stage1_epochs": 200, "lr": 0.01}
-        return super().defaults(preset) | own
-
-    @classmethod
-    def of_dataset(cls, preset: str, dataset: str) -> dict[str, Any]:
-        """What the choice of images fills in, in place of the preset's."""
-        return super().of_dataset(preset, dataset) | (recipes.second_stage(dataset) if preset == "paper" else {})
-
-    def __post_init__(self) -> None:
-        fill = {"stage1_weight_decay": STAGE1_DECAY[self.backbone], "naive_tau": published.TAU["naive + tau-norm"]}
-        fill |= STAGE2[self.backbone]
-        for name, value in fill.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+    preset_values = staticmethod(recipes.second_stage)
 
     @classmethod
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """As the common one; from shipped features, what the first stage says that they are of."""
-        if given.get("base") != "shipped":
-            return super().filled(given)
-        backbone = given.get("backbone", "resnet32")
-        known = {field.name for field in dataclasses.fields(cls)}
-        own = {name: value for name, value in shipped(backbone).items() if name in known - {"lr", "loss"}}
-        given = given | {"preset": "paper"}
-        return super().filled(given) | {"out": ROOT / "build" / "shipped"} | own | given
+        """As the common one; from shipped features or a named run, what the first stage says that they are of."""
+        if given.get("base") == "shipped":
+            known = {field.name for field in dataclasses.fields(cls)}
+            first = shipped(given.get("backbone", "resnet32"))
+            own = {name: value for name, value in first.items() if name in known - {"lr", "loss"}}
+            return super().filled(
+                own | given | {"preset": "paper", "out": given.get("out", ROOT / "build" / "shipped")}
+            )
+        if "stage1" in given:
+            first = run_settings(given.get("out", OUT[given["preset"]]) / "demo_1" / given["stage1"])
+            given = {name: first[name] for name in OF_THE_BASE if name in first} | given
+        return super().filled(given)
 
     @property
     def first_stages(self) -> Path:
         """The folder of the first stage's runs."""
         return (ROOT / "exp" if self.base == "shipped" else self.out) / "demo_1"
 
-    def first_stage(self, weight_decay: float) -> dict[str, Any]:
-        """Settings of the first-stage run to start from."""
-        names = ("dataset", "imbalance_factor", "profile", "choice", "hold_out", "normalization", "backbone")
-        wanted = {name: getattr(self, name) for name in (*names, "seed", "stage1_epochs")}
-        return (
-            wanted
-            | {"stage1_weight_decay": weight_decay, "loss": "ce"}
-            | dict.fromkeys(("mix", "augmentation", "sampling"))
-        )
+    @property
+    def base_settings(self) -> dict[str, Any]:
+        """Settings of the first-stage run to start from; one that was not named learned by plain cross-entropy."""
+        wanted = {name: getattr(self, name) for name in OF_THE_BASE}
+        if self.stage1:
+            return wanted
+        return wanted | {"loss": "ce"} | dict.fromkeys(("mix", "augmentation", "sampling"))
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """As the common one, without `--naive-tau`: it is the `tau` of the run that it decides."""
         own = super().identity(**described)
         return {name: value for name, value in own.items() if name != "naive_tau"}
 
-    def model(self, method: str, mode: str, stage1: str, **described: Any) -> tuple[str, dict[str, Any]]:
+    def run_key(self, method: str, mode: str, stage1: str, **described: Any) -> tuple[str, dict[str, Any]]:
         """A run's label and identity; `described` overrides what the mode decides."""
         described = {"tau": None, "max_norm": None, "max_norm_every": None} | described
         identity = self.identity(method=method, mode=mode or None, stage1_run=stage1, **described)
         return self.label(method, *([mode] if mode else [])), identity
 
-    def recipe(self, **of_the_mode: Any) -> training.Recipe:
+    def recipe(self, **of_the_mode: Any) -> recipes.Recipe:
         """How to train a classifier: what all share, and loss, lr, weight_decay and schedule of its mode."""
         shared = {name: getattr(self, name) for name in ("epochs", "batch_size", "momentum", "seed")}
-        return training.Recipe(**shared, **of_the_mode)
+        return recipes.Recipe(**shared, **of_the_mode)
 
 
 def from_environment() -> list[str]:

@@ -22,12 +22,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ltr import analysis, classifiers, datasets, metrics, models, plots, runs, training
-from ltr.options import short
+from ltr import analysis, datasets, metrics, models, plots, runs, training
+from ltr.first_stage import ImageData
+from ltr.runtime.options import short
+from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage
 
 settings = FirstStage.read()
-figures = settings.figures
+figures = settings.figures_folder
 
 
 # ## The data
@@ -92,7 +94,7 @@ if data is not None:
 # 
 # Other ways to train a whole network that people compare with are options: `--loss` (Balanced Softmax, LDAM-DRW, label smoothing,
 # ...), `--mix` (mixup, CutMix), `--augmentation` (Cutout, AutoAugment), `--sampling`. The second notebook starts from none of
-# them; `python -m ltr.compare` puts them beside it.
+# them; `python -m ltr compare` puts them beside it.
 
 def network(seed: int = 0) -> models.CifarResNet:
     """A new network, on the device."""
@@ -102,18 +104,17 @@ def network(seed: int = 0) -> models.CifarResNet:
 
 def first_stage(method: str, weight_decay: float) -> runs.Result:
     """Train a network, or go on training it, or load it where it is finished."""
-    label, identity = settings.model(method, weight_decay)
+    label, identity = settings.run_key(method, weight_decay)
     run = runs.open_run(settings.out / "demo_1", label, identity, about["fingerprint"])
-    if settings.retrain or not run.finished:
-        run.begin(data, settings.device, settings.retrain)
-        model = network(settings.seed)
-        images = training.ImageData(data, settings.device, **settings.augmented)
-        recipe = settings.recipe(weight_decay)
-        outcome = training.fit(
-            model, images, recipe, None, run.checkpoint, label=method, engine=settings.engine
+
+    def train() -> training.Outcome:
+        images = ImageData(data, settings.device, **settings.augmented)
+        recipe, how = settings.recipe(weight_decay), settings.engine
+        return training.fit(
+            network(settings.seed), images, recipe, None, run.checkpoint, method, how
         )
-        run.save(outcome, counts)
-    result = run.load()
+
+    result = run.load_or_train(data, train, settings.device, counts, settings.retrain)
     weights = models.count_parameters(network())
     print(f"{method}: {weights:,} weights, {result.provenance()}")
     return result
@@ -196,7 +197,7 @@ plots.show_animation(frames, figures / "demo1_weights.gif", seconds=0.3)
 
 filters = pd.concat(
     [
-        result.kept("filters", lambda r=result: analysis.filter_norms(r.weights())).assign(
+        result.cached("filters", lambda r=result: analysis.filter_norms(r.weights())).assign(
             model=result.label
         )
         for result in results
@@ -217,9 +218,8 @@ plots.show(plots.filter_norms(filters), figures / "demo1_filter-norms.png")
 
 def geometry(result: runs.Result) -> pd.DataFrame:
     """Fisher's ratio and mean cosines of a network's features."""
-    model = network()
-    model.load_state_dict(result.weights())
-    frozen = classifiers.FrozenFeatures(model, data, settings.device, engine=settings.engine)
+    model = models.restore(settings.backbone, len(counts), result.weights(), settings.device)
+    frozen = FrozenFeatures(model, data, settings.device, engine=settings.engine)
     parts = {
         "train": frozen.plain(),
         "test": (frozen.test_features(0, False), frozen.test.labels),
@@ -229,7 +229,7 @@ def geometry(result: runs.Result) -> pd.DataFrame:
 
 for result in results:
     make = None if data is None else lambda r=result: geometry(r)
-    table = result.kept("geometry", make)
+    table = result.cached("geometry", make)
     print(result.label if table is not None else f"{result.label}: needs the images")
     if table is not None:
         print(table.round(3).to_string(index=False))
@@ -239,7 +239,7 @@ for result in results:
 
 # ## Which weight decay?
 # 
-# Chosen on held-out images, never on the test set: `python -m ltr.sweep --hold-out 20 --weight-decays 0 0.001 0.002 0.005 0.01`
+# Chosen on held-out images, never on the test set: `python -m ltr sweep --hold-out 20 --weight-decays 0 0.001 0.002 0.005 0.01`
 # with the options of this notebook trains a network for each, and what it found is drawn here (the paper's figure 4).
 
 tuned = settings.out / "tuning" / "results.csv"

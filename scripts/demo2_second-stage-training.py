@@ -12,33 +12,20 @@
 # the same data, backbone and seed. `--stage1-epochs` and `--stage1-weight-decay` say which first stage to start from.
 # `--base shipped` starts from features that come with the package instead: no images, no GPU, no download.
 
-import functools
-
 import numpy as np
 import pandas as pd
 import torch
 
-from ltr import (
-    analysis,
-    classifiers,
-    datasets,
-    listed,
-    losses,
-    metrics,
-    models,
-    plots,
-    regularizers,
-    report,
-    runs,
-    ship,
-    training,
-)
-from ltr.options import short
-from ltr.published import TAU
+from ltr import analysis, datasets, losses, metrics, models, plots, recipes, regularizers, runs
+from ltr.methods import METHODS
+from ltr.runtime.options import short
 from ltr.settings import SecondStage
+from ltr.stack import Grid
+from ltr.study import report
+from ltr.study.rows import open_rows
 
 settings = SecondStage.read()
-figures = settings.figures
+figures = settings.figures_folder_folder
 
 
 data, missing = None, None
@@ -49,34 +36,13 @@ if settings.base == "trained":
         print(f"{absent}; only finished runs can be read")
         missing = absent
 
-fingerprint = data.describe()["fingerprint"] if data is not None else None
-stage1, weight_decay = settings.first_stages, settings.stage1_weight_decay
-naive = runs.find(stage1, settings.first_stage(0.0), fingerprint, missing)
-decayed = runs.find(stage1, settings.first_stage(weight_decay), fingerprint, missing)
-fingerprint, counts = decayed.config["data"]["fingerprint"], decayed.class_counts
-print(f"first stage: {naive.path.name} and {decayed.path.name}")
+rows = open_rows(settings, data, missing)
+naive, decayed, counts = rows.naive, rows.base, rows.counts
+print(f"first stage: {decayed.path.name}")
+print(f"naive: {naive.path.name if naive else 'none was trained in the same way, so no rows'}")
 
 
-def network(result: runs.Result) -> models.CifarResNet:
-    """A network as the first stage left it."""
-    model = models.build_model(settings.backbone, len(counts))
-    model.load_state_dict(result.weights())
-    return model.to(settings.device, memory_format=torch.channels_last)
-
-
-model = network(decayed)
-source, frozen = data, {}  # features: computed when first needed, then shared by all classifiers
-draws = settings.batch_size, settings.seed, settings.engine
-if settings.base == "shipped":
-    source = ship.read(decayed.path / ship.NAME, decayed.config["data"], settings.device)
-    frozen = {"paper": source, "published": source}
-elif data is not None:
-    frozen = {
-        mode: classifiers.FrozenFeatures(network(decayed), data, settings.device, mode, *draws)
-        for mode in classifiers.MODES
-    }
-    frozen["published"] = frozen["paper"]
-weight = model.classifier.weight.detach()
+weight = rows.classifier.weight.detach()
 norms = regularizers.row_norms(weight)
 print(f"classifier: {tuple(weight.shape)}, norms {norms.min():.2f} to {norms.max():.2f}")
 
@@ -91,57 +57,16 @@ print(f"classifier: {tuple(weight.shape)}, norms {norms.min():.2f} to {norms.max
 # $\tau = 0$ changes nothing, $\tau = 1$ is L2-normalisation, and $\tau > 1$ turns the order around: the rarer the class, the
 # larger its weights.
 
-def normalised(
-    method: str,
-    tau: float,
-    first: runs.Result = decayed,
-    taus: tuple[float, ...] = (),
-    mode: str = "",
-) -> runs.Result:
-    """Evaluate a first stage's classifier with normalised weights, or load the run."""
-    described = {"loss": None, "weight_decay": None, "tau": tau}
-    described["stage1_weight_decay"] = first.config["settings"]["stage1_weight_decay"]
-    label, identity = settings.model(method, mode, first.path.name, **described)
-    run = runs.open_run(settings.out / "demo_2", label, identity, fingerprint)
-    if settings.retrain or not run.finished:
-        run.begin(source, settings.device, settings.retrain)
-        images, outcomes = frozen.get("paper"), {}
-        if first is not decayed:
-            images = classifiers.FrozenFeatures(
-                network(first), data, settings.device, "paper", *draws
-            )
-        for each in sorted({tau, *taus}):
-            classifier = classifiers.copy_classifier(network(first))
-            classifier.weight.data = regularizers.tau_normalize(classifier.weight.detach(), each)
-            outcomes[each] = classifiers.evaluate(classifier, images)
-        outcomes[tau].extra["sweep"] = [
-            {"tau": t, **metrics.group_accuracy(o.logits["last", "none"], o.labels, counts)}
-            for t, o in outcomes.items()
-        ]
-        run.save(outcomes[tau], counts)
-    return run.load()
-
-
-l2norm = normalised("WD + L2norm", 1.0)
 taus = tuple(np.arange(0, 3.01, 0.1).round(1))
-
-
-def tau_normalised(method: str, tau: float, first: runs.Result) -> list[runs.Result]:
-    """With the chosen tau, then with the published one where that is another."""
-    found = [normalised(method, tau, first, taus)]
-    if tau != TAU[method]:
-        found.append(normalised(method, TAU[method], first, mode="published"))
-    return found
-
-
-decayed_tau = tau_normalised("WD + tau-norm", settings.tau, decayed)
+l2norm = rows.normalised("WD + L2norm", 1.0, decayed)
+decayed_tau = rows.tau_normalised("WD + tau-norm", settings.tau, decayed, taus)
 naive_tau = []
-if settings.base == "shipped":
-    print("naive + tau-norm: its features do not ship")
+if rows.shipped or naive is None:
+    print("naive + tau-norm: its features are not here")
 else:
-    naive_tau = tau_normalised("naive + tau-norm", settings.naive_tau, naive)
+    naive_tau = rows.tau_normalised("naive + tau-norm", settings.naive_tau, naive, taus)
 taunorm, *_ = decayed_tau
-unlearned = [naive, *naive_tau, decayed, l2norm, *decayed_tau]
+unlearned = [*([naive] if naive else []), *naive_tau, decayed, l2norm, *decayed_tau]
 print(runs.table(unlearned).to_string())
 
 
@@ -184,29 +109,10 @@ for result in naive_tau[:1]:  # the one that was tested over all taus
 # | backbone | evaluation mode | training mode: batch statistics, and running ones that drift |
 # | learning rate | `--lr`, cosine | 0.01, cosine, stepped before each epoch: the last one runs at 0 |
 
-tuned = {
-    "loss": settings.loss,
-    "lr": settings.lr,
-    "weight_decay": settings.weight_decay,
-    "schedule": "cosine",
-    "max_norm": settings.max_norm,
-    "max_norm_every": "step",
-}
-released = {
-    "loss": "cb-bce",
-    "lr": 0.01,
-    "weight_decay": 0.1,
-    "schedule": "released",
-    "max_norm": regularizers.relative_radius(weight, 0.1),
-    "max_norm_every": "epoch",
-}
-published = {name: released[name] for name in ("weight_decay", "max_norm")}
-MODES = {"paper": tuned, "published": tuned | published, "released": released}
-if settings.base == "shipped":
-    del MODES["released"]
-    print("released mode: batch-norm's statistics drift with the images, so it needs them")
-for mode, values in MODES.items():
+for mode, values in rows.modes.items():
     print(mode, values)
+if rows.shipped:
+    print("released mode: batch-norm's statistics drift with the images, so it needs them")
 weights = losses.class_balanced_weights(torch.as_tensor(counts))
 print(f"class-balanced weights: {weights.min():.3f} (common) to {weights.max():.3f} (rarest)")
 
@@ -223,18 +129,15 @@ def validated() -> pd.DataFrame:
     radii = [*(float(norms.mean()) * np.array([0.25, 0.5, 0.75, 1.0, 1.5])).round(2), np.nan]
     decays = [0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
     choices = [{**shared, "weight_decay": d, "max_norm": r} for d in decays for r in radii]
-    start = classifiers.copy_classifier(model)
-    return classifiers.Grid(start, held_out, recipe, pd.DataFrame(choices)).fit().table()
+    return Grid(rows.classifier, held_out, recipe, pd.DataFrame(choices)).fit().table()
 
 
 recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
 if data is None or data.validation is None:
     print(f"none held out: weight decay {settings.weight_decay:g}, radius {settings.max_norm:g}")
 else:
-    held_out = classifiers.FrozenFeatures(
-        network(decayed), data.for_tuning(), settings.device, "paper", *draws
-    )
-    grid = decayed.kept("validation", validated, vars(recipe))
+    held_out = rows.held_out()
+    grid = decayed.cached("validation", validated, recipe.describe())
     print(grid.sort_values("all", ascending=False).head(10).round(3).to_string(index=False))
     swept = grid.assign(max_norm=grid.max_norm.fillna(np.inf)).pivot(
         index="weight_decay", columns="max_norm", values="all"
@@ -247,93 +150,20 @@ else:
 
 if data is not None and data.validation is not None:
     for tau in np.arange(0, 3.01, 0.25):
-        classifier = classifiers.copy_classifier(model)
-        classifier.weight.data = regularizers.tau_normalize(weight, tau)
+        classifier = models.linear(regularizers.tau_normalize(weight, tau), rows.classifier.bias)
         logits = held_out.test_logits(classifier, 0)
         accuracy = metrics.group_accuracy(logits, held_out.test_labels, counts)
         print(f"tau {tau:.2f}:", ", ".join(f"{key} {a:.2f}" for key, a in accuracy.items()))
 
 
-def settings_of(method: str, mode: str) -> dict:
-    """What a method's name says, and its mode."""
-    chosen = dict(MODES[mode])
-    if method.startswith("CE"):
-        chosen["loss"] = "ce"
-    if "stage-1 WD" in method:
-        chosen["weight_decay"] = settings.stage1_weight_decay
-    elif "WD" not in method:
-        chosen["weight_decay"] = 0.0
-    if "MaxNorm" not in method:
-        chosen["max_norm"] = chosen["max_norm_every"] = None
-    return chosen
+for name, method in METHODS.items():
+    print(f"{name:33} {method}")
 
 
-def constraint(method: str, mode: str) -> regularizers.MaxNorm | None:
-    """What a method's name says about the norms."""
-    chosen = MODES[mode]
-    if "L2norm" in method:
-        return regularizers.L2Norm(chosen["max_norm_every"])
-    if "MaxNorm" in method:
-        return regularizers.MaxNorm(chosen["max_norm"], chosen["max_norm_every"])
-    return None
-
-
-LAYERS = {"last 2 layers": 2, "last 5 layers": 5}
-STREAMED = settings.dataset in listed.BENCHMARKS  # their maps would be too large to keep
-
-
-@functools.lru_cache(maxsize=1)  # gigabytes: those of one mode at a time
-def maps(mode: str) -> classifiers.FrozenFeatures:
-    """What the last two blocks take, which hold the last five layers."""
-    trunk = models.Trunk(network(decayed), 2)
-    return classifiers.FrozenFeatures(trunk, data, settings.device, mode, *draws)
-
-
-def learner(method: str, mode: str) -> tuple:
-    """What learns, from what, and how: the classifier on features, more on maps or images."""
-    layers = LAYERS.get(method.split(",")[0], 1)
-    if layers == 1:
-        return classifiers.copy_classifier(model), frozen[mode], settings.engine.exact
-    drifts = mode == "released"
-    if STREAMED:
-        last = models.LastLayers(network(decayed), layers, drifts=drifts, from_images=True)
-        return last, training.ImageData(data, settings.device), settings.engine
-    last = models.LastLayers(network(decayed), layers, 2, drifts)
-    return last, maps(frozen[mode].mode), settings.engine
-
-
-def second_stage(method: str, mode: str) -> runs.Result:
-    """Retrain the last layers, or load the run where it is finished."""
-    chosen = settings_of(method, mode)
-    label, identity = settings.model(method, mode, decayed.path.name, **chosen)
-    run = runs.open_run(settings.out / "demo_2", label, identity, fingerprint)
-    if settings.retrain or not run.finished:
-        run.begin(source, settings.device, settings.retrain)
-        learns, images, engine = learner(method, mode)
-        parts = {key: chosen[key] for key in ("loss", "lr", "weight_decay", "schedule")}
-        recipe, ball = settings.recipe(**parts), constraint(method, mode)
-        outcome = training.fit(learns, images, recipe, ball, run.checkpoint, engine=engine)
-        if isinstance(images, classifiers.FrozenFeatures):
-            outcome.weights |= images.drifted()
-        run.save(outcome, counts)
-    result = run.load()
+MAIN = ("CB", "CB + WD", "CB + MaxNorm", "CB + WD + MaxNorm")
+retrained = rows.in_all_modes(MAIN)
+for result in retrained.values():
     print(f"{result.label}: all {result.accuracy()['all']:.2f} %, {result.provenance()}")
-    return result
-
-
-def rows(methods: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Every method in every mode; where the published values change nothing, once."""
-
-    def differs(method: str, mode: str) -> bool:
-        if STREAMED and "layers" in method:
-            return mode == "paper"  # each epoch reads all images
-        return mode != "published" or settings_of(method, mode) != settings_of(method, "paper")
-
-    return [(method, mode) for mode in MODES for method in methods if differs(method, mode)]
-
-
-METHODS = ("CB", "CB + WD", "CB + MaxNorm", "CB + WD + MaxNorm")
-retrained = {row: second_stage(*row) for row in rows(METHODS)}
 
 
 # The paper's Table 1 has more: plain cross-entropy instead of the class-balanced loss, unit norms (L2) held after each update,
@@ -341,20 +171,12 @@ retrained = {row: second_stage(*row) for row in rows(METHODS)}
 # a convolution with its batch-norm. MaxNorm stays on the classifier, weight decay is on all layers that learn. Every row comes in
 # each mode; where the published values are those of a row already, as for CB alone, it comes once.
 
-OTHERS = (
-    "CE + L2norm",
-    "CE + WD",
-    "CE + MaxNorm",
-    "CE + WD + MaxNorm",
-    "CB + L2norm",
-    "CB + stage-1 WD + MaxNorm",
-    *(f"{name}, CB + WD + MaxNorm" for name in LAYERS),
-)
-if settings.base == "shipped":
-    OTHERS = tuple(method for method in OTHERS if "layers" not in method)
+others = rows.in_all_modes([name for name in METHODS if name not in MAIN])
+for result in others.values():
+    print(f"{result.label}: all {result.accuracy()['all']:.2f} %, {result.provenance()}")
+if rows.shipped:
     print("last 2 and last 5 layers: they learn from images, which do not ship")
-retrained |= {row: second_stage(*row) for row in rows(OTHERS)}
-maps.cache_clear()
+retrained |= others
 
 
 # ## All models in one table
@@ -369,7 +191,7 @@ written = runs.append_results(settings.out / "results.csv", results)
 
 
 best = retrained["CB + WD + MaxNorm", "paper"]
-chosen = [naive, decayed, taunorm, best]
+chosen = [*([naive] if naive else []), decayed, taunorm, best]
 accuracies = pd.DataFrame([{"model": result.label, **result.accuracy()} for result in chosen])
 plots.show(plots.group_bars(accuracies), figures / "demo2_groups.png")
 
@@ -388,7 +210,7 @@ plots.show(plots.per_class_accuracy(per_class, classes), figures / "demo2_per-cl
 
 # ## Norms per model
 
-per_class = pd.concat([retrained[method, "paper"].per_class() for method in METHODS])
+per_class = pd.concat([retrained[method, "paper"].per_class() for method in MAIN])
 per_class = pd.concat([decayed.per_class(), per_class])
 plots.show(plots.class_norms(per_class, classes), figures / "demo2_class-norms.png")
 
@@ -397,7 +219,7 @@ plots.show(plots.class_norms(per_class, classes), figures / "demo2_class-norms.p
 # off whatever exceeds its radius.
 
 L2NORM = ("CE + L2norm", "CB + L2norm")
-evolution = {method: retrained[method, "paper"].norms for method in (*METHODS, *L2NORM)}
+evolution = {method: retrained[method, "paper"].norms for method in (*MAIN, *L2NORM)}
 plots.show(plots.norm_evolution(evolution, first_epoch=0), figures / "demo2_norm-evolution.png")
 
 
@@ -437,7 +259,7 @@ def every_pair() -> pd.DataFrame:
     """Accuracy of a classifier for each weight decay, radius and order."""
     radii = [*(float(norms.mean()) * np.geomspace(0.15, 1.5, 9)).round(3), np.nan]
     decays = [0, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5]
-    orders = {seed: frozen["paper"].reordered(seed) for seed in range(3)}
+    orders = rows.reordered(3)
     shared = {"loss": settings.loss, "lr": settings.lr, "max_norm_every": "step"}
     choices = [
         {**shared, "weight_decay": d, "max_norm": r, "seed": s}
@@ -445,15 +267,17 @@ def every_pair() -> pd.DataFrame:
         for d in decays
         for r in radii
     ]
-    start = classifiers.copy_classifier(model)
-    return classifiers.Grid(start, orders, recipe, pd.DataFrame(choices)).fit().table()
+    return Grid(rows.classifier, orders, recipe, pd.DataFrame(choices)).fit().table()
 
 
-pairs = decayed.kept("landscape", every_pair if "paper" in frozen else None, vars(recipe))
+pairs = decayed.cached("landscape", every_pair if rows.shared else None, recipe.describe())
 if pairs is None:
     print("the landscape needs the images, or --base shipped")
 else:
-    published = (0.1, regularizers.relative_radius(weight, 0.1))
+    published = (
+        recipes.PUBLISHED_DECAY,
+        regularizers.relative_radius(weight, recipes.RELEASED_FRACTION),
+    )
     marks = {"published": published, "validated": (settings.weight_decay, settings.max_norm)}
     figure = plots.landscape(pairs.assign(max_norm=pairs.max_norm.fillna(np.inf)), marks)
     plots.show(figure, figures / "demo2_landscape.png")
@@ -483,7 +307,7 @@ if pairs is not None:
 
 bins = [
     metrics.reliability(*result.test_logits).assign(model=result.label)
-    for result in (naive, decayed, best)
+    for result in [*([naive] if naive else []), decayed, best]
 ]
 plots.show(plots.reliability(pd.concat(bins)), figures / "demo2_reliability.png")
 

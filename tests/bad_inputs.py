@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from trees import NAMES, flip_bit
 
-from ltr.options import flag, real, whole
+from ltr.runtime.options import flag, real, whole
 from ltr.settings import FirstStage, SecondStage
 
 STAGES = (FirstStage, SecondStage)

@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from ltr import methods, metrics
-from ltr.training import Recipe
+from ltr import methods, metrics, stack
+from ltr.recipes import Recipe
 
 
 @dataclass
@@ -39,8 +38,7 @@ class Gaussians:
     def naive(self) -> torch.nn.Linear:
         """A first stage: plain cross-entropy from zeros."""
         start = [torch.zeros(1, 12, 10, requires_grad=True), torch.zeros(1, 12, requires_grad=True)]
-        loss = methods.side_by_side(F.cross_entropy)
-        return methods.train(self, Recipe(20, lr=0.05), [{"lr": 1.0}], start, methods.as_is, loss)[0]
+        return methods.train(self, Recipe(20, lr=0.05), [{"lr": 1.0}], start, stack.cross_entropy_gradient)[0]
 
     def accuracy(self, classifier) -> dict[str, float]:
         return metrics.group_accuracy(self.test_logits(classifier, 0), self.test_labels, self.class_counts)

@@ -5,8 +5,10 @@ import torch
 from test_training import small  # noqa: F401 (a fixture)
 from torch.nn import functional as F
 
-from ltr import augment, losses, models, training
-from ltr.training import ImageData, Recipe
+from ltr import losses, models, training
+from ltr.data import augment
+from ltr.first_stage import ImageData
+from ltr.recipes import Recipe
 
 CHOICES = [
     {"mix": "mixup"},
@@ -125,7 +127,7 @@ def test_the_loss_of_mixed_images_is_that_of_mixed_labels(small):  # noqa: F811
     data = ImageData(small, "cpu", mix="mixup")
     trainer = training.Trainer(models.build_model("resnet32", 4), data, Recipe(1, batch_size=24))
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    labels = augment.Mixed(torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([1, 1, 3, 0, 2, 2]), torch.full((6,), 0.7))
+    labels = losses.Mixed(torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([1, 1, 3, 0, 2, 2]), torch.full((6,), 0.7))
     soft = 0.7 * F.one_hot(labels.first, 4) + 0.3 * F.one_hot(labels.second, 4)
     torch.testing.assert_close(trainer.loss_of(logits, labels), F.cross_entropy(logits, soft))
 

@@ -20,11 +20,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from trees import NAMES, complaint, flip_bit, random_images, write_lists, write_tree
 
-from ltr import InputError, datasets
-from ltr.options import ROOT
-from ltr.process import check_writable
+from ltr import datasets
+from ltr.data.folders import read_folder
+from ltr.data.lists import read_list
+from ltr.errors import InputError
+from ltr.runtime.options import ROOT
+from ltr.runtime.process import check_writable
 from ltr.settings import FirstStage, SecondStage
-from ltr.sources import read_folder, read_list
 
 
 def checked(message: str, option: str) -> str:

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
-from ltr import InputError, bench, engine
 from ltr.datasets import LongTailed
+from ltr.errors import InputError
+from ltr.runtime import engine
+from ltr.study import bench
 
 
 def measured(**changes) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ltr import classifiers, losses, models, training
+from ltr import first_stage, losses, models, recipes, second_stage, stack, training
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.regularizers import MaxNorm
 
@@ -25,9 +25,9 @@ def network() -> models.CifarResNet:
     return models.build_model("resnet32", 3, seed=2)
 
 
-def one_at_a_time(data: LongTailed, mode: str, recipe: training.Recipe) -> tuple[models.CifarResNet, np.ndarray]:
+def one_at_a_time(data: LongTailed, mode: str, recipe: recipes.Recipe) -> tuple[models.CifarResNet, np.ndarray]:
     """The plain way: the whole network each step, the classifier's weights alone trained."""
-    model, images = network(), training.ImageData(data, "cpu")
+    model, images = network(), first_stage.ImageData(data, "cpu")
     optimizer = torch.optim.SGD(
         model.classifier.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
     )
@@ -42,12 +42,12 @@ def one_at_a_time(data: LongTailed, mode: str, recipe: training.Recipe) -> tuple
     return model, images.test_logits(model, recipe.epochs - 1, flip=True)
 
 
-@pytest.mark.parametrize("mode", classifiers.MODES)
+@pytest.mark.parametrize("mode", second_stage.MODES)
 def test_stage_two_on_features_equals_the_whole_network(data, mode):
-    recipe = training.Recipe(3, batch_size=16, lr=0.1, weight_decay=0.01)  # batches of 16, 16, 16, 2
+    recipe = recipes.Recipe(3, batch_size=16, lr=0.1, weight_decay=0.01)  # batches of 16, 16, 16, 2
     model, expected = one_at_a_time(data, mode, recipe)
-    frozen = classifiers.FrozenFeatures(network(), data, "cpu", mode, batch_size=16)
-    classifier = classifiers.copy_classifier(network())
+    frozen = second_stage.FrozenFeatures(network(), data, "cpu", mode, batch_size=16)
+    classifier = models.copy_classifier(network())
     outcome = training.fit(classifier, frozen, recipe)
     torch.testing.assert_close(classifier.weight, model.classifier.weight, atol=1e-5, rtol=1e-4)
     np.testing.assert_allclose(outcome.logits["last", "flip"], expected, atol=1e-4)
@@ -58,12 +58,12 @@ def test_stage_two_on_features_equals_the_whole_network(data, mode):
 
 
 @pytest.mark.parametrize("layers", [2, 5])
-@pytest.mark.parametrize("mode", classifiers.MODES)
+@pytest.mark.parametrize("mode", second_stage.MODES)
 def test_last_layers_on_maps_equal_those_on_images(data, mode, layers):
-    recipe, drifts = training.Recipe(3, batch_size=16, lr=0.05, weight_decay=0.01), mode == "released"
+    recipe, drifts = recipes.Recipe(3, batch_size=16, lr=0.05, weight_decay=0.01), mode == "released"
     on_images = models.LastLayers(network(), layers, drifts=drifts, from_images=True)
-    expected = training.fit(on_images, training.ImageData(data, "cpu"), recipe, MaxNorm(0.3))
-    frozen = classifiers.FrozenFeatures(models.Trunk(network(), 2), data, "cpu", mode, batch_size=16)
+    expected = training.fit(on_images, first_stage.ImageData(data, "cpu"), recipe, MaxNorm(0.3))
+    frozen = second_stage.FrozenFeatures(models.Trunk(network(), 2), data, "cpu", mode, batch_size=16)
     outcome = training.fit(models.LastLayers(network(), layers, 2, drifts), frozen, recipe, MaxNorm(0.3))
     np.testing.assert_allclose(outcome.norms, expected.norms, atol=1e-5)
     for way, logits in expected.logits.items():
@@ -74,9 +74,9 @@ def test_last_layers_on_maps_equal_those_on_images(data, mode, layers):
     assert bool(frozen.drifted()) == drifts
 
 
-@pytest.mark.parametrize("mode", classifiers.MODES)
+@pytest.mark.parametrize("mode", second_stage.MODES)
 def test_features_do_not_depend_on_the_order_of_asking(data, mode):
-    ahead, behind = (classifiers.FrozenFeatures(network(), data, "cpu", mode) for _ in range(2))
+    ahead, behind = (second_stage.FrozenFeatures(network(), data, "cpu", mode) for _ in range(2))
     late = ahead.test_features(2, True)
     ahead.test_features(0, False)
     for epoch in range(3):
@@ -86,8 +86,8 @@ def test_features_do_not_depend_on_the_order_of_asking(data, mode):
 
 
 def test_only_the_released_mode_drifts(data):
-    released = classifiers.FrozenFeatures(network(), data, "cpu", "released")
-    paper = classifiers.FrozenFeatures(network(), data, "cpu", "paper")
+    released = second_stage.FrozenFeatures(network(), data, "cpu", "released")
+    paper = second_stage.FrozenFeatures(network(), data, "cpu", "paper")
     assert not torch.equal(released.test_features(0, False), released.test_features(1, False))
     assert paper.test_features(0, False) is paper.test_features(1, False)
     assert not torch.equal(paper.up_to(0).features, paper.up_to(1).features)  # new crops and flips each epoch
@@ -95,22 +95,22 @@ def test_only_the_released_mode_drifts(data):
 
 def test_features_of_another_batch_size_are_refused(data):
     with pytest.raises(ValueError, match="batch size 64"):
-        next(iter(classifiers.FrozenFeatures(network(), data, "cpu").train_batches(32, 0, 0)))
+        next(iter(second_stage.FrozenFeatures(network(), data, "cpu").train_batches(32, 0, 0)))
 
 
 def test_evaluation_without_training_has_no_best_epoch_to_choose(data):
-    frozen = classifiers.FrozenFeatures(network(), data, "cpu")
-    outcome = classifiers.evaluate(classifiers.copy_classifier(network()), frozen)
+    frozen = second_stage.FrozenFeatures(network(), data, "cpu")
+    outcome = second_stage.evaluate(models.copy_classifier(network()), frozen)
     assert np.array_equal(outcome.logits["last", "none"], outcome.logits["best_test", "none"])
     assert not np.array_equal(outcome.logits["last", "none"], outcome.logits["last", "flip"])
-    images = training.ImageData(data, "cpu")
+    images = first_stage.ImageData(data, "cpu")
     np.testing.assert_allclose(outcome.logits["last", "flip"], images.test_logits(network(), 0, True), atol=1e-5)
 
 
 def test_a_grid_equals_its_classifiers_trained_one_at_a_time(data):
-    recipe = training.Recipe(3, batch_size=16, schedule="released")
-    frozen = classifiers.FrozenFeatures(network(), data, "cpu", "released", batch_size=16)
-    start = classifiers.copy_classifier(network())
+    recipe = recipes.Recipe(3, batch_size=16, schedule="released")
+    frozen = second_stage.FrozenFeatures(network(), data, "cpu", "released", batch_size=16)
+    start = models.copy_classifier(network())
     choices = [
         {"loss": loss, "lr": lr, "weight_decay": weight_decay, "max_norm": radius, "max_norm_every": every}
         for loss in ("ce", *losses.BALANCED)
@@ -121,33 +121,33 @@ def test_a_grid_equals_its_classifiers_trained_one_at_a_time(data):
             (0.1, 0.0, 0.5, "epoch"),
         ]
     ]
-    grid = classifiers.Grid(start, frozen, recipe, pd.DataFrame(choices)).fit()
+    grid = stack.Grid(start, frozen, recipe, pd.DataFrame(choices)).fit()
     table = grid.table()
     assert len(table) == 16
     for i, choice in enumerate(choices):
         ball = MaxNorm(choice["max_norm"], choice["max_norm_every"]) if choice["max_norm_every"] else None
-        own = training.Recipe(3, 16, choice["lr"], choice["weight_decay"], schedule="released", loss=choice["loss"])
-        classifier = classifiers.copy_classifier(network())
+        own = recipes.Recipe(3, 16, choice["lr"], choice["weight_decay"], schedule="released", loss=choice["loss"])
+        classifier = models.copy_classifier(network())
         outcome = training.fit(classifier, frozen, own, ball)
         torch.testing.assert_close(grid.classifier(i).weight, classifier.weight, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(grid.classifier(i).bias, classifier.bias, atol=1e-5, rtol=1e-4)
         assert table["all"][i] == pytest.approx(outcome.history.test_accuracy.iloc[-1])
         if ball:
-            assert table.max_norm_fired[i] == pytest.approx(ball.fired_share)
+            assert table.max_norm_fired[i] == pytest.approx(ball.projected_share)
         else:
             assert np.isnan(table.max_norm_fired[i])
 
 
 def test_a_grid_over_seeds_equals_a_grid_for_each(data):
-    recipe, start = training.Recipe(2, batch_size=16), classifiers.copy_classifier(network())
-    frozen = {s: classifiers.FrozenFeatures(network(), data, "cpu", batch_size=16, seed=s) for s in (4, 0)}
+    recipe, start = recipes.Recipe(2, batch_size=16), models.copy_classifier(network())
+    frozen = {s: second_stage.FrozenFeatures(network(), data, "cpu", batch_size=16, seed=s) for s in (4, 0)}
     row = {"loss": "cb-ce", "lr": 0.1, "max_norm": 0.6, "max_norm_every": "step"}
     choices = pd.DataFrame([{**row, "weight_decay": d, "seed": s} for d in (0.0, 0.1) for s in (4, 0)])
-    together = classifiers.Grid(start, frozen, recipe, choices).fit()
+    together = stack.Grid(start, frozen, recipe, choices).fit()
     table = together.table()
     assert table.seed.tolist() == [4, 0, 4, 0]  # the caller's order
     for seed, rows in choices.groupby("seed"):
-        alone = classifiers.Grid(start, frozen[seed], dataclasses.replace(recipe, seed=seed), rows.drop(columns="seed"))
+        alone = stack.Grid(start, frozen[seed], dataclasses.replace(recipe, seed=seed), rows.drop(columns="seed"))
         expected = alone.fit().table()
         assert np.array_equal(expected["all"], table.loc[rows.index, "all"])
         torch.testing.assert_close(together.classifier(rows.index[1]).weight, alone.classifier(1).weight)

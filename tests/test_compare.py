@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 from gaussians import Gaussians
 
-from ltr import InputError, classifiers, compare, models, published, sweep
-from ltr.methods import METHODS, Method
+from ltr import models
+from ltr.errors import InputError
+from ltr.methods import BALANCERS, Balancer
+from ltr.recipes import Recipe
 from ltr.settings import FirstStage
-from ltr.training import Recipe
+from ltr.study import compare, published, sweep
 
 RECIPE = Recipe(2, lr=0.05, loss="cb-ce")
 OPTIONS = "--preset demo --stage1-epochs 1 --epochs 1 --imbalance-factor 240 --hold-out 2"
@@ -31,7 +33,7 @@ def final():
 
 
 def run(words: str) -> str:
-    """What `python -m ltr.compare` prints."""
+    """What `python -m ltr compare` prints."""
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         compare.main(shlex.split(words))
     return shown.getvalue()
@@ -78,15 +80,17 @@ def test_the_named_commands_make_what_was_missing(demo):
 def test_without_a_full_run_the_column_says_which_network_was_tested(demo):
     measured = demo.first_table[demo.first_table["all"].notna()]
     assert measured["first stage"].str.contains("tuning network, no full run").all()
-    full = demo.table[demo.table.method.isin(METHODS)]
+    full = demo.table[demo.table.method.isin(BALANCERS)]
     assert not full["first stage"].str.contains("tuning network").any()
     assert full.tuned_on.str.startswith("40 held-out images, wd_").all()
 
 
 def test_every_method_is_a_row_with_its_protocol(demo):
     table = demo.table
-    assert table.method.tolist()[: len(METHODS)] == list(METHODS)
-    figures = table[table.method.isin(METHODS)][[*compare.FIGURES, "validation", "seconds", "forward 50", "backward 2"]]
+    assert table.method.tolist()[: len(BALANCERS)] == list(BALANCERS)
+    figures = table[table.method.isin(BALANCERS)][
+        [*compare.FIGURES, "validation", "seconds", "forward 50", "backward 2"]
+    ]
     assert figures.notna().all(axis=None)
     assert figures[["all", "ECE", "validation"]].apply(lambda values: values.between(0, 100)).all(axis=None)
     wanted = ["synthetic", 240, "exp", "resnet32", 1, 0.005, 1]
@@ -97,7 +101,7 @@ def test_every_method_is_a_row_with_its_protocol(demo):
 
 def test_every_setting_that_was_tried_is_kept_and_one_a_method_is_chosen(demo):
     tried = pd.read_csv(demo.out / "tuning" / "comparison.csv")
-    assert tried.method.value_counts(sort=False).to_dict() == {name: len(m.settings) for name, m in METHODS.items()}
+    assert tried.method.value_counts(sort=False).to_dict() == {name: len(m.settings) for name, m in BALANCERS.items()}
     chosen = tried[tried.chosen].set_index("method")["all"]
     best = tried.groupby("method")["all"].max()
     assert (
@@ -136,7 +140,7 @@ def test_a_method_that_is_not_here_says_so():
 
 
 def test_what_is_printed_is_the_table(demo):
-    for name in (*METHODS, *compare.WHOLE_NETWORK):
+    for name in (*BALANCERS, *compare.WHOLE_NETWORK):
         assert name in demo.both
     assert "standard error up to 7.9 points" in demo.both
     assert "forward 50" in demo.both
@@ -177,26 +181,26 @@ def test_tuning_on_the_test_images_is_refused(final):
 
 
 def test_of_equal_settings_the_first_is_chosen(held_out):
-    same = Method(lambda first, features, recipe, settings: [first for _ in settings], [{"tau": 2.0}, {"tau": 0.0}])
+    same = Balancer(lambda first, features, recipe, settings: [first for _ in settings], [{"tau": 2.0}, {"tau": 0.0}])
     assert compare.tune(same, held_out, RECIPE)[0] == {"tau": 2.0}
 
 
 def diverges(first, features, recipe, settings):
     """A method whose settings give weights of their `value`, or the first stage's where that is 0."""
-    return [classifiers.linear(first.weight + setting["value"], first.bias) for setting in settings]
+    return [models.linear(first.weight + setting["value"], first.bias) for setting in settings]
 
 
 def test_a_setting_that_diverges_is_never_chosen(held_out):
-    setting, tried = compare.tune(Method(diverges, [{"value": np.nan}, {"value": 0.0}]), held_out, RECIPE)
+    setting, tried = compare.tune(Balancer(diverges, [{"value": np.nan}, {"value": 0.0}]), held_out, RECIPE)
     assert setting == {"value": 0.0}
     assert tried.chosen.tolist() == [False, True]
     assert tried["all"].isna().tolist() == [True, False]
     held_out.test_labels = np.full(len(held_out.test_labels), 11)  # hardly ever chosen, and class 0 never right
-    assert compare.tune(Method(diverges, [{"value": np.inf}, {"value": 0.0}]), held_out, RECIPE)[0] == {"value": 0.0}
+    assert compare.tune(Balancer(diverges, [{"value": np.inf}, {"value": 0.0}]), held_out, RECIPE)[0] == {"value": 0.0}
 
 
 def test_what_diverges_has_no_figures_and_stops_nothing(held_out, final, tmp_path):
-    compared = {"bad": Method(diverges, [{"value": np.nan}]), "first stage alone": METHODS["first stage alone"]}
+    compared = {"bad": Balancer(diverges, [{"value": np.nan}]), "first stage alone": BALANCERS["first stage alone"]}
     table = compare.compare(held_out, final, RECIPE, compared, tmp_path)[0].set_index("method")
     assert table.loc["bad", "hyper-parameters"] == "value nan, diverged"
     assert table.loc["bad", [*compare.FIGURES, "forward 50"]].isna().all()
@@ -212,7 +216,7 @@ def test_settings_are_described_in_words():
 
 
 def test_reliability_diagrams_go_to_a_folder(held_out, final, tmp_path):
-    few = {name: METHODS[name] for name in ("first stage alone", "tau-norm")}
+    few = {name: BALANCERS[name] for name in ("first stage alone", "tau-norm")}
     compare.compare(held_out, final, RECIPE, few, tmp_path / "figures")
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == ["reliability_first-stage-alone.png", "reliability_tau-norm.png"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from trees import NAMES, write_tree
 
-from ltr.options import ROOT
+from ltr.runtime.options import ROOT
 
 SCRIPTS = sorted((ROOT / "scripts").glob("demo*.py"))
 OPTIONS = ["--preset demo --epochs 2", "--preset demo --epochs 2 --stage1-epochs 2"]

@@ -20,10 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trees import write_benchmark
 
-from ltr import InputError, distributed, engine, runs, training
-from ltr.distributed import Job, World
-from ltr.engine import Engine
-from ltr.options import ROOT
+from ltr import first_stage, recipes, runs, training
+from ltr.errors import InputError
+from ltr.runtime import distributed, engine
+from ltr.runtime.distributed import Job, ProcessGroup
+from ltr.runtime.engine import Engine
+from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage
 
 GLOO = dist.is_available() and dist.is_gloo_available()
@@ -108,7 +110,7 @@ def assert_equal(one: runs.Result, other: runs.Result) -> None:
 
 @given(size=st.integers(0, 60), processes=st.integers(1, 9), block=st.integers(1, 12))
 def test_shares_drop_and_repeat_nothing_and_differ_by_a_block_at_most(size, processes, block):
-    shares = [World(rank, processes).share(size, block) for rank in range(processes)]
+    shares = [ProcessGroup(rank, processes).share(size, block) for rank in range(processes)]
     assert [position for share in shares for position in share] == list(range(size))
     blocks = [-(-len(share) // block) for share in shares]
     assert max(blocks) - min(blocks) <= 1
@@ -223,7 +225,7 @@ def test_bad_input_ends_all_in_one_message(tmp_path):
 # ---- settings of a job
 
 
-JOB = Job(World(1, 8), local_rank=1)
+JOB = Job(ProcessGroup(1, 8), local_rank=1)
 
 
 @pytest.mark.parametrize(
@@ -245,9 +247,9 @@ def test_synchronised_batch_norm_is_refused_for_one_process():
 
 
 def test_synchronised_batch_norm_keeps_weights_names_and_test_logits():
-    model, images = together.network(), training.ImageData(together.small_set(), "cpu")
+    model, images = together.network(), first_stage.ImageData(together.small_set(), "cpu")
     weights, logits = dict(model.named_parameters()), images.test_logits(model, 0)
-    trainer = training.Trainer(model, images, training.Recipe(1), engine=Engine(sync_batch_norm=True))
+    trainer = training.Trainer(model, images, recipes.Recipe(1), engine=Engine(sync_batch_norm=True))
     assert isinstance(model.stem[1], torch.nn.SyncBatchNorm)
     assert {name: id(value) for name, value in weights.items()} == {n: id(v) for n, v in model.named_parameters()}
     assert [id(value) for value in trainer.optimizer.state] == [id(value) for value in weights.values()]
@@ -261,7 +263,7 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
     with pytest.raises(InputError, match=r"^--device: must be cpu or cuda for several processes, got cuda:1$"):
         JOB.device("cuda:1")
     with pytest.raises(InputError, match=r"^--nproc-per-node: must be at most the GPUs of this machine, 2"):
-        Job(World(2, 8), local_rank=2).device("cuda")
+        Job(ProcessGroup(2, 8), local_rank=2).device("cuda")
 
 
 def test_several_processes_take_plain_steps_and_say_so(monkeypatch):
@@ -278,4 +280,4 @@ def test_an_environment_that_is_not_whole_is_refused_in_one_line():
 
 def test_a_process_is_alone_without_torchrun_and_where_it_starts_one():
     assert distributed.connect({}) is distributed.connect({"WORLD_SIZE": "1", "RANK": "0"}) is distributed.ALONE
-    assert distributed.current() == World(0, 1)
+    assert distributed.current() == ProcessGroup(0, 1)

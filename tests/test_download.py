@@ -16,13 +16,12 @@ import pytest
 from filelock import FileLock
 from trees import complaint
 
-from ltr import cifar
-from ltr.cifar import CIFAR10, CIFAR100
+from ltr.data import cifar
+from ltr.data.cifar import CIFAR10, CIFAR100, Retries
 from ltr.datasets import Absent, load
-from ltr.download import Patience
 
-PATIENT = Patience(attempts=3, pause=0.01, timeout=30.0)
-QUICK = Patience(attempts=3, pause=0.01, timeout=2.0)  # where the time must run out, or must nearly
+PATIENT = Retries(attempts=3, pause=0.01, timeout=30.0)
+QUICK = Retries(attempts=3, pause=0.01, timeout=2.0)  # where the time must run out, or must nearly
 NAMES = ["ant", "bee", "cow"]
 TRAIN, TEST = 5, 2  # images a class
 
@@ -174,9 +173,9 @@ def host(monkeypatch) -> Iterator[Host]:
     server.server_close()
 
 
-def assert_read(root: Path, patience: Patience = PATIENT) -> None:
+def assert_read(root: Path, retries: Retries = PATIENT) -> None:
     """The data is right, and nothing half-written is beside it."""
-    train, test, names = cifar.read(root, patience)
+    train, test, names = cifar.read(root, retries)
     assert names == NAMES
     for split, images in (("train", train), ("test", test)):
         stored = pickle.loads(FILES[split])
@@ -241,13 +240,13 @@ IDS = "cut,cut of unknown length,wrong bytes,a page,stall,silence,404,500,503,no
 
 @pytest.mark.parametrize(("fault", "says"), FAULTS.items(), ids=IDS)
 def test_after_a_fault_the_file_is_fetched_again(fault, says, host, tmp_path, capsys):
-    host.script, patience = [fault, good], QUICK if "no answer" in says else PATIENT
-    assert_read(tmp_path, patience)
+    host.script, retries = [fault, good], QUICK if "no answer" in says else PATIENT
+    assert_read(tmp_path, retries)
     assert host.requests == 2
     report = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("attempt"))
     assert report.startswith("attempt 1 of 3 failed: ")
     assert report.endswith("; the next in 0.01 s")
-    assert says.format(**WORDS, timeout=patience.timeout) in report
+    assert says.format(**WORDS, timeout=retries.timeout) in report
 
 
 def test_several_faults_in_a_row_are_survived_with_growing_pauses(host, tmp_path, capsys):
@@ -260,9 +259,9 @@ def test_several_faults_in_a_row_are_survived_with_growing_pauses(host, tmp_path
 # ---- it does not come
 
 
-def refusal(root: Path, patience: Patience = PATIENT) -> str:
+def refusal(root: Path, retries: Retries = PATIENT) -> str:
     """What the user reads at last: one line, with what to do."""
-    message = complaint(cifar.read, root, patience, error=Absent)
+    message = complaint(cifar.read, root, retries, error=Absent)
     assert message.startswith(f"--data-root: CIFAR-100 is not in {root} and could not be had from {CIFAR100.url} (")
     assert f"put cifar-100-python.tar.gz (MD5 {CIFAR100.tgz_md5}) there" in message
     assert message.count("--dataset folder, list or synthetic") == 1
@@ -273,7 +272,7 @@ def refusal(root: Path, patience: Patience = PATIENT) -> str:
 def test_a_fault_that_stays_ends_in_one_sentence(fault, says, host, tmp_path):
     host.script = [fault]
     timeout = 0.5 if "no answer" in says else 10  # short only where it must run out
-    assert says.format(**WORDS, timeout=timeout) in refusal(tmp_path, Patience(2, 0.01, timeout))
+    assert says.format(**WORDS, timeout=timeout) in refusal(tmp_path, Retries(2, 0.01, timeout))
     assert host.requests == 2
     assert_nothing_half_written(tmp_path)
     assert not (tmp_path / "cifar-100-python.tar.gz").exists()
@@ -346,7 +345,7 @@ def test_cifar10_comes_the_same_way(host, tmp_path, monkeypatch):
 
 def test_an_absent_cifar10_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    message = complaint(cifar.read, tmp_path, Patience(1, 0, 1), CIFAR10, error=Absent)
+    message = complaint(cifar.read, tmp_path, Retries(1, 0, 1), CIFAR10, error=Absent)
     assert message.startswith(f"--data-root: CIFAR-10 is not in {tmp_path} and could not be had from http://127")
     assert f"put cifar-10-python.tar.gz (MD5 {CIFAR10.tgz_md5}) there" in message
 

@@ -9,9 +9,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ltr import classifiers, engine, losses, models, regularizers, training
+from ltr import first_stage, losses, models, recipes, regularizers, second_stage, training
 from ltr.datasets import LabelledImages, LongTailed
-from ltr.engine import Engine
+from ltr.runtime import engine, process
+from ltr.runtime.engine import Engine
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 BATCH = 16  # 70 images: four batches and a short one of 6
@@ -36,13 +37,13 @@ def network(seed: int = 0, device: str = "cpu", widths: tuple[int, ...] = (8, 16
     return model.to(device, memory_format=torch.channels_last)
 
 
-def recipe(epochs: int = 2, **changes) -> training.Recipe:
-    return training.Recipe(epochs, BATCH, lr=0.05, weight_decay=5e-3, **changes)
+def recipe(epochs: int = 2, **changes) -> recipes.Recipe:
+    return recipes.Recipe(epochs, BATCH, lr=0.05, weight_decay=5e-3, **changes)
 
 
-def plain_loop(model: nn.Module, data: LongTailed, recipe: training.Recipe, radius: float | None = None) -> list[float]:
+def plain_loop(model: nn.Module, data: LongTailed, recipe: recipes.Recipe, radius: float | None = None) -> list[float]:
     """Training as a tutorial would write it; the loss of each step."""
-    loader, shown = training.ImageData(data, "cpu").train, []
+    loader, shown = first_stage.ImageData(data, "cpu").train, []
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, 0.9, weight_decay=recipe.weight_decay)
     for epoch in range(recipe.epochs):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate(epoch)
@@ -59,9 +60,9 @@ def plain_loop(model: nn.Module, data: LongTailed, recipe: training.Recipe, radi
     return shown
 
 
-def train(model: nn.Module, data: LongTailed, recipe: training.Recipe, how: Engine | None = None, ball=None):
+def train(model: nn.Module, data: LongTailed, recipe: recipes.Recipe, how: Engine | None = None, ball=None):
     device = model.classifier.weight.device
-    return training.fit(model, training.ImageData(data, device), recipe, ball, engine=how)
+    return training.fit(model, first_stage.ImageData(data, device), recipe, ball, engine=how)
 
 
 def assert_same(one: nn.Module, other: nn.Module, **tolerance: float) -> None:
@@ -77,7 +78,7 @@ def test_training_equals_the_plain_loop_with_its_short_batch(data, radius):
     shown = np.reshape(plain_loop(plain, data, recipe(), radius), (2, 5))
     assert_same(ours, plain, atol=1e-6, rtol=1e-5)
     np.testing.assert_allclose(history.train_loss, shown @ [16, 16, 16, 16, 6] / 70, rtol=1e-5)
-    assert not radius or ball.fired_share > 0
+    assert not radius or ball.projected_share > 0
 
 
 def test_preparing_a_step_leaves_no_trace(data, monkeypatch):
@@ -88,7 +89,7 @@ def test_preparing_a_step_leaves_no_trace(data, monkeypatch):
     train(plain, data, recipe(), None, balls[1])
     assert_same(ours, plain, atol=0, rtol=0)
     assert [int(b.checked) for b in balls] == [40, 40]
-    assert balls[0].fired == balls[1].fired
+    assert balls[0].projected == balls[1].projected
     assert prepared.extra["prepare_seconds"] > 0
 
 
@@ -129,7 +130,7 @@ def test_bfloat16_stays_near_float32_and_keeps_float32_weights(data):
 
 
 def test_side_by_side_equals_alone(data):
-    images = training.ImageData(data, "cpu")
+    images = first_stage.ImageData(data, "cpu")
     choices = [recipe(2), recipe(3, seed=1), recipe(2, seed=2, test_every=2)]
     together = [network(), network(1), network(2)]
     outcomes = training.fit_together(
@@ -166,11 +167,11 @@ def test_a_step_never_waits_for_the_device_nor_copies_from_the_host(data, monkey
     monkeypatch.setattr(training.Trainer, "current_norms", lambda self: None)
     with torch.device("meta"):
         model = models.CifarResNet(4, (8, 16), (1, 1), projection=True)
-    images = training.ImageData(data, "meta")
+    images = first_stage.ImageData(data, "meta")
     if stage == 2:
         features = torch.empty(70, 16, device="meta"), images.train.labels
-        monkeypatch.setattr(classifiers.FrozenFeatures, "draw", lambda *_: features)
-        images = classifiers.FrozenFeatures(model, data, "meta", batch_size=BATCH)
+        monkeypatch.setattr(second_stage.FrozenFeatures, "draw", lambda *_: features)
+        images = second_stage.FrozenFeatures(model, data, "meta", batch_size=BATCH)
         model = model.classifier
     ball, how = regularizers.MaxNorm(1.0), Engine(torch.device("meta"))
     trainer = training.Trainer(model, images, recipe(loss=loss), ball, engine=how)
@@ -241,12 +242,12 @@ def test_threads_are_the_physical_cores_or_fewer(monkeypatch, cores, threads, ex
     monkeypatch.setattr(engine, "physical_cores", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    engine.use_physical_cores()
+    process.use_physical_cores()
     assert chosen == [expected]
 
 
 def test_there_is_a_physical_core():
-    assert 1 <= engine.physical_cores() <= os.cpu_count()
+    assert 1 <= process.physical_cores() <= os.cpu_count()
 
 
 @needs_cuda
@@ -264,7 +265,7 @@ def test_a_captured_step_equals_the_plain_loop(data, precision, tolerance, compi
 
 @needs_cuda
 def test_captured_side_by_side_equals_captured_alone(data):
-    how, images = Engine(torch.device("cuda"), graph=True, deterministic=True), training.ImageData(data, "cuda")
+    how, images = Engine(torch.device("cuda"), graph=True, deterministic=True), first_stage.ImageData(data, "cuda")
     together = [network(i, "cuda") for i in range(3)]
     training.fit_together([training.Trainer(m, images, recipe(seed=i), engine=how) for i, m in enumerate(together)])
     for i, model in enumerate(together):

@@ -21,9 +21,11 @@ import pytest
 import torch
 from torch import nn
 
-from ltr import InputError, StorageError, classifiers, models, runs, storage, training
+from ltr import first_stage, models, recipes, runs, second_stage, training
 from ltr.datasets import LabelledImages, LongTailed
-from ltr.options import ROOT
+from ltr.errors import InputError, StorageError
+from ltr.runtime import checkpoint, storage
+from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and limits")
@@ -46,13 +48,13 @@ def network() -> models.CifarResNet:
         return models.CifarResNet(4, (8,), (1,), projection=True)
 
 
-def fit(data: LongTailed, stage: int, checkpoint: Path | None, epochs: int = 3) -> runs.Outcome:
+def fit(data: LongTailed, stage: int, checkpoint: Path | None, epochs: int = 3) -> training.Outcome:
     """A short training of either stage."""
-    recipe, model = training.Recipe(epochs, 16, lr=0.05), network()
+    recipe, model = recipes.Recipe(epochs, 16, lr=0.05), network()
     if stage == 1:
-        return training.fit(model, training.ImageData(data, "cpu"), recipe, None, checkpoint)
-    frozen = classifiers.FrozenFeatures(model, data, "cpu", batch_size=16)
-    return training.fit(classifiers.copy_classifier(model), frozen, recipe, None, checkpoint)
+        return training.fit(model, first_stage.ImageData(data, "cpu"), recipe, None, checkpoint)
+    frozen = second_stage.FrozenFeatures(model, data, "cpu", batch_size=16)
+    return training.fit(models.copy_classifier(model), frozen, recipe, None, checkpoint)
 
 
 class Struck(Exception):
@@ -70,7 +72,7 @@ def interrupted_fit(data: LongTailed, stage: int, checkpoint: Path, strike=stop,
     def save(trainer: training.Trainer) -> None:
         if len(saved) == after:
             strike(patch)
-        storage.save_checkpoint(trainer.checkpoint, trainer.state())
+        checkpoint.save_checkpoint(trainer.checkpoint, trainer.state())
         saved.append(trainer.epoch)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +80,7 @@ def interrupted_fit(data: LongTailed, stage: int, checkpoint: Path, strike=stop,
         fit(data, stage, checkpoint)
 
 
-def assert_same(one: runs.Outcome, other: runs.Outcome) -> None:
+def assert_same(one: training.Outcome, other: training.Outcome) -> None:
     """Equal at tolerance 0, but for times."""
     for name, value in one.weights.items():
         assert torch.equal(value, other.weights[name]), name
@@ -99,7 +101,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later(data, 
 
     with pytest.raises(StorageError, match=r"^cannot write \S+checkpoint\.pt: No space left on device; .*whole$"):
         interrupted_fit(data, stage, checkpoint, strike)
-    assert storage.load_checkpoint(checkpoint)["epoch"] == 1
+    assert checkpoint.load_checkpoint(checkpoint)["epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert_same(fit(data, stage, checkpoint), fit(data, stage, None))
 
@@ -142,10 +144,10 @@ def small_disk(path: Path, options: str):
 def test_a_disk_that_fills_up_keeps_the_old_checkpoint(data, tmp_path):
     with small_disk(tmp_path / "disk", "size=64k") as disk:
         checkpoint = disk / "checkpoint.pt"
-        storage.save_checkpoint(checkpoint, {"epoch": 1, "weight": torch.zeros(6000)})
+        checkpoint.save_checkpoint(checkpoint, {"epoch": 1, "weight": torch.zeros(6000)})
         with pytest.raises(StorageError, match="No space left on device"):
-            storage.save_checkpoint(checkpoint, {"epoch": 2, "weight": torch.zeros(12_000)})
-        assert storage.load_checkpoint(checkpoint)["epoch"] == 1
+            checkpoint.save_checkpoint(checkpoint, {"epoch": 2, "weight": torch.zeros(12_000)})
+        assert checkpoint.load_checkpoint(checkpoint)["epoch"] == 1
         assert list(disk.iterdir()) == [checkpoint]
 
 
@@ -288,13 +290,13 @@ def test_a_checkpoint_in_an_older_format_goes_on(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", lambda *what: real(*what, _use_new_zipfile_serialization=False))
         pytest.raises(Struck, interrupted_fit, data, 1, checkpoint)
-    assert not checkpoint.read_bytes()[len(storage.MAGIC) + storage.DIGEST_SIZE :].startswith(b"PK")
+    assert not checkpoint.read_bytes()[len(checkpoint.MAGIC) + checkpoint.DIGEST_SIZE :].startswith(b"PK")
     assert_same(fit(data, 1, checkpoint), fit(data, 1, None))
 
 
 def test_a_checkpoint_loads_onto_another_device(data, tmp_path):
-    storage.save_checkpoint(tmp_path / "checkpoint.pt", {"model": nn.Linear(2, 3).state_dict()})
-    state = storage.load_checkpoint(tmp_path / "checkpoint.pt", "meta")
+    checkpoint.save_checkpoint(tmp_path / "checkpoint.pt", {"model": nn.Linear(2, 3).state_dict()})
+    state = checkpoint.load_checkpoint(tmp_path / "checkpoint.pt", "meta")
     assert {value.device.type for value in state["model"].values()} == {"meta"}
 
 
@@ -305,7 +307,7 @@ def test_retrain_starts_anew_and_resume_is_the_default(data, tmp_path):
         FirstStage.parse(["--preset", "demo", "--resume", "--retrain"])
     run = runs.Run(tmp_path / "run", {"method": "WD"})
     run.path.mkdir()
-    storage.save_checkpoint(run.checkpoint, {"epoch": 1})
+    checkpoint.save_checkpoint(run.checkpoint, {"epoch": 1})
     run.begin(data, "cpu")
     assert run.checkpoint.exists()
     run.begin(data, "cpu", retrain=True)

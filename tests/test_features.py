@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ltr import InputError, ship
-from ltr.features import Features, Pass
+from ltr.errors import InputError
+from ltr.second_stage import Features, Pass
+from ltr.study import ship
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_as_many_passes_ship_as_fit(features, tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"^--base: no features ship with .*python -m ltr.ship makes them$"):
+    with pytest.raises(InputError, match=r"^--base: no features ship with .*python -m ltr ship makes them$"):
         ship.read(tmp_path / "features.npz", {})
 
 

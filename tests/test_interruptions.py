@@ -23,8 +23,8 @@ import psutil  # comes with Jupyter
 import pytest
 import torch
 
-from ltr import storage
-from ltr.options import ROOT
+from ltr.runtime import checkpoint
+from ltr.runtime.options import ROOT
 
 pytestmark = [
     pytest.mark.slow,
@@ -144,7 +144,7 @@ def assert_loadable(out: Path) -> None:
     """What a kill left can be read: the checkpoint is whole, or the one before it is."""
     for folder in out.glob("demo_?/*"):
         if list(folder.glob("checkpoint.pt*")):
-            assert storage.load_checkpoint(folder / "checkpoint.pt")
+            assert checkpoint.load_checkpoint(folder / "checkpoint.pt")
 
 
 def survive(out: Path, times: list[float]) -> Iterator[tuple[str, str]]:

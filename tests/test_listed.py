@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from trees import BENCHMARK_TEST, BENCHMARK_TRAIN, SUFFIX, complaint, shrink_benchmarks, write_benchmark, write_json
 
-from ltr import datasets, listed
-from ltr.listed import BENCHMARKS
+from ltr import datasets
+from ltr.data import large_sets
+from ltr.data.images import Absent
+from ltr.data.large_sets import LARGE_SETS
 from ltr.settings import FirstStage
-from ltr.sources import Absent
 
-SOURCES = tuple(BENCHMARKS)
+SOURCES = tuple(LARGE_SETS)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def load(source: str, root: Path, **options) -> datasets.LongTailed:
 
 def test_published_counts(monkeypatch):
     monkeypatch.undo()
-    counts = {source: (*about.counts.values(), about.num_classes) for source, about in BENCHMARKS.items()}
+    counts = {source: (*about.counts.values(), about.num_classes) for source, about in LARGE_SETS.items()}
     assert counts == {
         "imagenet-lt": (115_846, 20_000, 50_000, 1000),
         "places-lt": (62_500, 7_300, 36_500, 365),
@@ -107,7 +108,7 @@ def test_the_montage_sees_small_pictures(imagenet):
 def test_folders_are_listed_once_and_no_file_is_looked_at(imagenet, monkeypatch):
     seen, listdir = [], os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: seen.append(path) or listdir(path))
-    monkeypatch.setattr("ltr.listed.decode", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr("ltr.data.lists.decode", lambda path: pytest.fail(f"{path} was opened"))
     load("imagenet-lt", imagenet)
     assert len(seen) == 9  # three folders of each list
 
@@ -175,7 +176,7 @@ def test_a_fault_ends_in_one_line(imagenet, kind):
 @pytest.mark.parametrize("source", SOURCES)
 def test_what_is_not_there_is_absent(tmp_path, source):
     message = complaint(load, source, tmp_path, error=Absent)
-    assert message.startswith(f"--data-root: must hold {BENCHMARKS[source].files['train'][0]}")
+    assert message.startswith(f"--data-root: must hold {LARGE_SETS[source].files['train'][0]}")
     assert f"for --dataset {source}" in message
     complaint(load, source, tmp_path / "nowhere", error=Absent)
 
@@ -281,4 +282,4 @@ def test_a_set_with_a_validation_list_holds_nothing_out(imagenet):
 
 def test_a_line_is_no_longer_than_it_must(inaturalist):
     change("train2018.json", lambda c: c["images"][0].update(id="x" * 5000))(inaturalist)
-    assert len(complaint(listed.read, "inaturalist2018", inaturalist)) < 300
+    assert len(complaint(large_sets.read, "inaturalist2018", inaturalist)) < 300

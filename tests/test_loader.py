@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import functional as TF
 
-from ltr.loader import PADDING, Draws, Loader
+from ltr.data.loader import PADDING, Draws, Loader
 
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 COUNT, HEIGHT, WIDTH = 11, 12, 10  # not square, so that swapped sides show

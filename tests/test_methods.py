@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ltr import classifiers, methods
-from ltr.methods import METHODS
+from ltr import methods, models, stack
+from ltr.methods import BALANCERS
+from ltr.recipes import Recipe
 from ltr.regularizers import row_norms
-from ltr.training import Recipe
 
 COUNTS = np.array([400, 60, 8])
 norms = st.lists(st.floats(0, 10, allow_subnormal=False), min_size=1, max_size=12)
@@ -29,11 +29,11 @@ def gaussians() -> Gaussians:
 @pytest.fixture
 def first() -> torch.nn.Linear:
     """A classifier of three classes whose rows have norms 5, 1 and 0.5."""
-    return classifiers.linear(torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.3, -0.4]]), torch.tensor([0.5, 0.0, -0.5]))
+    return models.linear(torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.3, -0.4]]), torch.tensor([0.5, 0.0, -0.5]))
 
 
 def fit(name: str, data, first: torch.nn.Linear, recipe: Recipe | None = None, **setting) -> torch.nn.Linear:
-    return METHODS[name].fit(first, data, recipe or Recipe(3, lr=0.05, loss="cb-ce"), [setting])[0]
+    return BALANCERS[name].fit(first, data, recipe or Recipe(3, lr=0.05, loss="cb-ce"), [setting])[0]
 
 
 def test_logit_adjustment_subtracts_the_logarithm_of_the_prior():
@@ -57,7 +57,7 @@ def test_untouched_settings_leave_the_first_classifier_as_it_is(first):
 
 
 def test_l2norm_gives_unit_rows(first):
-    same = fit("L2norm", None, first, **METHODS["L2norm"].settings[0])
+    same = fit("L2norm", None, first, **BALANCERS["L2norm"].settings[0])
     torch.testing.assert_close(row_norms(same.weight), torch.ones(3))
 
 
@@ -101,7 +101,7 @@ def test_class_balanced_sampling_reaches_every_image_evenly():
 
 def test_sampling_and_training_leave_the_global_random_state_alone(gaussians, random_state_untouched):
     for name in ("cRT", "LWS"):
-        fit(name, gaussians, classifiers.copy_classifier(gaussians.model), lr=1.0)
+        fit(name, gaussians, models.copy_classifier(gaussians.model), lr=1.0)
 
 
 def test_smoothed_labels_equal_pytorchs_for_every_setting():
@@ -209,7 +209,7 @@ def test_lws_keeps_directions_and_biases(gaussians):
 
 
 def test_crt_forgets_the_first_classifier(gaussians):
-    others = [classifiers.linear(torch.full((12, 10), value), torch.zeros(12)) for value in (0.0, 5.0)]
+    others = [models.linear(torch.full((12, 10), value), torch.zeros(12)) for value in (0.0, 5.0)]
     one, two = (fit("cRT", gaussians, other, lr=1.0) for other in others)
     assert torch.equal(one.weight, two.weight)
     other_seed = fit("cRT", gaussians, others[0], Recipe(3, lr=0.05, seed=1), lr=1.0)
@@ -230,16 +230,16 @@ def test_class_balanced_training_equals_the_grids(gaussians):
             gaussians.x.split(size), torch.as_tensor(gaussians.labels).split(size), strict=True
         ),
     )
-    expected = classifiers.Grid(first, frozen, recipe, choices.assign(max_norm_every="step")).fit()
+    expected = stack.Grid(first, frozen, recipe, choices.assign(max_norm_every="step")).fit()
     settings = [{"lr": 1.0}, {"lr": 10.0, "weight_decay": 0.02, "radius": 1.0}]
-    for i, trained in enumerate(METHODS["CB + WD + MaxNorm"].fit(first, gaussians, recipe, settings)):
+    for i, trained in enumerate(BALANCERS["CB + WD + MaxNorm"].fit(first, gaussians, recipe, settings)):
         torch.testing.assert_close(trained.weight, expected.classifier(i).weight, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(trained.bias, expected.classifier(i).bias, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BALANCERS)
 def test_a_setting_gives_the_same_classifier_alone_and_beside_others(name, gaussians):
-    method, first, recipe = METHODS[name], gaussians.naive(), Recipe(2, lr=0.02, loss="cb-ce")
+    method, first, recipe = BALANCERS[name], gaussians.naive(), Recipe(2, lr=0.02, loss="cb-ce")
     together = method.fit(first, gaussians, recipe, method.settings)
     assert len(together) == len(method.settings) > 0
     for i in {0, len(together) - 1}:
@@ -248,17 +248,17 @@ def test_a_setting_gives_the_same_classifier_alone_and_beside_others(name, gauss
         torch.testing.assert_close(together[i].bias, alone.bias, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BALANCERS)
 def test_no_method_changes_the_classifier_it_starts_from(name, gaussians):
     first = gaussians.naive()
     before = [values.clone() for values in first.parameters()]
-    METHODS[name].fit(first, gaussians, Recipe(1, lr=0.05, loss="cb-ce"), METHODS[name].settings)
+    BALANCERS[name].fit(first, gaussians, Recipe(1, lr=0.05, loss="cb-ce"), BALANCERS[name].settings)
     assert all(torch.equal(old, new) for old, new in zip(before, first.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BALANCERS)
 def test_the_tuned_method_is_no_worse_on_rare_classes_than_the_first_stage(name, gaussians):
-    validation, method, first = Gaussians(seed=1), METHODS[name], gaussians.naive()
+    validation, method, first = Gaussians(seed=1), BALANCERS[name], gaussians.naive()
     trained = method.fit(first, gaussians, Recipe(10, lr=0.05, loss="cb-ce"), method.settings)
     best = max(trained, key=lambda classifier: validation.accuracy(classifier)["all"])
     untouched, tuned = gaussians.accuracy(first), gaussians.accuracy(best)

@@ -11,7 +11,7 @@ import pytest
 from nbconvert import PythonExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 
-from ltr.options import ROOT
+from ltr.runtime.options import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:5])

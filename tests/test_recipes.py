@@ -5,15 +5,15 @@ import json
 import pytest
 
 from ltr import recipes, runs
-from ltr.listed import BENCHMARKS
-from ltr.options import ROOT
+from ltr.data.large_sets import LARGE_SETS
+from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage, SecondStage
 
 STAGES = [(FirstStage, recipes.FIRST_STAGE), (SecondStage, recipes.SECOND_STAGE)]
 COMMITTED = sorted((ROOT / "exp").glob("demo_1/*/config.json"))
 
 
-@pytest.mark.parametrize("dataset", BENCHMARKS)
+@pytest.mark.parametrize("dataset", LARGE_SETS)
 @pytest.mark.parametrize(("stage", "table"), STAGES)
 def test_the_paper_preset_takes_the_recipe(stage, table, dataset):
     settings = stage.parse(["--preset", "paper", "--dataset", dataset])
@@ -24,7 +24,7 @@ def test_the_paper_preset_takes_the_recipe(stage, table, dataset):
 
 
 def test_what_the_paper_publishes():
-    about = {name: FirstStage.parse(["--preset", "paper", "--dataset", name]) for name in BENCHMARKS}
+    about = {name: FirstStage.parse(["--preset", "paper", "--dataset", name]) for name in LARGE_SETS}
     published = {name: (s.backbone, s.epochs, s.batch_size, s.lr, s.momentum, s.schedule) for name, s in about.items()}
     assert published["imagenet-lt"] == ("resnext50", 200, 64, 0.01, 0.9, "cosine")
     assert published["inaturalist2018"] == ("resnet50", 200, 512, 0.01, 0.9, "cosine")
@@ -48,7 +48,7 @@ def test_options_win_over_the_recipe():
     assert (settings.normalization, settings.tau, settings.stage1_epochs) == ("cifar10", 0.3, 90)
 
 
-@pytest.mark.parametrize("dataset", BENCHMARKS)
+@pytest.mark.parametrize("dataset", LARGE_SETS)
 def test_the_second_stage_starts_from_the_first_ones_recipe(dataset):
     words = ["--preset", "paper", "--dataset", dataset]
     first, second = FirstStage.parse(words), SecondStage.parse(words)

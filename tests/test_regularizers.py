@@ -89,20 +89,20 @@ def test_relative_radius_by_hand():
 def test_max_norm_projects_in_place_and_counts():
     weight = nn.Parameter(torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 0.0]]))
     memory, max_norm = weight.data_ptr(), MaxNorm(2.5)
-    assert max_norm.fired_share == 0
+    assert max_norm.projected_share == 0
     max_norm.apply(weight)
     assert weight.data_ptr() == memory
     torch.testing.assert_close(weight.data, torch.tensor([[1.5, 2.0], [0.6, 0.8], [0.0, 0.0]]))
-    assert (int(max_norm.fired), max_norm.checked) == (1, 3)
+    assert (int(max_norm.projected), max_norm.checked) == (1, 3)
     max_norm.apply(weight)  # the first row now lies exactly on the ball, so nothing fires
-    assert (int(max_norm.fired), max_norm.checked) == (1, 6)
-    assert max_norm.fired_share == pytest.approx(1 / 6)
+    assert (int(max_norm.projected), max_norm.checked) == (1, 6)
+    assert max_norm.projected_share == pytest.approx(1 / 6)
 
 
 def test_max_norms_count_separately():
     first, second = MaxNorm(1.0), MaxNorm(1.0)
     first.apply(torch.ones(4, 4))
-    assert (int(first.fired), int(second.fired), second.checked) == (4, 0, 0)
+    assert (int(first.projected), int(second.projected), second.checked) == (4, 0, 0)
 
 
 @pytest.mark.parametrize("every", ["step", "epoch"])
@@ -124,5 +124,5 @@ def test_the_l2_constraint_is_l2_normalisation_and_counts_rows_that_move(weight)
     expected = l2_normalize(weight)
     sphere.apply(weight)
     assert torch.equal(weight, expected)
-    assert int(sphere.fired) == int(((norms - 1).abs() > 1e-6).sum())
+    assert int(sphere.projected) == int(((norms - 1).abs() > 1e-6).sum())
     assert int(sphere.checked) == len(weight)

@@ -3,8 +3,10 @@
 import pandas as pd
 import pytest
 
-from ltr import InputError, report, runs
-from ltr.options import ROOT
+from ltr import runs
+from ltr.errors import InputError
+from ltr.runtime.options import ROOT
+from ltr.study import report
 
 
 def results(**columns) -> pd.DataFrame:

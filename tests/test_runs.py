@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from ltr import InputError, metrics, runs
+from ltr import metrics, runs, training
 from ltr.datasets import LabelledImages, LongTailed
+from ltr.errors import InputError
 
 COUNTS = np.array([300, 50, 5])
 
@@ -22,13 +23,13 @@ def data() -> LongTailed:
 
 
 @pytest.fixture
-def outcome() -> runs.Outcome:
+def outcome() -> training.Outcome:
     rng = np.random.default_rng(0)
-    logits = {variant: rng.normal(size=(12, 3)).astype(np.float32) for variant in runs.VARIANTS}
+    logits = {variant: rng.normal(size=(12, 3)).astype(np.float32) for variant in metrics.VARIANTS}
     history = pd.DataFrame({"epoch": [1, 2], "test_accuracy": [10.0, 20.0]})
     weights = {"weight": torch.arange(6.0).reshape(3, 2)}
     extra = {"seconds": 1.5, "max_norm": 0.25, "max_norm_fired": 0.5}
-    return runs.Outcome(history, rng.random((3, 3)), logits, np.arange(12) % 3, weights, extra)
+    return training.Outcome(history, rng.random((3, 3)), logits, np.arange(12) % 3, weights, extra)
 
 
 def finished(folder, outcome, data, name="wd", **settings) -> runs.Result:
@@ -51,7 +52,7 @@ def test_what_is_saved_is_loaded(tmp_path, outcome, data):
         "weights.pt",
     }
     assert result.label == "WD (paper)"
-    for selection, tta in runs.VARIANTS:
+    for selection, tta in metrics.VARIANTS:
         expected = metrics.summarise(outcome.logits[selection, tta], outcome.labels, COUNTS)
         assert result.accuracy(selection, tta) == pytest.approx(expected)
     logits, labels = result.test_logits
@@ -121,7 +122,7 @@ def test_results_hold_four_rows_a_run_and_replace_older_ones(tmp_path, outcome, 
     table = runs.append_results(path, [one])
     assert list(table.columns) == runs.COLUMNS
     assert len(table) == 8
-    assert set(zip(table.selection, table.tta, strict=True)) == set(runs.VARIANTS)
+    assert set(zip(table.selection, table.tta, strict=True)) == set(metrics.VARIANTS)
     row = table[(table.run == two.path.name) & (table.selection == "best_test") & (table.tta == "flip")].iloc[0]
     assert row["all"] == pytest.approx(two.accuracy("best_test", "flip")["all"], abs=1e-3)
     assert (row.dataset, row.seed, row.max_norm, row.max_norm_fired) == ("tiny", 1, 0.25, 0.5)

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from ltr import InputError, options, process, settings
-from ltr.options import ROOT
+from ltr import settings
+from ltr.errors import InputError
+from ltr.runtime import options, process
+from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage, SecondStage
 
 STAGES = [FirstStage, SecondStage]

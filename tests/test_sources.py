@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from trees import NAMES, SHAPE, TEST, TRAIN, complaint, flip_bit, write_lists, write_tree
 
-from ltr import synthetic
-from ltr.sources import SYNTHETIC, Absent, read_folder, read_list, read_synthetic
+from ltr.data import lists, synthetic
+from ltr.data.folders import read_folder
+from ltr.data.images import Absent
+from ltr.data.lists import read_list
+from ltr.data.synthetic import SYNTHETIC, read_synthetic
 
 # ---- a folder of images
 
@@ -45,7 +48,7 @@ def cache_of(tree: Path, split: str) -> Path:
 
 def test_pixels_are_cached_and_not_decoded_twice(tree, images, monkeypatch):
     read_folder(tree)
-    monkeypatch.setattr("ltr.images.decode", no_decoding)
+    monkeypatch.setattr("ltr.data.images.decode", no_decoding)
     train, test, names = read_folder(tree)
     assert names == NAMES
     assert np.array_equal(train.images, images["train"])
@@ -80,7 +83,7 @@ def test_a_damaged_cache_is_decoded_anew(tree, images, damage, monkeypatch):
     cache = cache_of(tree, "train")
     cache.write_bytes(damage(cache.read_bytes()))
     assert np.array_equal(read_folder(tree)[0].images, images["train"])
-    monkeypatch.setattr("ltr.images.decode", no_decoding)  # and the cache is whole again
+    monkeypatch.setattr("ltr.data.images.decode", no_decoding)  # and the cache is whole again
     assert np.array_equal(read_folder(tree)[0].images, images["train"])
 
 
@@ -217,7 +220,7 @@ def test_lists_keep_their_order(listed, images):
 
 def test_a_changed_label_is_seen_though_the_pixels_are_cached(listed, monkeypatch):
     read_list(listed)
-    monkeypatch.setattr("ltr.images.decode", no_decoding)
+    monkeypatch.setattr("ltr.data.images.decode", no_decoding)
     path = listed / "train.txt"
     path.write_text(path.read_text().replace("train/bee/003.png 1", "train/bee/003.png 2"))
     assert read_list(listed)[0].labels.tolist() == np.repeat([0, 1, 2, 1, 2], [TRAIN, 3, 1, 4, TRAIN]).tolist()
@@ -266,7 +269,7 @@ def test_a_bad_line_is_named_by_its_number(listed, kind):
     message = complaint(read_list, listed)
     assert message.startswith(f"--data-root: {listed}")
     assert says in message
-    assert not list(listed.glob(".ltr*"))  # found before the first image is decoded
+    assert not list(lists.glob(".ltr*"))  # found before the first image is decoded
 
 
 def test_test_labels_must_be_those_of_training(listed):
@@ -312,7 +315,7 @@ def test_images_that_do_not_fit_into_memory_are_refused(listed, monkeypatch):
     def no_room(*args):
         raise MemoryError
 
-    monkeypatch.setattr("ltr.images.np.empty", no_room)
+    monkeypatch.setattr("ltr.data.images.np.empty", no_room)
     assert "all images must fit into memory; train.txt's 24 images take 0.0 GiB" in complaint(read_list, listed)
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ltr import InputError, storage
+from ltr.errors import InputError
+from ltr.runtime import checkpoint, storage
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -26,9 +27,9 @@ def state(epoch: int) -> dict:
 
 def test_a_checkpoint_comes_back(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    assert storage.load_checkpoint(path) is None
-    storage.save_checkpoint(path, state(1))
-    loaded = storage.load_checkpoint(path)
+    assert checkpoint.load_checkpoint(path) is None
+    checkpoint.save_checkpoint(path, state(1))
+    loaded = checkpoint.load_checkpoint(path)
     assert loaded["epoch"] == 1
     assert torch.equal(loaded["model"]["weight"], torch.ones(3))
 
@@ -49,37 +50,37 @@ DAMAGES = {
     **{f"byte at {share} %": flip(share / 100) for share in range(1, 100, 7)},  # magic word, hash and content
     "cut by a byte": lambda content: content[:-1],
     "cut in half": lambda content: content[: len(content) // 2],
-    "cut behind the hash": lambda content: content[: len(storage.MAGIC) + storage.DIGEST_SIZE],
+    "cut behind the hash": lambda content: content[: len(checkpoint.MAGIC) + checkpoint.DIGEST_SIZE],
     "empty": lambda content: b"",
     "foreign": lambda content: b"not ours" * 99,
-    "of plain torch.save": lambda content: content[len(storage.MAGIC) + storage.DIGEST_SIZE :],
+    "of plain torch.save": lambda content: content[len(checkpoint.MAGIC) + checkpoint.DIGEST_SIZE :],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_noticed_and_the_previous_one_used(tmp_path, damage):
     path = tmp_path / "checkpoint.pt"
-    storage.save_checkpoint(path, state(1))
-    storage.save_checkpoint(path, state(2))
+    checkpoint.save_checkpoint(path, state(1))
+    checkpoint.save_checkpoint(path, state(2))
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.warns(UserWarning, match=r"checkpoint\.pt cannot be used: .*; going on from checkpoint\.pt\.previous"):
-        assert storage.load_checkpoint(path)["epoch"] == 1
+        assert checkpoint.load_checkpoint(path)["epoch"] == 1
 
 
 def test_a_kill_between_the_two_renames_of_a_save_leaves_the_previous_one(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    storage.save_checkpoint(path, state(1))
-    storage.save_checkpoint(path, state(2))
+    checkpoint.save_checkpoint(path, state(1))
+    checkpoint.save_checkpoint(path, state(2))
     path.unlink()
-    assert storage.load_checkpoint(path)["epoch"] == 1
+    assert checkpoint.load_checkpoint(path)["epoch"] == 1
 
 
 def test_when_both_are_damaged_both_are_named(tmp_path):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"x")
-    storage.previous(path).write_bytes(b"y")
+    checkpoint.previous(path).write_bytes(b"y")
     with pytest.raises(InputError, match=r"checkpoint\.pt cannot .*checkpoint\.pt\.previous cannot"):
-        storage.load_checkpoint(path)
+        checkpoint.load_checkpoint(path)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "weights"])
@@ -90,8 +91,8 @@ def test_nothing_in_a_file_is_executed(tmp_path, kind):
 
     path = tmp_path / "evil.pt"
     if kind == "checkpoint":
-        storage.save_checkpoint(path, {"model": Evil()})
-        read = storage.load_checkpoint
+        checkpoint.save_checkpoint(path, {"model": Evil()})
+        read = checkpoint.load_checkpoint
     else:
         storage.write_weights(path, {"model": Evil()})
         read = storage.read_weights
@@ -102,21 +103,21 @@ def test_nothing_in_a_file_is_executed(tmp_path, kind):
 
 def test_a_save_that_fails_leaves_what_could_be_loaded(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    storage.save_checkpoint(path, state(1))
+    checkpoint.save_checkpoint(path, state(1))
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(storage.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        storage.save_checkpoint(path, state(2))
-    assert storage.load_checkpoint(path)["epoch"] == 1
+        checkpoint.save_checkpoint(path, state(2))
+    assert checkpoint.load_checkpoint(path)["epoch"] == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_removing_takes_both(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    storage.save_checkpoint(path, state(1))
-    storage.save_checkpoint(path, state(2))
-    storage.remove_checkpoint(path)
+    checkpoint.save_checkpoint(path, state(1))
+    checkpoint.save_checkpoint(path, state(2))
+    checkpoint.remove_checkpoint(path)
     assert list(tmp_path.iterdir()) == []

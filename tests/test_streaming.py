@@ -15,10 +15,12 @@ from PIL import Image
 from torchvision import transforms
 from trees import complaint, shrink_benchmarks, write_benchmark
 
-from ltr import InputError, classifiers, datasets, models, streaming, training
-from ltr.options import ROOT
+from ltr import datasets, first_stage, models, recipes, second_stage, stack, training
+from ltr.data import streaming
+from ltr.data.streaming import StreamLoader
+from ltr.errors import InputError
 from ltr.regularizers import MaxNorm
-from ltr.streaming import StreamLoader
+from ltr.runtime.options import ROOT
 
 CROP, RESIZE = 16, 20
 
@@ -126,20 +128,20 @@ def test_inaturalist_has_no_colour_jitter():
     with_jitter, without = (streaming.train_transform(jitter, 16).transforms for jitter in (0.4, 0.0))
     assert [type(step).__name__ for step in without] == ["RandomResizedCrop", "RandomHorizontalFlip", "PILToTensor"]
     assert [type(step).__name__ for step in with_jitter][2] == "ColorJitter"
-    assert {about.jitter for about in datasets.BENCHMARKS.values()} == {0.4, 0.0}
-    assert datasets.BENCHMARKS["inaturalist2018"].jitter == 0
+    assert {about.jitter for about in datasets.LARGE_SETS.values()} == {0.4, 0.0}
+    assert datasets.LARGE_SETS["inaturalist2018"].jitter == 0
 
 
 # ---- training
 
 
 def train(data, epochs: int, checkpoint=None, images=None):
-    recipe = training.Recipe(epochs, batch_size=8, lr=0.05, weight_decay=1e-4, seed=5)
+    recipe = recipes.Recipe(epochs, batch_size=8, lr=0.05, weight_decay=1e-4, seed=5)
     model = network()
-    return model, training.fit(model, images or training.ImageData(data, "cpu"), recipe, checkpoint=checkpoint)
+    return model, training.fit(model, images or first_stage.ImageData(data, "cpu"), recipe, checkpoint=checkpoint)
 
 
-class Cut(training.ImageData):
+class Cut(first_stage.ImageData):
     """Images that end in the second epoch, after its third batch."""
 
     def batch(self, drawn, positions):
@@ -186,7 +188,7 @@ def test_no_worker_outlives_its_training(root, monkeypatch, ends):
     monkeypatch.setattr(streaming, "CROP", CROP)
     monkeypatch.setattr(streaming, "RESIZE", RESIZE)
     data = datasets.load("imagenet-lt", root, 1.0, "as-is", workers=2)
-    images, before = training.ImageData(data, "cpu"), time.monotonic()
+    images, before = first_stage.ImageData(data, "cpu"), time.monotonic()
     if ends == "as it should":
         train(data, 2, images=images)
     elif ends == "by an interruption":
@@ -203,7 +205,7 @@ def test_no_worker_outlives_its_training(root, monkeypatch, ends):
 
 
 def test_features_of_centre_crops_are_extracted_once(data, monkeypatch):
-    frozen = classifiers.FrozenFeatures(network(), data, "cpu", batch_size=8, seed=5)
+    frozen = second_stage.FrozenFeatures(network(), data, "cpu", batch_size=8, seed=5)
     with torch.no_grad():
         model = network().eval()
         expected = torch.cat([model.features(images) for images, _ in loader(data).test_batches()])
@@ -218,7 +220,7 @@ def test_features_of_centre_crops_are_extracted_once(data, monkeypatch):
 
 
 def test_augmented_passes_are_taken_in_turn(data):
-    frozen = classifiers.FrozenFeatures(network(), data, "cpu", batch_size=8, seed=5, augmented=2)
+    frozen = second_stage.FrozenFeatures(network(), data, "cpu", batch_size=8, seed=5, augmented=2)
     totals = [frozen.draw(8, 5, epoch)[0].double().sum().item() for epoch in range(4)]
     assert len(frozen.passes) == 2
     assert totals[0] == pytest.approx(totals[2], rel=1e-6)
@@ -227,7 +229,7 @@ def test_augmented_passes_are_taken_in_turn(data):
 
 
 def test_the_released_mode_drifts_pass_by_pass(data):
-    frozen = classifiers.FrozenFeatures(network(), data, "cpu", "released", batch_size=8, seed=5)
+    frozen = second_stage.FrozenFeatures(network(), data, "cpu", "released", batch_size=8, seed=5)
     frozen.draw(8, 5, 1)
     assert len(frozen.passes) == 2
     assert not torch.equal(frozen.passes[0].buffers["stem.1.running_mean"], frozen.drifted()["stem.1.running_mean"])
@@ -235,9 +237,9 @@ def test_the_released_mode_drifts_pass_by_pass(data):
 
 def test_a_resumed_second_stage_is_equal(data, tmp_path):
     def fit(epochs_seen, checkpoint):
-        frozen = classifiers.FrozenFeatures(network(), data, "cpu", batch_size=8, seed=5)
-        recipe = training.Recipe(6, batch_size=8, lr=0.1, weight_decay=1e-3, loss="cb-ce", seed=5)
-        classifier, ball = classifiers.copy_classifier(network()), MaxNorm(0.5, "step")
+        frozen = second_stage.FrozenFeatures(network(), data, "cpu", batch_size=8, seed=5)
+        recipe = recipes.Recipe(6, batch_size=8, lr=0.1, weight_decay=1e-3, loss="cb-ce", seed=5)
+        classifier, ball = models.copy_classifier(network()), MaxNorm(0.5, "step")
         trainer = training.Trainer(classifier, frozen, recipe, ball, checkpoint)
         if epochs_seen:  # as `fit_together`, up to an interruption
             trainer.prepare()
@@ -256,11 +258,11 @@ def test_a_resumed_second_stage_is_equal(data, tmp_path):
 
 
 def test_a_grid_is_tuned_on_the_validation_list(data):
-    held_out = classifiers.FrozenFeatures(network(), data.for_tuning(), "cpu", batch_size=8, seed=5)
+    held_out = second_stage.FrozenFeatures(network(), data.for_tuning(), "cpu", batch_size=8, seed=5)
     settings = pd.DataFrame({"loss": "cb-ce", "lr": [0.1, 0.01], "weight_decay": 0.0, "max_norm": [np.nan, 1.0]})
     settings["max_norm_every"] = "step"
-    recipe = training.Recipe(5, batch_size=8, seed=5)
-    table = classifiers.Grid(classifiers.copy_classifier(network()), held_out, recipe, settings).fit().table()
+    recipe = recipes.Recipe(5, batch_size=8, seed=5)
+    table = stack.Grid(models.copy_classifier(network()), held_out, recipe, settings).fit().table()
     assert len(held_out.test_labels) == 6
     assert table["all"].between(0, 100).all()
 

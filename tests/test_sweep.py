@@ -3,8 +3,10 @@
 import pandas as pd
 import pytest
 
-from ltr import InputError, runs, sweep
+from ltr import runs
+from ltr.errors import InputError
 from ltr.settings import FirstStage
+from ltr.study import sweep
 
 OPTIONS = "--preset demo --epochs 1 --imbalance-factor 250"
 

@@ -17,8 +17,10 @@ import torch
 from torch import nn
 from trees import shrink_benchmarks
 
-from ltr import classifiers, datasets, distributed, models, regularizers, runs, streaming, training
+from ltr import datasets, first_stage, models, recipes, regularizers, runs, second_stage, training
+from ltr.data import streaming
 from ltr.datasets import LabelledImages, LongTailed
+from ltr.runtime import distributed
 from ltr.settings import FirstStage
 
 TIMES = 4  # as many images as `trees.write_benchmark` writes else
@@ -51,13 +53,13 @@ def network(batch_norm: bool = True, classes: int = 4) -> models.CifarResNet:
 
 def trained(model: nn.Module, data: training.Data, loss: str = "ce") -> dict[str, Any]:
     """What three epochs with weight decay and MaxNorm end with."""
-    recipe = training.Recipe(3, BATCH, lr=0.05, weight_decay=5e-3, loss=loss)
+    recipe = recipes.Recipe(3, BATCH, lr=0.05, weight_decay=5e-3, loss=loss)
     outcome = training.fit(model, data, recipe, regularizers.MaxNorm(0.4))
     history = torch.tensor(outcome.history.drop(columns="seconds").to_numpy())
     return {"weights": outcome.weights, "history": history, "logits": torch.tensor(outcome.logits["last", "flip"])}
 
 
-class FatalImages(training.ImageData):
+class FatalImages(first_stage.ImageData):
     """Images that kill the process at the batch numbered `KILL`, the steps of preparing counted in."""
 
     batches = 0
@@ -69,27 +71,27 @@ class FatalImages(training.ImageData):
         return super().batch(drawn, positions)
 
 
-def features(mode: str) -> classifiers.FrozenFeatures:
+def features(mode: str) -> second_stage.FrozenFeatures:
     """A network's features."""
-    return classifiers.FrozenFeatures(network(), small_set(), "cpu", mode, BATCH)
+    return second_stage.FrozenFeatures(network(), small_set(), "cpu", mode, BATCH)
 
 
 def computed() -> dict[str, Any]:
     """What must be the same however many processes compute it, most of it to the bit."""
-    world, found = distributed.current(), {}
+    group, found = distributed.current(), {}
     for size in SIZES:
         rows = torch.arange(2 * size).view(size, 2)
-        share = world.share(size)
-        found[f"gathered {size}"] = world.gather(rows[share.start : share.stop], size)
+        share = group.shard(size)
+        found[f"gathered {size}"] = group.gather(rows[share.start : share.stop], size)
     for test in (37, 250):  # a batch, which the leader tests alone; three, of which it tests two
-        images = training.ImageData(small_set(test=test), "cpu")
+        images = first_stage.ImageData(small_set(test=test), "cpu")
         found[f"logits {test}"] = torch.tensor(images.test_logits(network(), 0, flip=True))
-    for mode in classifiers.MODES:
+    for mode in second_stage.MODES:
         frozen = features(mode)
         found[f"{mode} features"] = [*frozen.draw(BATCH, 0, 1), frozen.test_features(1, True)]
-    found["trained classifier"] = trained(classifiers.copy_classifier(network()), features("paper"), "cb-ce")
-    found["trained"] = trained(network(batch_norm=False), training.ImageData(small_set(), "cpu"))
-    found["batch-norm"] = trained(network(), training.ImageData(small_set(), "cpu"))
+    found["trained classifier"] = trained(models.copy_classifier(network()), features("paper"), "cb-ce")
+    found["trained"] = trained(network(batch_norm=False), first_stage.ImageData(small_set(), "cpu"))
+    found["batch-norm"] = trained(network(), first_stage.ImageData(small_set(), "cpu"))
     return found
 
 
@@ -100,8 +102,8 @@ def streamed(root: Path) -> dict[str, Any]:
         patch.setattr(streaming, "CROP", 16)
         patch.setattr(streaming, "RESIZE", 20)
         data = datasets.load("imagenet-lt", root, 1.0, "as-is", normalization="imagenet", workers=1)
-        images, model = training.ImageData(data, "cpu"), network(batch_norm=False, classes=3)
-        frozen = classifiers.FrozenFeatures(model, data, "cpu", "paper", BATCH)
+        images, model = first_stage.ImageData(data, "cpu"), network(batch_norm=False, classes=3)
+        frozen = second_stage.FrozenFeatures(model, data, "cpu", "paper", BATCH)
         found = {"streamed logits": torch.tensor(images.test_logits(model, 0, flip=True))}
         found["streamed features"] = [*frozen.draw(BATCH, 0, 1), frozen.test_features(1, True)]
         return found | {"streamed training": trained(model, images)}
@@ -114,7 +116,7 @@ def first_stage(settings: FirstStage) -> runs.Result:
     run = runs.open_run(settings.out / "demo_1", label, identity, data.describe()["fingerprint"])
     if settings.retrain or not run.finished:
         run.begin(data, settings.device, settings.retrain)
-        images = (FatalImages if "KILL" in os.environ else training.ImageData)(data, settings.device)
+        images = (FatalImages if "KILL" in os.environ else first_stage.ImageData)(data, settings.device)
         recipe = settings.recipe(settings.weight_decay)
         outcome = training.fit(network(), images, recipe, None, run.checkpoint, "WD", settings.engine)
         run.save(outcome, data.class_counts)
@@ -141,7 +143,7 @@ if __name__ == "__main__":
         from ltr import plots
 
         plots.show(pyplot.figure(), settings.figures / "figure.png")
-        world = distributed.current()
+        group = distributed.current()
         below = [path for path in written if path.startswith(str(settings.out))]
         of_files = streamed(Path(os.environ["TREE"]))
-        torch.save({"computed": computed() | of_files, "written": below}, Path(folder) / f"{world.rank}.pt")
+        torch.save({"computed": computed() | of_files, "written": below}, Path(folder) / f"{group.rank}.pt")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltr import InputError
-from ltr.listed import BENCHMARKS
+from ltr.data.large_sets import LARGE_SETS
+from ltr.errors import InputError
 
 NAMES = ["ant", "bee", "cow"]
 TRAIN, TEST = 8, 2  # images a class
@@ -120,6 +120,6 @@ def write_json(root: Path) -> Path:
 def shrink_benchmarks(monkeypatch: pytest.MonkeyPatch, times: int = 1) -> None:
     """Let the readers expect what `write_benchmark` writes."""
     counts = {"train": sum(BENCHMARK_TRAIN), "validation": sum(BENCHMARK_VALIDATION), "test": sum(BENCHMARK_TEST)}
-    for source, benchmark in BENCHMARKS.items():
+    for source, benchmark in LARGE_SETS.items():
         small = {split: times * counts[split] for split in benchmark.files}
-        monkeypatch.setitem(BENCHMARKS, source, dataclasses.replace(benchmark, counts=small, num_classes=3))
+        monkeypatch.setitem(LARGE_SETS, source, dataclasses.replace(benchmark, counts=small, num_classes=3))

@@ -1,4 +1,4 @@
-"""Tables of results, benchmarks and comparisons: `python -m ltr.report exp/results.csv [--readme README.md]`.
+"""Tables of results, benchmarks and comparisons: `python -m ltr report exp/results.csv [--readme README.md]`.
 
 Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
 `<!-- /results -->` (the file's name; `table-1`, `table-2`, `released` and `max-norm` too) is written anew, so that
@@ -7,16 +7,16 @@ every figure there is a row of the file.
 
 import argparse
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ltr import InputError, metrics, published
-from ltr.process import one_line
-from ltr.storage import write_text
+from ltr import metrics, recipes
+from ltr.errors import InputError
+from ltr.runtime.storage import write_text
+from ltr.study import published
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
 MODEL = ["stage1_weight_decay", "method", "mode", "loss", "weight_decay", "max_norm_every", "radius", "tau"]
@@ -146,7 +146,7 @@ def table_1_cell(rows: pd.DataFrame, method: str, mode: str) -> str:
         return ""
     own = rows[rows.method == method]
     tuned, own = own[own["mode"] == "paper"], own[own["mode"] == mode]
-    chosen = tuned.weight_decay.eq(published.WEIGHT_DECAY) | tuned.tau.eq(published.TAU.get(method, np.nan))
+    chosen = tuned.weight_decay.eq(recipes.PUBLISHED_DECAY) | tuned.tau.eq(recipes.PUBLISHED_TAU.get(method, np.nan))
     alike = mode == "published" and "MaxNorm" not in method and chosen.any()
     return "" if alike and own.empty else variants(own)
 
@@ -201,8 +201,8 @@ def table_2(results: pd.DataFrame) -> str:
 def as_released(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     """Rows of a method with the released notebooks' values."""
     own = rows[rows.method == method]
-    if method in published.TAU:
-        return own[own.tau == published.TAU[method]]
+    if method in recipes.PUBLISHED_TAU:
+        return own[own.tau == recipes.PUBLISHED_TAU[method]]
     return own[own["mode"] == ("released" if method in LEARNED else "paper")]
 
 
@@ -385,7 +385,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         InputError: a file is absent, or the README has no place for its table.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="ltr report", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="+", help="a results.csv or a benchmarks.csv")
     parser.add_argument("--readme", type=Path, help="a file whose tables are written anew")
     options = parser.parse_args(arguments)
@@ -399,8 +399,3 @@ def main(arguments: list[str] | None = None) -> None:
             raise InputError(f"--readme: {options.readme} has no <!-- {name} --> ... <!-- /{name} -->")
         readme = block(name).sub(lambda found, text=text: f"{found[1]}{text}{found[2]}", readme)
     write_text(options.readme, readme)
-
-
-if __name__ == "__main__":
-    sys.excepthook = one_line
-    main()

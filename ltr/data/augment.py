@@ -1,20 +1,18 @@
 """Augmentation beyond crop and flip, and other ways to sample: drawn by seed and epoch, done in bulk.
 
 Every function takes tensors and gives tensors of the same shapes each time and waits for nothing, so that a CUDA
-graph can capture a step; only AutoAugment works on the whole set, once before an epoch.
+graph can capture a step; only AutoAugment works on an epoch's images one by one, on the host, before it begins.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 MIXES = ("none", "mixup", "cutmix")
 AUGMENTATIONS = ("none", "cutout", "autoaugment", "autoaugment+cutout")
 SAMPLINGS = {"instance": 1.0, "sqrt": 0.5, "class-balanced": 0.0}  # q of Kang et al. 2020, equation 1
 ALPHA = {"mixup": 0.2, "cutmix": 1.0}  # of the Beta distribution
-GROUP = 16  # images that AutoAugment gives one policy
 
 
 def generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
@@ -22,15 +20,9 @@ def generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, purpose])
 
 
-class Mixed(NamedTuple):
-    """Labels of mixed images: `share` [B] of each is of the class `first` [B], the rest of `second` [B]."""
-
-    first: Tensor
-    second: Tensor
-    share: Tensor
-
-
-def draw_mixing(kind: str, steps: int, side: tuple[int, int], seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+def draw_mixing(
+    kind: str, steps: int, side: tuple[int, int], seed: int, epoch: int, alpha: float | None = None
+) -> tuple[Tensor, Tensor]:
     r"""How much of the first image stays in each step of an epoch, and the box that CutMix fills from the second.
 
     .. math:: \lambda \sim \mathrm{Beta}(\alpha, \alpha)
@@ -39,6 +31,7 @@ def draw_mixing(kind: str, steps: int, side: tuple[int, int], seed: int, epoch: 
         kind: mixup or cutmix.
         steps: S.
         side: height and width of the images.
+        alpha: of the Beta distribution; None for that of `ALPHA`.
 
     Returns:
         float32 [S], of CutMix the share after its box was cut at the border; int64 [S, 4]: top, bottom, left, right.
@@ -46,7 +39,8 @@ def draw_mixing(kind: str, steps: int, side: tuple[int, int], seed: int, epoch: 
     Source: Zhang et al. 2018 (mixup), Yun et al. 2019 (CutMix, algorithm 1).
     """
     rng = generator(seed, epoch, 1)
-    share = rng.beta(ALPHA[kind], ALPHA[kind], steps)
+    alpha = ALPHA[kind] if alpha is None else alpha
+    share = rng.beta(alpha, alpha, steps)
     size, half = np.array(side), np.sqrt(1 - share)[:, None] * np.array(side) / 2
     centre = rng.integers(0, size, (steps, 2))
     low, high = (np.clip(np.round(centre + sign * half), 0, size).astype(np.int64) for sign in (-1, 1))
@@ -99,23 +93,19 @@ def cutout(images: Tensor, holes: Tensor) -> Tensor:
 
 
 def autoaugment(images: Tensor, seed: int, epoch: int) -> Tensor:
-    """AutoAugment's CIFAR-10 policy on a whole set, uint8 [N, H, W, 3], by torchvision.
+    """AutoAugment's CIFAR-10 policy on each of an epoch's images, uint8 [N, H, W, 3], by torchvision.
 
-    Groups of 16 images, drawn anew each epoch, get one of its 25 policies each, so that the work is done in bulk; the
-    images of a group go to different batches. Crop and flip come after it, not before as in the paper.
+    As in the paper, each image is cropped and flipped first and gets a policy of its own, drawn anew each epoch.
 
     Source: Cubuk et al. 2019.
     """
     from torchvision.transforms import v2  # here, as it takes as long to import as all else together
 
-    rng = generator(seed, epoch, 3)
-    order = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    policy, result = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), torch.empty_like(images)
+    policy, pixels = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), images.cpu().numpy()
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        for group in order.split(GROUP):
-            result[group] = policy(images[group].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    return result
+        torch.default_generator.manual_seed(int(generator(seed, epoch, 3).integers(2**63)))
+        changed = [np.asarray(policy(Image.fromarray(image))) for image in pixels]
+    return torch.from_numpy(np.stack(changed)).to(images.device)
 
 
 def sampled_order(labels: Tensor, sampling: str, seed: int, epoch: int) -> Tensor:

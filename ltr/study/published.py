@@ -41,8 +41,6 @@ TABLE_2 = {
     "CB + WD + MaxNorm": (53.35, 57.71, 68.67),
 }
 
-WEIGHT_DECAY = 0.1  # of the released notebooks' second stage
-TAU = {"naive + tau-norm": 1.0, "WD + tau-norm": 1.9}
 
 # The released notebooks, ResNet-34, 320 epochs, imbalance factor 100: many, medium, few, all as they print them (logits
 # averaged with the mirrored image, best epoch on the test set); then all of the last epoch, plain, from their logs.

@@ -1,5 +1,5 @@
-"""Batches that are already on the device: the whole set lives there as uint8 and is cropped, flipped
-and normalised in bulk.
+"""Batches of images. What every loader gives, and the one whose whole set lives on the device as uint8 and is cropped,
+flipped and normalised there in bulk; `streaming` has the one whose images stay in their files.
 
 For the same draws a batch equals torchvision's `RandomCrop(32, padding=4)`, `RandomHorizontalFlip`,
 `ToTensor` and `Normalize`. All draws of an epoch come from one generator made from (seed, epoch), so
@@ -7,7 +7,7 @@ a resumed run sees the crops that the uninterrupted one would have seen.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -75,7 +75,37 @@ def pad(images: Tensor) -> Tensor:
     return F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
 
 
-class Loader:
+class Loader(Protocol):
+    """A labelled set of images as batches on a device."""
+
+    device: torch.device
+    labels: Tensor  # [N]
+    draws_on: torch.device  # where draws and positions live
+    in_memory: bool  # False where workers decode files while the device trains
+    test_batch_size: int
+
+    def __len__(self) -> int:
+        """Images."""
+
+    def draw(self, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
+        """The random choices of an epoch, its order [N] first."""
+
+    def batch(self, draws: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The images [B, 3, H, W] and labels [B] at these positions [B] of an epoch's order."""
+
+    def train_batches(
+        self, batch_size: int, seed: int, epoch: int, part: range | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield shuffled, augmented batches ([B, 3, H, W], [B]) of a part of the epoch; the last one may be short."""
+
+    def test_batches(self, flip: bool = False, part: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images of a part in their order, not augmented; mirrored where `flip` is set."""
+
+    def close(self) -> None:
+        """Let go what reads ahead."""
+
+
+class MemoryLoader:
     """A labelled set of images on a device.
 
     Args:
@@ -84,7 +114,10 @@ class Loader:
         mean: RGB mean in 0..1, subtracted.
         std: RGB standard deviation in 0..1, divided by.
         device: where images and batches live.
+        repeats: whether an epoch may see an image more than once, each time cropped anew.
     """
+
+    in_memory = True
 
     def __init__(
         self,
@@ -93,14 +126,15 @@ class Loader:
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         device: torch.device | str = "cpu",
+        repeats: bool = False,
     ) -> None:
-        self.device = torch.device(device)
+        self.device = self.draws_on = torch.device(device)
+        self.repeats = repeats
         self.images = torch.from_numpy(images).to(self.device)
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         self.mean = torch.tensor(mean, device=self.device).view(1, 1, 1, 3)
         self.std = torch.tensor(std, device=self.device).view(1, 1, 1, 3)
         self.padded = pad(self.images)
-        self.repeats = False  # whether an epoch may see an image more than once, each time cropped anew
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,17 +143,28 @@ class Loader:
         """uint8 [B, H, W, 3] to normalised float [B, 3, H, W], in channels-last memory."""
         return ((images.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
 
-    def batch(self, draws: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The images [B, 3, H, W] and labels [B] at these positions [B] of an epoch's order.
+    @property
+    def side(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return tuple(self.images.shape[1:3])
+
+    def draw(self, batch_size: int, seed: int, epoch: int) -> Draws:
+        """Order, crops and flips of an epoch, on the device; the batch size plays no part."""
+        return Draws.sample(len(self), seed, epoch).to(self.device)
+
+    def pixels(self, draws: Sequence[Tensor], positions: Tensor) -> Tensor:
+        """The cropped, flipped images at these positions [B] of an epoch's order, uint8 [B, H, W, 3].
 
         Nothing in it waits for the device or allocates by what the device holds, so a CUDA graph can capture it.
         """
-        order, corners, flips = draws
+        order, corners, flips, *_ = draws
         chosen = order[positions]
         drawn = positions if self.repeats else chosen
-        size = tuple(self.images.shape[1:3])
-        images = crop_and_flip(self.padded[chosen], corners[drawn], flips[drawn], size)
-        return self.normalise(images), self.labels[chosen]
+        return crop_and_flip(self.padded[chosen], corners[drawn], flips[drawn], self.side)
+
+    def batch(self, draws: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The images [B, 3, H, W] and labels [B] at these positions [B] of an epoch's order, see `pixels`."""
+        return self.normalise(self.pixels(draws, positions)), self.labels[draws[0][positions]]
 
     def train_batches(
         self, batch_size: int, seed: int, epoch: int, part: range | None = None
@@ -128,7 +173,7 @@ class Loader:
 
         With `part` only these positions of the order; one empty batch where there are none.
         """
-        draws = Draws.sample(len(self), seed, epoch).to(self.device)
+        draws = self.draw(batch_size, seed, epoch)
         for positions in cut(torch.arange(len(self), device=self.device), part).split(batch_size):
             yield self.batch(draws, positions)
 
@@ -145,3 +190,6 @@ class Loader:
         images, labels = (cut(values, part).split(self.test_batch_size) for values in (self.images, self.labels))
         for pixels, own in zip(images, labels, strict=True):
             yield self.normalise(pixels.flip(2) if flip else pixels), own
+
+    def close(self) -> None:
+        """Nothing reads ahead."""

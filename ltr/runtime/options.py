@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ltr import InputError
+from ltr.errors import InputError, clip
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,12 +74,6 @@ def allowed(metadata: Mapping[str, Any]) -> str:
 def flag(name: str) -> str:
     """The option of a field."""
     return "--" + name.replace("_", "-")
-
-
-def clip(text: Any) -> str:
-    """What was given, as much of it as a line takes."""
-    text = str(text) or "nothing"
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def nearest(text: str, names: Sequence[str]) -> str:

@@ -13,7 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-SPLITS = ("train", "test")
+from ltr.data.images import SPLITS, LabelledImages, Parts
+
+SYNTHETIC = {"num_classes": 20, "train": 250, "test": 50, "size": 16}
 COLOURS = {  # RGB in 0..1
     "red": (0.90, 0.22, 0.20),
     "green": (0.22, 0.72, 0.30),
@@ -177,3 +179,14 @@ def draw_images(class_index: int, count: int, num_classes: int, size: int, seed:
     noise = grain.random((count, size, size, 3, 2), np.float32)
     canvas += NOISE * (noise[..., 0] + noise[..., 1] - 1)
     return np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)
+
+
+def read_synthetic(seed: int = 0) -> Parts:
+    """Draw the embedded set, as training images, test images and class names."""
+    num_classes, size = SYNTHETIC["num_classes"], SYNTHETIC["size"]
+    parts = []
+    for split in SPLITS:
+        count = SYNTHETIC[split]
+        images = [draw_images(k, count, num_classes, size, seed, split) for k in range(num_classes)]
+        parts.append(LabelledImages(np.concatenate(images), np.repeat(np.arange(num_classes), count)))
+    return parts[0], parts[1], class_names(num_classes)

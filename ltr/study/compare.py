@@ -1,7 +1,7 @@
 """Every method in one table, tuned on held-out images alone:
 
-    python -m ltr.sweep --weight-decays 0.005 --hold-out 20 --preset paper --backbone resnet32 --imbalance-factor 100
-    python -m ltr.compare --preset paper --backbone resnet32 --imbalance-factor 100 [--figures build/figures]
+    python -m ltr sweep --weight-decays 0.005 --hold-out 20 --preset paper --backbone resnet32 --imbalance-factor 100
+    python -m ltr compare --preset paper --backbone resnet32 --imbalance-factor 100 [--figures build/figures]
 
 The first command trains a network without the held-out images: below `<out>/tuning`, `--tuning-epochs` where its
 epochs differ. On its features, and scored by the held-out images, each method's setting is chosen. Then each is
@@ -27,15 +27,17 @@ import pandas as pd
 import torch
 from filelock import FileLock
 
-from ltr import InputError, classifiers, datasets, metrics, models, plots, published, runs
-from ltr.classifiers import FrozenFeatures
-from ltr.methods import METHODS, Method, Setting, Settings
-from ltr.options import flag, folder, option, short, whole
-from ltr.process import check_writable, one_line
+from ltr import datasets, metrics, models, plots, runs
+from ltr.errors import InputError
+from ltr.methods import BALANCERS, Balancer, Setting, Settings
+from ltr.recipes import Recipe
+from ltr.runtime.options import flag, folder, option, short, whole
+from ltr.runtime.process import check_writable
+from ltr.runtime.storage import write_text
+from ltr.second_stage import FrozenFeatures
 from ltr.settings import MOST, FirstStage, SecondStage
 from ltr.settings import WHOLE_NETWORK as NAMES
-from ltr.storage import write_text
-from ltr.training import Recipe
+from ltr.study import published
 
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
 FIGURES = ["many", "medium", "few", "all", "ECE"]
@@ -46,7 +48,7 @@ WHOLE_NETWORK = ("naive", "mixup", *NAMES.values())  # trained from scratch
 
 
 def trained_by(method: str) -> str:
-    """The option of `ltr.sweep` that trains a whole network by a method; nothing for methods that are not here."""
+    """The option of `python -m ltr sweep` that trains a whole network by a method; nothing for others."""
     if method == "naive":
         return "--weight-decays 0"
     value = {name: value for value, name in NAMES.items()}.get(method, method)
@@ -72,12 +74,12 @@ def accuracies(classifier: torch.nn.Linear, features: FrozenFeatures) -> dict[st
     return metrics.group_accuracy(logits, features.test_labels, features.class_counts)
 
 
-def fit(method: Method, features: FrozenFeatures, recipe: Recipe, settings: Settings) -> list[torch.nn.Linear]:
+def fit(method: Balancer, features: FrozenFeatures, recipe: Recipe, settings: Settings) -> list[torch.nn.Linear]:
     """A method's classifiers from the first stage's, one a setting."""
-    return method.fit(classifiers.copy_classifier(features.model), features, recipe, settings)
+    return method.fit(models.copy_classifier(features.model), features, recipe, settings)
 
 
-def tune(method: Method, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Setting, pd.DataFrame]:
+def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Setting, pd.DataFrame]:
     """The setting with the best accuracy on held-out images, of equals the first; and all that were tried.
 
     Args:
@@ -129,7 +131,7 @@ def compare(
     held_out: FrozenFeatures,
     final: FrozenFeatures,
     recipe: Recipe,
-    compared: Mapping[str, Method] = METHODS,
+    compared: Mapping[str, Balancer] = BALANCERS,
     figures: Path | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tune every method on held-out images, then fit each once for the test and test it once.
@@ -194,7 +196,7 @@ class Comparison(SecondStage):
         for name in (*names, "out"):
             value = getattr(self, name)
             words += [flag(name), f"{value:g}" if isinstance(value, float) else short(value)]
-        return "python -m ltr.sweep " + shlex.join(map(str, words))
+        return "python -m ltr sweep " + shlex.join(map(str, words))
 
     def find(self, where: Path, epochs: int, hold_out: int, data: datasets.LongTailed) -> runs.Result:
         """A finished first stage.
@@ -271,7 +273,7 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
         if any(settings[name] != value for name, value in same.items()):
             continue
         words = f"weight decay {settings['stage1_weight_decay']:g}, {settings['stage1_epochs']} epochs"
-        method = settings["method"] + ", whole network" * (settings["method"] in METHODS)
+        method = settings["method"] + ", whole network" * (settings["method"] in BALANCERS)
         plain = result.accuracy()
         figures = figures_of(*result.test_logits, result.class_counts)
         figures |= {name: plain[name.lower()] for name in FIGURES}  # stored logits are rounded to float16
@@ -362,8 +364,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\nclasses of the test set long-tailed, forward as in training or backward, by the ratio of its ends:")
     print(shown(table[table["all"].notna()], ["method", *shifts]))
     print(f"\nlast epoch, plain test, in %; all columns: {short(path)}; what was tried: {short(tuning)}")
-
-
-if __name__ == "__main__":
-    sys.excepthook = one_line
-    main()

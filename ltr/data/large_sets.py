@@ -1,10 +1,9 @@
 """Sets too large for memory, as lists of image files: ImageNet-LT, Places-LT and iNaturalist 2018.
 
-Only paths and labels are read here; `ltr.streaming` opens the images while training runs. The sets are long-tailed
+Only paths and labels are read here; `ltr.data.streaming` opens the images while training runs. The sets are long-tailed
 as they were published, so that nothing is cut.
 """
 
-import hashlib
 import json
 import os
 from collections import defaultdict
@@ -14,70 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from ltr import InputError
-from ltr.images import decode
-from ltr.options import clip
-from ltr.sources import Absent, Row, below, check_labels, check_paths, check_root, parse_row, read_lines
-
-THUMBNAIL = 64  # pixels of a side, for a look at a few images
-
-
-class Thumbnails:
-    """Small pictures, uint8 [N, 64, 64, 3], that are decoded when they become an array: for a montage."""
-
-    def __init__(self, paths: np.ndarray) -> None:
-        self.paths = paths
-        self.shape = (len(paths), THUMBNAIL, THUMBNAIL, 3)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, chosen: np.ndarray | slice) -> "Thumbnails":
-        return Thumbnails(self.paths[chosen])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        pictures = [ImageOps.fit(Image.fromarray(decode(path)), self.shape[1:3]) for path in self.paths]
-        return np.asarray(np.stack(pictures), dtype)
+from ltr.data.images import Absent, check_root
+from ltr.data.lists import Row, below, check_labels, check_paths, parse_row, read_lines
+from ltr.data.streaming import ListedImages
+from ltr.errors import InputError, clip
 
 
 @dataclass(frozen=True)
-class ListedImages:
-    """Images that stay in their files.
-
-    Attributes:
-        root: the folder that all paths lead from.
-        paths: [N], text.
-        labels: int64 [N].
-        jitter: strength of the colour jitter in training, 0 for none.
-    """
-
-    root: Path
-    paths: np.ndarray
-    labels: np.ndarray
-    jitter: float = 0.0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: np.ndarray) -> "ListedImages":
-        """The images at these positions, in their order."""
-        return ListedImages(self.root, self.paths[indices], self.labels[indices], self.jitter)
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the sorted list of label and path: it names the list, and opens no image."""
-        rows = sorted(f"{label} {Path(path).as_posix()}" for label, path in zip(self.labels, self.paths, strict=True))
-        return hashlib.sha256(os.fsencode("\n".join(rows))).hexdigest()
-
-    @property
-    def images(self) -> Thumbnails:
-        """For a look at a few of them."""
-        return Thumbnails(np.array([os.path.join(self.root, path) for path in self.paths], object))
-
-
-@dataclass(frozen=True)
-class Benchmark:
+class LargeSet:
     """A published long-tailed set.
 
     Attributes:
@@ -96,20 +40,20 @@ class Benchmark:
 # Counts: Liu et al. 2019, sections 4.1 and A; iNaturalist 2018's competition page. Its test labels were never
 # published, so the field tests on the validation images. Colour jitter: as Kang et al. 2020 train.
 LISTS = (("train", "train"), ("validation", "val"), ("test", "test"))
-BENCHMARKS = {
-    "imagenet-lt": Benchmark(
+LARGE_SETS = {
+    "imagenet-lt": LargeSet(
         {split: (f"ImageNet_LT_{name}.txt",) for split, name in LISTS},
         {"train": 115_846, "validation": 20_000, "test": 50_000},
         num_classes=1000,
         jitter=0.4,
     ),
-    "places-lt": Benchmark(
+    "places-lt": LargeSet(
         {split: (f"Places_LT_{name}.txt",) for split, name in LISTS},
         {"train": 62_500, "validation": 7_300, "test": 36_500},
         num_classes=365,
         jitter=0.4,
     ),
-    "inaturalist2018": Benchmark(
+    "inaturalist2018": LargeSet(
         {"train": ("train2018.json", "iNaturalist18_train.txt"), "test": ("val2018.json", "iNaturalist18_val.txt")},
         {"train": 437_513, "test": 24_426},
         num_classes=8142,
@@ -119,7 +63,7 @@ BENCHMARKS = {
 
 
 class Splits(NamedTuple):
-    """What a benchmark's files give; there is no validation list where the field tests on it."""
+    """What a large_set's files give; there is no validation list where the field tests on it."""
 
     train: ListedImages
     test: ListedImages
@@ -128,26 +72,26 @@ class Splits(NamedTuple):
 
 
 def read(source: str, root: Path) -> Splits:
-    """A benchmark from its files in `root`.
+    """A large set from its files in `root`.
 
     Raises:
         Absent: the folder or a list is not there.
         InputError: a line or an entry is wrong, counts are not as published, an image is listed twice or absent.
     """
     check_root(root)
-    benchmark = BENCHMARKS[source]
-    files = {split: find_file(source, root, names) for split, names in benchmark.files.items()}
+    large_set = LARGE_SETS[source]
+    files = {split: find_file(source, root, names) for split, names in large_set.files.items()}
     rows, names = {}, None
     for split, file in files.items():
         rows[split], categories = read_rows(root, file)
         names = names or categories
-        check_counts(file, rows[split], benchmark.counts[split], benchmark.num_classes)
+        check_counts(file, rows[split], large_set.counts[split], large_set.num_classes)
         check_paths(rows[split])
     check_paths(rows["train"] + rows["test"])
     for split, file in files.items():
         check_images(root, file, rows[split])
-    parts = {split: listed(root, split_rows, benchmark.jitter) for split, split_rows in rows.items()}
-    names = names or folder_names(parts["train"], benchmark.num_classes)
+    parts = {split: listed(root, split_rows, large_set.jitter) for split, split_rows in rows.items()}
+    names = names or folder_names(parts["train"], large_set.num_classes)
     return Splits(parts["train"], parts["test"], names, parts.get("validation"))
 
 

@@ -12,8 +12,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ltr import InputError
-from ltr.storage import remove_partial, write_whole
+from ltr.errors import InputError
+from ltr.runtime.storage import remove_partial, write_whole
+
+SPLITS = ("train", "test")
+
+
+class Absent(InputError):
+    """The images are not there at all: finished runs can still be read."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class LabelledImages:
             for label, image in zip(self.labels.tolist(), self.images, strict=True)
         )
         return hashlib.sha256(b"".join(rows)).hexdigest()
+
+
+Parts = tuple[LabelledImages, LabelledImages, list[str]]  # training images, test images, class names
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def decode_all(listing: Listing) -> np.ndarray:
     return images
 
 
-def stamp(root: Path, paths: Sequence[str]) -> str:
+def signature(root: Path, paths: Sequence[str]) -> str:
     """Sixteen hexadecimal digits that change when one of the files does.
 
     Raises:
@@ -131,11 +140,30 @@ def read_listing(root: Path, listing: Listing) -> LabelledImages:
     """Decode a split once and keep its pixels below `root`, until one of its files changes.
 
     Raises:
-        InputError: see `decode_all` and `stamp`.
+        InputError: see `decode_all` and `signature`.
     """
-    cache = root / f".ltr-{listing.name}-{stamp(root, listing.paths)}.npz"
+    cache = root / f".ltr-{listing.name}-{signature(root, listing.paths)}.npz"
     images = read_cache(cache, len(listing.paths))
     if images is None:
         images = decode_all(listing)
         write_cache(cache, listing.name, images)
     return LabelledImages(images, np.asarray(listing.labels, np.int64))
+
+
+def check_root(root: Path) -> None:
+    """Raises Absent where there is no folder `root`."""
+    if not os.path.isdir(root):
+        raise Absent(f"--data-root: must be a folder with train and test images, there is no folder {root}")
+
+
+def read_pair(root: Path, *listings: Listing) -> tuple[LabelledImages, LabelledImages]:
+    """Decode training and test images.
+
+    Raises:
+        InputError: an image is broken, or not all have one size.
+    """
+    train, test = (read_listing(root, listing) for listing in listings)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        sizes = [f"{part.images.shape[2]}x{part.images.shape[1]}" for part in (train, test)]
+        raise InputError(f"--data-root: all images must have one size; train's are {sizes[0]}, test's {sizes[1]}")
+    return train, test

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from ltr import InputError, TrainingError, distributed
-from ltr.options import clip
+from ltr.errors import InputError, TrainingError, clip
+from ltr.runtime import distributed
 
 GO_ON = "interrupted; the same command goes on from the last saved epoch"
 LOST = "another process of this job is gone or stuck; the same command goes on from the last saved epoch"
@@ -56,15 +56,15 @@ def check_folder(path: Path) -> None:
     Raises:
         InputError: it cannot be written to, or each of several machines has one of its own.
     """
-    world = distributed.current()
-    if world.leads:
+    group = distributed.current()
+    if group.is_main:
         check_writable(path)
-    if world.size > 1:
+    if group.size > 1:
         with contextlib.ExitStack() as kept:
-            probe = kept.enter_context(tempfile.NamedTemporaryFile(dir=path)).name if world.leads else None
-            seen = os.path.exists(world.from_leader(probe))
-            seen = world.total(torch.tensor(int(seen)))  # also keeps the file until all have looked
-        if seen < world.size:
+            probe = kept.enter_context(tempfile.NamedTemporaryFile(dir=path)).name if group.is_main else None
+            seen = os.path.exists(group.broadcast(probe))
+            seen = group.sum(torch.tensor(int(seen)))  # also keeps the file until all have looked
+        if seen < group.size:
             raise InputError(f"--out: must be a folder that all processes see, got {path}")
 
 
@@ -94,7 +94,7 @@ def one_line(
     for known, code in codes.items():
         if isinstance(error, known):
             job.end(f"error: {GO_ON if code == 130 else error}", code)
-    if job.world.size == 1:
+    if job.process_group.size == 1:
         sys.__excepthook__(kind, error, trace)
     else:
         lost = distributed.lost_another(error)
@@ -104,3 +104,18 @@ def one_line(
 def terminate(number: int, frame: Any, job: distributed.Job = distributed.ALONE) -> NoReturn:
     """SIGTERM's handler: say how to go on, exit 143."""
     job.end(f"error: {GO_ON}", 128 + number)
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, hyperthreads of one core counted once."""
+    try:
+        cpus = os.sched_getaffinity(0)
+        topology = Path("/sys/devices/system/cpu")
+        return len({(topology / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in cpus})
+    except (OSError, AttributeError):  # not Linux, or a sandbox that hides its cores
+        return os.cpu_count() or 1
+
+
+def use_physical_cores() -> None:
+    """Let PyTorch run no more threads than there are physical cores; fewer stay fewer (OMP_NUM_THREADS)."""
+    torch.set_num_threads(min(torch.get_num_threads(), physical_cores()))

@@ -1,7 +1,7 @@
 """What the fast path is worth: it and a plain reference, timed in turn in one run.
 
-    python -m ltr.bench                        # what this machine can measure, into exp/benchmarks.csv
-    python -m ltr.bench --only stage-1 --backbones resnet34
+    python -m ltr bench                        # what this machine can measure, into exp/benchmarks.csv
+    python -m ltr bench --only stage-1 --backbones resnet34
 
 The reference trains as the released code does: torchvision's transforms on PIL images in a DataLoader with
 workers, eager, float32 (TF32 where PyTorch's defaults use it), a test after every epoch. Both sides have the
@@ -31,11 +31,13 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from ltr import InputError, classifiers, engine, models, runs, storage, training
+from ltr import first_stage, models, recipes, runs, second_stage, stack, training
 from ltr.datasets import STATISTICS, LabelledImages, LongTailed, class_counts
-from ltr.engine import Engine
-from ltr.options import ROOT
-from ltr.process import one_line, usable_device
+from ltr.errors import InputError
+from ltr.runtime import engine, storage
+from ltr.runtime.engine import Engine
+from ltr.runtime.options import ROOT
+from ltr.runtime.process import usable_device
 
 COLUMNS = "what,backbone,device,images,batch,precision,reference_s,ours_s,ratio,floor_share,peak_mb,torch,date".split(
     ","
@@ -120,8 +122,8 @@ class Reference:
 def trainer(data: LongTailed, backbone: str, how: Engine, seed: int = 0) -> training.Trainer:
     """The package's own training of the same network."""
     model = models.build_model(backbone, 100, seed).to(how.device, memory_format=torch.channels_last)
-    recipe = training.Recipe(EPOCHS[backbone], BATCH, 0.01, 5e-3, seed=seed, test_every=TEST_EVERY)
-    return training.Trainer(model, training.ImageData(data, how.device), recipe, engine=how)
+    recipe = recipes.Recipe(EPOCHS[backbone], BATCH, 0.01, 5e-3, seed=seed, test_every=TEST_EVERY)
+    return training.Trainer(model, first_stage.ImageData(data, how.device), recipe, engine=how)
 
 
 def ready(*trainers: training.Trainer) -> list[training.Trainer]:
@@ -222,9 +224,9 @@ def eight_at_once(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str,
 
 def stage_2(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str, Any]]:
     """500 classifiers of 10 epochs from features, beside a pass of the backbone for each of them and each epoch."""
-    data, recipe = drawn(), training.Recipe(10, BATCH)
+    data, recipe = drawn(), recipes.Recipe(10, BATCH)
     model = models.build_model(backbone, 100).to(how.device, memory_format=torch.channels_last)
-    frozen = classifiers.FrozenFeatures(model, data, how.device, engine=how)
+    frozen = second_stage.FrozenFeatures(model, data, how.device, engine=how)
     features_s = seconds(lambda: (frozen.up_to(9), frozen.test_features(9, False)), how.device)
     yield row(FEATURES, backbone, how, ours_s=features_s)
     balls = [{"max_norm": radius, "max_norm_every": "step"} for radius in (np.nan, 0.5, 1.0, 1.5, 2.0)]
@@ -234,10 +236,10 @@ def stage_2(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str, Any]]
         for decay in np.geomspace(1e-4, 0.1, 25)
         for ball in balls
     ]
-    start, reference = classifiers.copy_classifier(model), Reference(data, backbone, how.device, frozen=True)
+    start, reference = models.copy_classifier(model), Reference(data, backbone, how.device, frozen=True)
 
     def grid() -> None:
-        classifiers.Grid(start, frozen, recipe, pd.DataFrame(choices)).fit().table()
+        stack.Grid(start, frozen, recipe, pd.DataFrame(choices)).fit().table()
 
     grid_s, epoch_s = in_turn(repeat, how.device, grid, reference.epoch)
     flops = 6 * recipe.epochs * len(frozen) * len(choices) * start.weight.numel()
@@ -340,7 +342,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         InputError: an option is not allowed.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="ltr bench", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions, of which the median counts")
     parser.add_argument("--only", default="", help="measure what begins so, as 'stage 2'")
@@ -361,8 +363,3 @@ def main(arguments: list[str] | None = None) -> None:
             old = pd.read_csv(options.out, dtype=str, keep_default_na=False) if options.out.exists() else unmeasured()
             options.out.parent.mkdir(parents=True, exist_ok=True)
             storage.write_text(options.out, merge(old, new.round(4)).to_csv(index=False))
-
-
-if __name__ == "__main__":
-    sys.excepthook = one_line
-    main()

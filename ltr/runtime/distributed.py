@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node=8 scripts/demo1_first-stage-training.py --preset paper
 
-Every process runs the same script. Each takes its share of every batch and of the test images; the leader (rank 0)
+Every process runs the same script. Each takes its shard of every batch and of the test images; rank 0
 alone writes, prints and draws; the one that fails first says why, for all. PyTorch keeps one group a process, so
 `current` asks there which one this is, and nobody has to hand it on.
 """
@@ -20,15 +20,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ltr import InputError
+from ltr.errors import InputError
 
 # For a process that is stuck; torchrun ends the others of one that died. Longer than what one does alone while
-# the others wait: the leader saves, or one of several machines reads its images more slowly.
+# the others wait: rank 0 saves, or one of several machines reads its images more slowly.
 TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """Which of how many processes this is; the default is one that is alone.
 
     What says "together" must be called by all of them, in the same order.
@@ -38,11 +38,11 @@ class World:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """True for the one process that writes and shows."""
         return self.rank == 0
 
-    def share(self, size: int, block: int = 1, rank: int | None = None) -> range:
+    def shard(self, size: int, block: int = 1, rank: int | None = None) -> range:
         """The part of `size` rows that is this process's, or another one's: side by side, the first ones' larger.
 
         Args:
@@ -57,17 +57,17 @@ class World:
         return range(min(start * block, size), min(stop * block, size))
 
     def gather(self, rows: Tensor, size: int, block: int = 1) -> Tensor:
-        """All processes' shares [share, ...] in their order, on each of them: [size, ...]. Together."""
+        """All processes' shards [shard, ...] in their order, on each of them: [size, ...]. Together."""
         if self.size == 1:
             return rows
-        shares = [len(self.share(size, block, rank)) for rank in range(self.size)]
-        padded = rows.new_zeros(max(shares), *rows.shape[1:])  # backends want parts of one size
+        sizes = [len(self.shard(size, block, rank)) for rank in range(self.size)]
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])  # backends want parts of one size
         padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in shares]
+        parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
-        return torch.cat([part[:share] for part, share in zip(parts, shares, strict=True)])
+        return torch.cat([part[:own] for part, own in zip(parts, sizes, strict=True)])
 
-    def total(self, values: Tensor) -> Tensor:
+    def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, of the same shape. Together."""
         if self.size > 1:
             values = values.clone()
@@ -81,15 +81,15 @@ class World:
             dist.all_reduce(values)
             values /= self.size
 
-    def from_leader(self, value: Any = None) -> Any:
-        """The leader's value, which the others wait for. Together."""
+    def broadcast(self, value: Any = None) -> Any:
+        """Rank 0's value, which the others wait for. Together."""
         if self.size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values)
         return values[0]
 
-    def train_together(self, model: nn.Module) -> nn.Module:
+    def data_parallel(self, model: nn.Module) -> nn.Module:
         """The model with gradients that are means over all processes; as it is where this one is alone. Together.
 
         Batch-norm's running statistics stay each process's own; training averages them once an epoch.
@@ -101,11 +101,11 @@ class World:
         return wrap(model, **{"forward_sync_buffers" if newer else "broadcast_buffers": False})
 
 
-def current() -> World:
+def current() -> ProcessGroup:
     """The processes that train together; one alone where no group was joined."""
     if dist.is_available() and dist.is_initialized():
-        return World(dist.get_rank(), dist.get_world_size())
-    return World()
+        return ProcessGroup(dist.get_rank(), dist.get_world_size())
+    return ProcessGroup()
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Job:
         store: torchrun's, which outlives the processes.
     """
 
-    world: World = World()
+    process_group: ProcessGroup = ProcessGroup()
     local_rank: int = 0
     store: Any = None
 
@@ -127,7 +127,7 @@ class Job:
         Raises:
             InputError: the processes cannot share it, or there are fewer GPUs than processes here.
         """
-        if self.world.size == 1 or name == "cpu":
+        if self.process_group.size == 1 or name == "cpu":
             return name
         if name != "cuda":
             raise InputError(f"--device: must be cpu or cuda for several processes, got {name}")
@@ -137,22 +137,24 @@ class Job:
         return f"cuda:{self.local_rank}"
 
     @contextlib.contextmanager
-    def group(self, device: str) -> Iterator[None]:
+    def join(self, device: str) -> Iterator[None]:
         """The group of all processes, for as long as the context lasts; none for one that is alone."""
-        if self.world.size == 1:
+        if self.process_group.size == 1:
             yield
             return
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"  # words between processes stay off the GPU
         store = dist.PrefixStore("group", self.store)
-        dist.init_process_group(backend, store=store, rank=self.world.rank, world_size=self.world.size, timeout=TIMEOUT)
+        dist.init_process_group(
+            backend, store=store, rank=self.process_group.rank, world_size=self.process_group.size, timeout=TIMEOUT
+        )
         try:
             yield
         finally:
             dist.destroy_process_group()
 
     def mute(self) -> None:
-        """Let the leader alone print, warn and show progress; what a process ends with is heard, see `end`."""
-        if not self.world.leads:
+        """Let rank 0 alone print, warn and show progress; what a process ends with is heard, see `end`."""
+        if not self.process_group.is_main:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 
     def end(self, text: str, code: int) -> NoReturn:
@@ -160,7 +162,7 @@ class Job:
 
         Among several, at once: to close the group in good order would be to wait for those that are gone.
         """
-        if self.world.size == 1:
+        if self.process_group.size == 1:
             print(text, file=sys.stderr)
             raise SystemExit(code)
         with contextlib.suppress(Exception):  # without the store twice is better than never
@@ -183,7 +185,7 @@ def connect(environment: Mapping[str, str]) -> Job:
         return ALONE
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        job = Job(World(rank, size), int(environment["LOCAL_RANK"]), store)
+        job = Job(ProcessGroup(rank, size), int(environment["LOCAL_RANK"]), store)
     except (AttributeError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"torchrun: must start all processes, and PyTorch be built for it ({reason})") from error

@@ -5,11 +5,9 @@ had here (CUDA, bfloat16, a compiler) gives way to the plain step, and a notice 
 """
 
 import contextlib
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -179,18 +177,3 @@ def choose(
         notices.append("neither CUDA graph nor torch.compile where several processes exchange gradients")
         compiled = graph = False
     return Engine(device, precision, compiled, graph, deterministic, processes, sync_batch_norm, tuple(notices))
-
-
-def physical_cores() -> int:
-    """Cores that this process may use, hyperthreads of one core counted once."""
-    try:
-        cpus = os.sched_getaffinity(0)
-        topology = Path("/sys/devices/system/cpu")
-        return len({(topology / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in cpus})
-    except (OSError, AttributeError):  # not Linux, or a sandbox that hides its cores
-        return os.cpu_count() or 1
-
-
-def use_physical_cores() -> None:
-    """Let PyTorch run no more threads than there are physical cores; fewer stay fewer (OMP_NUM_THREADS)."""
-    torch.set_num_threads(min(torch.get_num_threads(), physical_cores()))

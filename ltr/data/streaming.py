@@ -7,25 +7,82 @@ epoch, its place in the set), so that neither the number of workers nor a resume
 Source: Kang et al. 2020 (augmentation of ImageNet-LT, Places-LT and iNaturalist 2018).
 """
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ltr import InputError, distributed
-from ltr.images import LabelledImages, decode
-from ltr.listed import ListedImages
-from ltr.loader import Loader, cut, epoch_generator
+from ltr.data.images import LabelledImages, decode
+from ltr.data.loader import Loader, MemoryLoader, cut, epoch_generator
+from ltr.errors import InputError
+from ltr.runtime import distributed
 
 CROP, RESIZE = 224, 256  # pixels
+THUMBNAIL = 64  # pixels of a side, for a look at a few images
 MOST_WORKERS = 16  # beyond, one GPU waits for itself
 Transform = Callable[[Image.Image], Tensor]
 Drawn = tuple[Tensor, Tensor]  # an epoch's order [N], and its seed and number [2]; both on the CPU
+
+
+class Thumbnails:
+    """Small pictures, uint8 [N, 64, 64, 3], that are decoded when they become an array: for a montage."""
+
+    def __init__(self, paths: np.ndarray) -> None:
+        self.paths = paths
+        self.shape = (len(paths), THUMBNAIL, THUMBNAIL, 3)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> "Thumbnails":
+        return Thumbnails(self.paths[chosen])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        pictures = [ImageOps.fit(Image.fromarray(decode(path)), self.shape[1:3]) for path in self.paths]
+        return np.asarray(np.stack(pictures), dtype)
+
+
+@dataclass(frozen=True)
+class ListedImages:
+    """Images that stay in their files.
+
+    Attributes:
+        root: the folder that all paths lead from.
+        paths: [N], text.
+        labels: int64 [N].
+        jitter: strength of the colour jitter in training, 0 for none.
+    """
+
+    root: Path
+    paths: np.ndarray
+    labels: np.ndarray
+    jitter: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "ListedImages":
+        """The images at these positions, in their order."""
+        return ListedImages(self.root, self.paths[indices], self.labels[indices], self.jitter)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the sorted list of label and path: it names the list, and opens no image."""
+        rows = sorted(f"{label} {Path(path).as_posix()}" for label, path in zip(self.labels, self.paths, strict=True))
+        return hashlib.sha256(os.fsencode("\n".join(rows))).hexdigest()
+
+    @property
+    def images(self) -> Thumbnails:
+        """For a look at a few of them."""
+        return Thumbnails(np.array([os.path.join(self.root, path) for path in self.paths], object))
 
 
 def default_workers() -> int:
@@ -91,8 +148,37 @@ class Decoded(Dataset):
             return self.transform(picture)
 
 
+class Ahead:
+    """The planned batches of an epoch, decoded ahead by the workers, and the one given last.
+
+    Args:
+        plan: the images' places in the set, batch by batch.
+        batches: their decoded images, in this order.
+    """
+
+    def __init__(self, plan: Sequence[list[int]], batches: Iterator[Tensor | str]) -> None:
+        self.planned, self.batches = deque(plan), batches
+        self.last: list[int] = []
+        self.images: Tensor | str = ""
+
+    def has(self, chosen: list[int]) -> bool:
+        """Whether these images are the next batch, or were the last."""
+        return chosen == self.last or (len(self.planned) > 0 and chosen == self.planned[0])
+
+    def take(self, chosen: list[int]) -> Tensor | str:
+        """The images of a batch that `has` knows."""
+        if chosen != self.last:
+            self.last, self.images = self.planned.popleft(), next(self.batches)
+        if not self.planned:
+            self.batches = iter(())  # ends the workers
+        return self.images
+
+
 class StreamLoader:
-    """A set of image files, with the methods of `loader.Loader`.
+    """A set of image files as batches, see `loader.Loader`.
+
+    Trainings side by side may share it: those of one seed see the same batches, which are decoded once; other seeds'
+    are read ahead by workers of their own.
 
     Args:
         images: files and labels.
@@ -101,6 +187,9 @@ class StreamLoader:
         workers: processes that decode; 0 decodes in this one, None takes `default_workers`.
         crop, resize: pixels of a side, see `CROP` and `RESIZE`; None takes these.
     """
+
+    in_memory, draws_on = False, torch.device("cpu")
+    test_batch_size = 100
 
     def __init__(
         self,
@@ -117,10 +206,7 @@ class StreamLoader:
         self.sides = crop or CROP, resize or RESIZE
         self.mean, self.std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (mean, std))
         self.labels = torch.from_numpy(images.labels)
-        self.key: tuple[int, int] | None = None
-        self.planned: deque[list[int]] = deque()
-        self.ahead: Iterator[Tensor] = iter(())
-        self.last: tuple[list[int], Tensor] = ([], torch.empty(0))
+        self.ahead: dict[int, tuple[int, Ahead]] = {}  # by seed: the epoch, and its batches
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -154,42 +240,39 @@ class StreamLoader:
     def draw(self, batch_size: int, seed: int, epoch: int) -> Drawn:
         """An epoch's order and key, on the CPU; the workers begin with its batches, or this process's share of each."""
         order = torch.randperm(len(self), generator=epoch_generator(seed, epoch))
-        world = distributed.current()
-        key, plan = (seed, epoch), [cut(chunk, world.share(len(chunk))).tolist() for chunk in order.split(batch_size)]
-        if (key, plan) != (self.key, list(self.planned)):  # else they have begun
-            self.key, self.planned, self.last = key, deque(plan), ([], torch.empty(0))
-            self.ahead = self.read(key, plan)
+        group = distributed.current()
+        plan = [cut(chunk, group.shard(len(chunk))).tolist() for chunk in order.split(batch_size)]
+        begun = self.ahead.get(seed)
+        if begun is None or begun[0] != epoch or list(begun[1].planned) != plan:
+            self.ahead[seed] = epoch, Ahead(plan, self.read((seed, epoch), plan))
         return order, torch.tensor([seed, epoch])
 
     def batch(self, drawn: Drawn, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The images [B, 3, H, W] and labels [B] at these positions [B] of an epoch's order.
 
-        It depends on its arguments only. The next batch of the last `draw`, and the one given last, are at hand;
+        It depends on its arguments only. The next batch of a seed's last `draw`, and the one given last, are at hand;
         any other is decoded while one waits.
 
         Raises:
             InputError: an image cannot be read.
         """
-        chosen, key = drawn[0][positions.cpu()], tuple(drawn[1].tolist())
-        images = self.fetch(chosen.tolist(), key)
+        chosen, (seed, epoch) = drawn[0][positions.cpu()], drawn[1].tolist()
+        images = self.fetch(chosen.tolist(), seed, epoch)
         return self.normalise(images), self.labels[chosen].to(self.device, non_blocking=True)
 
-    def fetch(self, chosen: list[int], key: tuple[int, int]) -> Tensor | str:
+    def fetch(self, chosen: list[int], seed: int, epoch: int) -> Tensor | str:
         """Decoded images, uint8 [B, 3, H, W], or the message of an error."""
-        if key != self.key or chosen not in (self.last[0], self.planned[0] if self.planned else []):
-            return Decoded(self.images, key, *self.sides)[chosen]
-        if chosen != self.last[0]:
-            self.last = self.planned.popleft(), next(self.ahead)
-        if not self.planned:
-            self.ahead = iter(())
-        return self.last[1]
+        begun, ahead = self.ahead.get(seed, (None, None))
+        if begun == epoch and ahead.has(chosen):
+            return ahead.take(chosen)
+        return Decoded(self.images, (seed, epoch), *self.sides)[chosen]
 
     def close(self) -> None:
-        """End the workers of an epoch that is not to be finished.
+        """End the workers of epochs that are not to be finished.
 
         Left to the garbage collector, each may be waited for in vain for 5 s: it ends their queues first.
         """
-        self.key, self.ahead = None, iter(())
+        self.ahead.clear()
 
     # ---- one batch after another
 
@@ -199,11 +282,6 @@ class StreamLoader:
         """Yield shuffled, augmented batches ([B, 3, H, W], [B]) of a part of the epoch; the last one may be short."""
         order = torch.randperm(len(self), generator=epoch_generator(seed, epoch))
         yield from self.batches((seed, epoch), cut(order, part).split(batch_size))
-
-    @property
-    def test_batch_size(self) -> int:
-        """Images of a test batch."""
-        return 100
 
     def test_batches(self, flip: bool = False, part: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the centres of a part's images in their order; mirrored where `flip` is set."""
@@ -226,8 +304,15 @@ def open_loader(
     std: tuple[float, float, float],
     device: torch.device | str,
     workers: int | None = None,
-) -> Loader | StreamLoader:
-    """The loader that suits the images: from memory, or from their files."""
+    repeats: bool = False,
+) -> Loader:
+    """The loader that suits the images: from memory, or from their files.
+
+    Args:
+        images: of either kind.
+        mean, std, device, repeats: see `loader.MemoryLoader`.
+        workers: see `StreamLoader`.
+    """
     if isinstance(images, ListedImages):
         return StreamLoader(images, mean, std, device, workers)
-    return Loader(images.images, images.labels, mean, std, device)
+    return MemoryLoader(images.images, images.labels, mean, std, device, repeats)

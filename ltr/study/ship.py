@@ -1,6 +1,6 @@
 """Features that ship with the package, so that the second stage runs without images, download or GPU:
 
-    python -m ltr.ship --preset paper --backbone resnet32 --stage1-epochs 100
+    python -m ltr ship --preset paper --backbone resnet32 --stage1-epochs 100
 
 writes `features.npz` into the folder of the first stage with weight decay, at most 12 MB. All options are the second
 script's, and say which first stage. `--base shipped` on the second notebook starts from such a file.
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltr import InputError, classifiers, datasets, models, runs
-from ltr.features import Features, Pass
-from ltr.options import short
-from ltr.process import one_line
+from ltr import datasets, models, runs, second_stage
+from ltr.errors import InputError
+from ltr.runtime.options import short
+from ltr.runtime.storage import write_whole
+from ltr.second_stage import Features, Pass
 from ltr.settings import SecondStage
-from ltr.storage import write_whole
 
 NAME = "features.npz"
 LARGEST = 12 * 10**6  # bytes of a file
@@ -95,7 +95,7 @@ def read(path: Path, about: Mapping[str, Any], device: torch.device | str = "cpu
         labels, draws = arrays["test_labels"].astype(np.int64), arrays["draws"].tolist()
         features = ShippedFeatures([Pass(*pair) for pair in pairs], tested, arrays["class_counts"], labels, *draws)
     except FileNotFoundError as error:
-        raise InputError(f"--base: no features ship with {path.parent}; python -m ltr.ship makes them") from error
+        raise InputError(f"--base: no features ship with {path.parent}; python -m ltr ship makes them") from error
     except Exception as error:  # a damaged file raises whatever its damage leads to
         raise InputError(f"--base: {path} cannot be read ({error})") from error
     features.about = about
@@ -120,12 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = settings.first_stage(settings.stage1_weight_decay)
     run = runs.find(settings.out / "demo_1", wanted, data.describe()["fingerprint"])
     draws = settings.batch_size, settings.seed, settings.engine
-    features = classifiers.FrozenFeatures(network(settings, run), data, settings.device, "paper", *draws)
+    features = second_stage.FrozenFeatures(network(settings, run), data, settings.device, "paper", *draws)
     passes = write(run.path / NAME, features, settings.epochs)
     size = (run.path / NAME).stat().st_size / 1e6
     print(short(f"{run.path / NAME}: {passes} passes of {len(features):,} images, {size:.1f} MB"))
-
-
-if __name__ == "__main__":
-    sys.excepthook = one_line
-    main()

@@ -1,7 +1,7 @@
 """First-stage runs for many seeds and weight decays, side by side on one GPU.
 
-    python -m ltr.sweep --seeds 0 1 2 --weight-decays 0 0.005 --preset paper --backbone resnet34
-    python -m ltr.sweep --weight-decays 0 0.001 0.002 0.005 0.01 --hold-out 20 --preset paper
+    python -m ltr sweep --seeds 0 1 2 --weight-decays 0 0.005 --preset paper --backbone resnet34
+    python -m ltr sweep --weight-decays 0 0.001 0.002 0.005 0.01 --hold-out 20 --preset paper
 
 All other options are the first script's. The runs are the ones that the notebook would make, and it finds
 them finished. With `--hold-out` the held-out images take the place of the test images, and the runs go to
@@ -10,17 +10,15 @@ them finished. With `--hold-out` the held-out images take the place of the test 
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import pandas as pd
 import torch
 
-from ltr import InputError, datasets, models, runs, training
-from ltr.engine import Engine
-from ltr.options import real, whole
-from ltr.process import one_line
+from ltr import datasets, first_stage, models, runs, training
+from ltr.errors import InputError
+from ltr.runtime.engine import Engine
+from ltr.runtime.options import real, whole
 from ltr.settings import FirstStage
 
 AT_ONCE = {"resnet32": 8, "resnet32-wide": 4, "resnet34": 2}  # on CUDA; a CPU gains nothing by sharing its cores
@@ -36,10 +34,10 @@ class Cell:
 
     def open(self) -> runs.Run:
         """The run's folder."""
-        label, identity = self.settings.model("WD" if self.weight_decay else "naive", self.weight_decay)
+        label, identity = self.settings.run_key("WD" if self.weight_decay else "naive", self.weight_decay)
         return runs.open_run(self.settings.out / "demo_1", label, identity, self.data.describe()["fingerprint"])
 
-    def trainer(self, run: runs.Run, images: training.ImageData, engine: Engine) -> training.Trainer:
+    def trainer(self, run: runs.Run, images: first_stage.ImageData, engine: Engine) -> training.Trainer:
         """The training of a run that was begun."""
         settings = self.settings
         model = models.build_model(settings.backbone, len(self.data.class_counts), settings.seed, settings.cosine)
@@ -64,19 +62,23 @@ def train(cells: Sequence[Cell], at_once: int) -> Iterator[runs.Result]:
     """Train what is not finished, some side by side, and give all runs in their order."""
     opened = [(cell, cell.open()) for cell in cells]
     retrain = cells[0].settings.retrain
-    waiting = iter([(cell, run) for cell, run in opened if retrain or not run.finished])
-    while group := list(islice(waiting, at_once)):
-        images, trainers = {}, []
-        for cell, run in group:
-            run.begin(cell.data, cell.settings.device, retrain)
-            key = id(cell.data), cell.settings.seed * ("autoaugment" in cell.settings.augmentation)
-            if key not in images:
-                images[key] = training.ImageData(cell.data, cell.settings.device, **cell.settings.augmented)
-            trainers.append(cell.trainer(run, images[key], cell.settings.engine))
-        outcomes = training.fit_together(trainers)
-        for (cell, run), outcome in zip(group, outcomes, strict=True):
-            run.save(outcome, cell.data.class_counts)
+    waiting = [(cell, run) for cell, run in opened if retrain or not run.finished]
+    for start in range(0, len(waiting), at_once):
+        train_together(waiting[start : start + at_once], retrain)
     return (run.load() for _, run in opened)
+
+
+def train_together(group: Sequence[tuple[Cell, runs.Run]], retrain: bool) -> None:
+    """Train some runs side by side; those of one set of images share it."""
+    images, trainers = {}, []
+    for cell, run in group:
+        run.begin(cell.data, cell.settings.device, retrain)
+        if id(cell.data) not in images:
+            images[id(cell.data)] = first_stage.ImageData(cell.data, cell.settings.device, **cell.settings.augmented)
+        trainers.append(cell.trainer(run, images[id(cell.data)], cell.settings.engine))
+    outcomes = training.fit_together(trainers)
+    for (cell, run), outcome in zip(group, outcomes, strict=True):
+        run.save(outcome, cell.data.class_counts)
 
 
 def summary(results: Sequence[runs.Result]) -> pd.DataFrame:
@@ -93,7 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         InputError: an option is not allowed.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="All else: see the first script.")
+    parser = argparse.ArgumentParser(
+        prog="ltr sweep", description=__doc__.splitlines()[0], epilog="All else: see the first script."
+    )
     parser.add_argument("--seeds", nargs="+", default=["0"], help="of weights, order, crops and flips")
     parser.add_argument("--weight-decays", nargs="+", default=["0", "0.005"], help="0 is the naive model")
     parser.add_argument("--at-once", default=None, help="runs side by side (default: by backbone on CUDA, 1 on a CPU)")
@@ -114,8 +118,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = list(train(grid(settings, seeds, decays), at_once))
     print(summary(results).to_string())
     runs.append_results(settings.out / "results.csv", results)
-
-
-if __name__ == "__main__":
-    sys.excepthook = one_line
-    main()

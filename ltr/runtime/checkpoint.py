@@ -1,15 +1,15 @@
-"""Files that are written whole or not at all, and checkpoints that notice damage.
+"""Checkpoints that notice damage, and how often one is saved.
 
 A checkpoint is a magic word, the SHA-256 of what follows, and what `torch.save` wrote. The one before it is
 kept as `<name>.previous` until the next is whole, so that at any moment one of the two can be loaded.
 """
 
-import contextlib
 import hashlib
 import io
-import json
+import math
 import os
 import pickle
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,73 +17,11 @@ from typing import Any
 
 import torch
 
-from ltr import InputError, StorageError
+from ltr.errors import InputError
+from ltr.runtime.storage import serialise, write_whole
 
 MAGIC = b"ltr-checkpoint-1\n"
 DIGEST_SIZE = hashlib.sha256().digest_size
-
-
-def write_whole(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None:
-    """Write through a temporary file beside `path`, so that readers see the old file or the new one.
-
-    Raises:
-        StorageError: the disk is full or the folder not writable; `path` is as it was.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(f"cannot write {path}: {reason}; what was saved before is whole") from error
-    finally:
-        with contextlib.suppress(OSError):  # what stopped the writing may stop this too
-            partial.unlink(missing_ok=True)
-
-
-def remove_partial(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left half-written; only for files that nobody else writes now."""
-    for partial in folder.glob(f".{name}.*.tmp"):
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode()))
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON a person can read, whole or not at all; NaN becomes null."""
-    clean = json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
-    write_text(path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
-
-
-def serialise(content: Mapping[str, Any]) -> memoryview:
-    """What `torch.save` writes; in memory, since it hides the system's reason where a file cannot be written."""
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    return buffer.getbuffer()
-
-
-def write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Save a state dict as `torch.load(path, weights_only=True)` reads it anywhere."""
-    content = serialise(weights)
-    write_whole(path, lambda file: file.write(content))
-
-
-def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Load what `write_weights` wrote; nothing in the file is executed.
-
-    Raises:
-        InputError: the file is damaged or holds more than tensors and plain values.
-    """
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"--out: {path} is damaged or holds no plain weights; --retrain repeats the run") from error
 
 
 def previous(path: Path) -> Path:
@@ -158,3 +96,30 @@ def remove_checkpoint(path: Path) -> None:
     """Remove the checkpoint and the previous one."""
     for candidate in (path, previous(path)):
         candidate.unlink(missing_ok=True)
+
+
+class Checkpoints:
+    """One training's checkpoint.
+
+    Args:
+        path: the file; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.saved_at, self.seconds = path, -math.inf, 0.0
+
+    def load(self, device: torch.device | str) -> dict[str, Any] | None:
+        """See `load_checkpoint`."""
+        return load_checkpoint(self.path, device) if self.path else None
+
+    def save_when_due(self, state: Callable[[], Mapping[str, Any]], last: bool = False) -> None:
+        """Save each time, less often where that would take more than a twentieth of the time; the last time always.
+
+        Raises:
+            StorageError: see `save_checkpoint`.
+        """
+        now = time.perf_counter()
+        if self.path and (last or now - self.saved_at > 20 * self.seconds):
+            save_checkpoint(self.path, state())
+            self.saved_at = time.perf_counter()
+            self.seconds = self.saved_at - now

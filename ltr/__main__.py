@@ -1,0 +1,49 @@
+"""`python -m ltr <command>`, or `ltr <command>` where the package is installed: what is done outside the notebooks."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from ltr.errors import InputError
+from ltr.runtime.options import nearest
+from ltr.runtime.process import one_line
+
+COMMANDS = {
+    "sweep": "first-stage runs over seeds and weight decays",
+    "compare": "every second-stage method in one table, tuned on held-out images",
+    "ship": "write the features that come with the package",
+    "report": "tables of results, benchmarks and comparisons",
+    "bench": "time this package beside a plain reference",
+}
+
+
+def usage() -> str:
+    """What `--help` prints."""
+    lines = [f"  {name:8} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: python -m ltr <command> [options]; <command> --help lists its options", "", *lines])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Raises:
+        InputError: there is no such command, or its options are not allowed.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words.pop(0) if words else "--help"
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        raise InputError(f"command: must be one of {', '.join(COMMANDS)}, got {name}{nearest(name, list(COMMANDS))}")
+    import_module(f"ltr.study.{name}").main(words)
+
+
+def console() -> None:
+    """The console script: errors in one line."""
+    sys.excepthook = one_line
+    main()
+
+
+if __name__ == "__main__":
+    console()

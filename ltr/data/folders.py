@@ -1,0 +1,74 @@
+"""A tree of class folders: files and labels are checked before the first image is decoded."""
+
+import itertools
+import os
+from pathlib import Path
+from typing import NoReturn
+
+from ltr.data.images import SPLITS, Listing, Parts, check_root, read_pair
+from ltr.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def refuse_folder(error: OSError) -> NoReturn:
+    """Say that a folder cannot be read."""
+    raise InputError(f"--data-root: {error.filename} must be a folder that can be read ({error.strerror})") from error
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is an image's; `._photo.png` is what macOS leaves beside one."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def image_files(folder: Path) -> list[str]:
+    """Image files in a class's folder and below it, in alphabetical order; links to folders are not followed.
+
+    Raises:
+        InputError: there is none, or a folder cannot be read.
+    """
+    paths = []
+    for parent, folders, names in os.walk(folder, onerror=refuse_folder):
+        folders[:] = (name for name in folders if not name.startswith("."))
+        paths += [os.path.join(parent, name) for name in names if is_image(name)]
+    if not paths:
+        raise InputError(f"--data-root: {folder} must hold at least one image ({', '.join(SUFFIXES)})")
+    return sorted(paths, key=os.path.split)
+
+
+def list_classes(folder: Path) -> dict[str, list[str]]:
+    """Image files of each class of a split, both in alphabetical order; names with a leading dot are left out.
+
+    Raises:
+        InputError: the folder is absent, or has no class or a class without images.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        refuse_folder(error)
+    if not names:
+        raise InputError(f"--data-root: {folder} must hold a folder of images for each class, and holds none")
+    for name in names:
+        if not name.isprintable():  # else it could be written to no table
+            raise InputError(f"--data-root: class folders must have printable names, got {folder / name}")
+    return {name: image_files(folder / name) for name in names}
+
+
+def read_folder(root: Path) -> Parts:
+    """Images of `root/train/<class>/*` and `root/test/<class>/*`.
+
+    Raises:
+        Absent: there is no such folder.
+        InputError: a split, a class or an image is missing or broken.
+    """
+    check_root(root)
+    classes = {split: list_classes(root / split) for split in SPLITS}
+    names = list(classes["train"])
+    if odd := sorted(classes["train"].keys() ^ classes["test"].keys()):
+        where = "test" if odd[0] in names else "train"
+        raise InputError(f"--data-root: train and test must have the same classes; {root / where} has no {odd[0]}")
+    listings = []
+    for split, members in classes.items():
+        labels = [k for k, paths in enumerate(members.values()) for _ in paths]
+        listings.append(Listing(split, list(itertools.chain(*members.values())), labels))
+    return *read_pair(root, *listings), names

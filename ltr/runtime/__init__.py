@@ -1,0 +1,1 @@
+"""How a process runs: its options, its device, its files, the processes beside it."""

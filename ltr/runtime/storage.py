@@ -1,0 +1,77 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltr.errors import InputError, StorageError
+
+
+def write_whole(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None:
+    """Write through a temporary file beside `path`, so that readers see the old file or the new one.
+
+    Raises:
+        StorageError: the disk is full or the folder not writable; `path` is as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(f"cannot write {path}: {reason}; what was saved before is whole") from error
+    finally:
+        with contextlib.suppress(OSError):  # what stopped the writing may stop this too
+            partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left half-written; only for files that nobody else writes now."""
+    for partial in folder.glob(f".{name}.*.tmp"):
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON a person can read, whole or not at all; NaN becomes null."""
+    clean = json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
+    write_text(path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
+
+
+def serialise(content: Mapping[str, Any]) -> memoryview:
+    """What `torch.save` writes; in memory, since it hides the system's reason where a file cannot be written."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getbuffer()
+
+
+def write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Save a state dict as `torch.load(path, weights_only=True)` reads it anywhere."""
+    content = serialise(weights)
+    write_whole(path, lambda file: file.write(content))
+
+
+def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Load what `write_weights` wrote; nothing in the file is executed.
+
+    Raises:
+        InputError: the file is damaged or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"--out: {path} is damaged or holds no plain weights; --retrain repeats the run") from error

@@ -1,0 +1,220 @@
+"""The rows of the paper's Table 1 on one first stage: each is trained, or loaded where it is finished."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ltr import metrics, models, recipes, regularizers, runs, second_stage, training
+from ltr.data.large_sets import LARGE_SETS
+from ltr.datasets import LongTailed
+from ltr.first_stage import ImageData
+from ltr.methods import METHODS
+from ltr.runtime.engine import Engine
+from ltr.second_stage import Features, FrozenFeatures
+from ltr.settings import SecondStage
+from ltr.study import ship
+
+MAPS = 2  # last blocks, whose five layers are the most that a row trains
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows on one first stage.
+
+    Attributes:
+        settings: values and folders.
+        base: the first stage with weight decay.
+        naive: the one without, trained in the same way; None leaves its rows out.
+        data: images; None where there are none, so that finished rows alone can be read.
+        maps: what the last blocks take, by mode; gigabytes, so those of one mode at a time.
+    """
+
+    settings: SecondStage
+    base: runs.Result
+    naive: runs.Result | None
+    data: LongTailed | None
+    maps: dict[str, FrozenFeatures] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Training images of each class, [C]."""
+        return self.base.class_counts
+
+    @cached_property
+    def classifier(self) -> nn.Linear:
+        """The first stage's classifier."""
+        return models.copy_classifier(self.network(self.base))
+
+    @property
+    def shipped(self) -> bool:
+        """Whether features come with the package, in place of images."""
+        return self.settings.base == "shipped"
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images stay in their files, so that their maps would be too large to keep."""
+        return self.settings.dataset in LARGE_SETS
+
+    @cached_property
+    def modes(self) -> dict[str, dict[str, Any]]:
+        """Values of the second stage by mode: "paper" tuned, "published" with the published ones, "released"."""
+        settings = self.settings
+        tuned = {"loss": settings.loss, "lr": settings.lr, "weight_decay": settings.weight_decay}
+        tuned |= {"schedule": "cosine", "max_norm": settings.max_norm, "max_norm_every": "step"}
+        radius = regularizers.relative_radius(self.classifier.weight.detach(), recipes.RELEASED_FRACTION)
+        released = {**recipes.RELEASED, "max_norm": radius}
+        published = {**tuned, "weight_decay": recipes.PUBLISHED_DECAY, "max_norm": radius}
+        modes = {"paper": tuned, "published": published, "released": released}
+        if self.shipped:  # batch-norm's statistics drift with the images
+            del modes["released"]
+        return modes
+
+    # ---- what rows learn from
+
+    def network(self, first: runs.Result) -> models.Network:
+        """A network as its first stage left it."""
+        settings = self.settings
+        return models.restore(settings.backbone, len(self.counts), first.weights(), settings.device)
+
+    def extract(self, model: nn.Module, mode: str) -> FrozenFeatures:
+        """A network's features in the paper's or the released mode."""
+        settings, mode = self.settings, "released" if mode == "released" else "paper"
+        draws = settings.batch_size, settings.seed, settings.engine
+        return FrozenFeatures(model, self.data, settings.device, mode, *draws)
+
+    @cached_property
+    def shared(self) -> dict[str, Features]:
+        """The base's features by mode, computed when first needed; none where there are neither images nor features."""
+        if self.shipped:
+            paper = ship.read(self.base.path / ship.NAME, self.base.config["data"], self.settings.device)
+            return {"paper": paper, "published": paper}
+        if self.data is None:
+            return {}
+        paper, released = (self.extract(self.network(self.base), mode) for mode in ("paper", "released"))
+        return {"paper": paper, "published": paper, "released": released}
+
+    # ---- rows
+
+    def train_or_load(
+        self, name: str, mode: str, first: runs.Result, train: Callable[[runs.Run], training.Outcome], **described: Any
+    ) -> runs.Result:
+        """A row's finished run; trained first where it is not finished."""
+        settings = self.settings
+        label, identity = settings.run_key(name, mode, first.path.name, **described)
+        run = runs.open_run(settings.out / "demo_2", label, identity, self.base.config["data"]["fingerprint"])
+        source = self.shared.get("paper") if self.shipped else self.data
+        return run.load_or_train(source, lambda: train(run), settings.device, self.counts, settings.retrain)
+
+    def normalised(
+        self, name: str, tau: float, first: runs.Result, taus: Iterable[float] = (), mode: str = ""
+    ) -> runs.Result:
+        """A first stage's classifier with tau-normalised weights; beside it, in its summary, the sweep over `taus`."""
+
+        def evaluate(run: runs.Run) -> training.Outcome:
+            model = self.network(first)
+            features = self.shared["paper"] if first is self.base else self.extract(model, "paper")
+            outcomes = {}
+            for each in sorted({tau, *taus}):
+                weight = regularizers.tau_normalize(model.classifier.weight.detach(), each)
+                outcomes[each] = second_stage.evaluate(models.linear(weight, model.classifier.bias), features)
+            outcomes[tau].extra["sweep"] = [
+                {"tau": t, **metrics.group_accuracy(o.logits["last", "none"], o.labels, self.counts)}
+                for t, o in outcomes.items()
+            ]
+            return outcomes[tau]
+
+        described = {"loss": None, "weight_decay": None, "tau": tau}
+        described["stage1_weight_decay"] = first.config["settings"]["stage1_weight_decay"]
+        return self.train_or_load(name, mode, first, evaluate, **described)
+
+    def tau_normalised(self, name: str, tau: float, first: runs.Result, taus: Iterable[float]) -> list[runs.Result]:
+        """With the chosen tau, then with the published one where that is another."""
+        found = [self.normalised(name, tau, first, taus)]
+        published = recipes.PUBLISHED_TAU[name]
+        if tau != published:
+            found.append(self.normalised(name, published, first, mode="published"))
+        return found
+
+    def learner(self, layers: int, mode: str) -> tuple[nn.Module, training.Data, Engine]:
+        """What learns, from what, and how: the classifier on features, more layers on maps or images."""
+        settings = self.settings
+        if layers == 1:
+            return models.linear(self.classifier.weight, self.classifier.bias), self.shared[mode], settings.engine.exact
+        model, drifts = self.network(self.base), mode == "released"
+        if self.streamed:
+            last = models.LastLayers(model, layers, drifts=drifts, from_images=True)
+            return last, ImageData(self.data, settings.device), settings.engine
+        return models.LastLayers(model, layers, MAPS, drifts), self.maps_of(mode), settings.engine
+
+    def maps_of(self, mode: str) -> FrozenFeatures:
+        """The maps of a mode; those of another one are let go."""
+        mode = "released" if mode == "released" else "paper"
+        if mode not in self.maps:
+            self.maps.clear()
+            self.maps[mode] = self.extract(models.Trunk(self.network(self.base), MAPS), mode)
+        return self.maps[mode]
+
+    def learned(self, name: str, mode: str) -> runs.Result:
+        """A row that trains the last layers, or loads its run where it is finished."""
+        method, values = METHODS[name], self.values(name, mode)
+
+        def train(run: runs.Run) -> training.Outcome:
+            learner, source, engine = self.learner(method.layers, mode)
+            of_the_mode = {key: values[key] for key in ("loss", "lr", "weight_decay", "schedule")}
+            recipe, constraint = self.settings.recipe(**of_the_mode), method.constrain(self.modes[mode])
+            outcome = training.fit(learner, source, recipe, constraint, run.checkpoint, engine=engine)
+            if isinstance(source, FrozenFeatures):
+                outcome.weights |= source.drifted()
+            return outcome
+
+        return self.train_or_load(name, mode, self.base, train, **values)
+
+    def values(self, name: str, mode: str) -> dict[str, Any]:
+        """What a row takes of a mode's values, see `methods.Method.values`."""
+        return METHODS[name].values(self.modes[mode], self.settings.stage1_weight_decay)
+
+    def in_all_modes(self, names: Sequence[str]) -> dict[tuple[str, str], runs.Result]:
+        """Rows by name and mode; where the published values change nothing about a row, it comes once.
+
+        From shipped features the classifier alone learns; on streamed images more layers learn in the paper's mode
+        alone, as each epoch reads all images.
+        """
+        found = {}
+        for mode in self.modes:
+            for name in names:
+                layers = METHODS[name].layers
+                possible = layers == 1 or not (self.shipped or (self.streamed and mode != "paper"))
+                same = mode == "published" and self.values(name, mode) == self.values(name, "paper")
+                if possible and not same:
+                    found[name, mode] = self.learned(name, mode)
+        self.maps.clear()
+        return found
+
+    def reordered(self, number: int) -> dict[int, Features]:
+        """The paper mode's features in several orders, by seed, so that the noise of the order can be seen."""
+        return {seed: self.shared["paper"].reordered(seed) for seed in range(number)}
+
+    def held_out(self) -> FrozenFeatures:
+        """Features of the base with the held-out images in the place of the test images."""
+        return replace(self, data=self.data.for_tuning()).extract(self.network(self.base), "paper")
+
+
+def open_rows(settings: SecondStage, data: LongTailed | None, absent: Exception | None = None) -> Rows:
+    """The rows on the first stage that the settings name.
+
+    Args:
+        settings: of the second stage.
+        data: images, or None.
+        absent: why there are none.
+
+    Raises:
+        InputError: there is no such first stage, or several.
+    """
+    fingerprint = data.describe()["fingerprint"] if data is not None else None
+    folder = settings.first_stages
+    base = runs.find_base(folder, settings.stage1, settings.base_settings, fingerprint, absent)
+    return Rows(settings, base, runs.find_naive(folder, base), data)
