@@ -1,6 +1,7 @@
 """What training did to features and weights: the paper's figures 3 and 6, and why weight decay helps.
 
-Everything gives numbers or a data frame; `plots` draws them.
+Everything gives numbers or a data frame; `plots` draws them. Sums over features are taken in float64 and on the CPU,
+since Apple's GPU has no such numbers.
 """
 
 import numpy as np
@@ -19,11 +20,11 @@ def scatter(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         features: [N, D]; labels: [N]. Classes without images are left out.
 
     Returns:
-        float64 [D, D] each.
+        float64 [D, D] each, on the CPU.
     """
-    features, labels = features.double(), labels.unique(return_inverse=True)[1]
+    features, labels = features.cpu().double(), labels.cpu().unique(return_inverse=True)[1]
     counts = labels.bincount().double()
-    means = torch.zeros(len(counts), features.shape[1], dtype=torch.float64, device=features.device)
+    means = torch.zeros(len(counts), features.shape[1], dtype=torch.float64)
     means = means.index_add_(0, labels, features) / counts[:, None]
     centred = (features - means[labels]) / counts[labels, None].sqrt()
     between = means - means.mean(0)
@@ -35,11 +36,13 @@ def fisher_ratio(features: Tensor, labels: Tensor) -> float:
 
     .. math:: \mathrm{tr}(S_W^{+} S_B)
 
-    The pseudo-inverse leaves out directions in which nothing varies.
+    The pseudo-inverse leaves out directions in which nothing varies. NaN if a feature is not finite.
 
     Source: Hasegawa and Sato 2024, section 4; Fisher 1936.
     """
     within, between = scatter(features, labels)
+    if not within.isfinite().all():
+        return float("nan")
     return float((torch.linalg.pinv(within, rtol=1e-6, hermitian=True) @ between).trace())
 
 
@@ -54,9 +57,10 @@ def mean_cosine(features: Tensor, labels: Tensor) -> dict[str, float]:
 
     Source: Hasegawa and Sato 2024, section 4.
     """
-    unit, labels = nn.functional.normalize(features.double()), labels.unique(return_inverse=True)[1]
+    unit = nn.functional.normalize(features.cpu().double())
+    labels = labels.cpu().unique(return_inverse=True)[1]
     counts = labels.bincount().double()
-    sums = torch.zeros(len(counts), unit.shape[1], dtype=torch.float64, device=unit.device).index_add_(0, labels, unit)
+    sums = torch.zeros(len(counts), unit.shape[1], dtype=torch.float64).index_add_(0, labels, unit)
     products = sums @ sums.T  # of all pairs of two classes, the pairs of an image with itself included
     several = counts > 1
     within = (products.diagonal() - counts)[several] / (counts * (counts - 1))[several]
@@ -101,6 +105,9 @@ def marginal_likelihood(logits: np.ndarray) -> np.ndarray:
         logits: [N, C] of a balanced test set.
 
     Returns:
-        float64 [C], sums to 1; 1 / C each where no class is preferred.
+        float64 [C], sums to 1; 1 / C each where no class is preferred. NaN if a logit is not finite.
     """
-    return torch.as_tensor(logits).double().softmax(1).mean(0).numpy()
+    logits = np.asarray(logits, np.float64)
+    if not np.isfinite(logits).all():
+        return np.full(logits.shape[1], np.nan)
+    return torch.as_tensor(logits).softmax(1).mean(0).numpy()

@@ -61,8 +61,9 @@ class ImageData:
         self.draws_on = self.train.draws_on
         self.mix, self.mix_alpha, self.sampling = mix, mix_alpha, sampling
         self.augmentation = augmentation.split("+")
-        for name in () if self.train.in_memory else self.describe_draws():
-            raise InputError(f"--{name}: must not be given for images that are streamed from their files")
+        asked = self.describe_draws()
+        if asked and not self.train.in_memory:
+            raise InputError(f"--{next(iter(asked))}: must not be given for images that are streamed from their files")
 
     def __len__(self) -> int:
         return len(self.train)

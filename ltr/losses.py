@@ -1,9 +1,12 @@
 """Losses of both stages: each takes logits [B, C] and labels [B] and gives a scalar.
 
+Half-precision logits are taken to float32 first, since sums over many classes or images would overflow.
+
 Two class-balanced forms go by one name: the paper re-weights the softmax cross-entropy, its released
 code takes the binary cross-entropy of the softmax probabilities. Both are here, beside the focal form.
 """
 
+import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -24,6 +27,16 @@ class Mixed(NamedTuple):
     share: Tensor
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32, wider values as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def in_float64(counts: Tensor) -> Tensor:
+    """Class counts [C] in float64, on the CPU: Apple's GPU has no such numbers."""
+    return torch.as_tensor(counts).cpu().double()
+
+
 def class_balanced_weights(counts: Tensor, beta: float = BETA) -> Tensor:
     r"""Weights by the effective number of images, scaled to sum to C.
 
@@ -34,7 +47,7 @@ def class_balanced_weights(counts: Tensor, beta: float = BETA) -> Tensor:
         beta: in [0, 1); 0 gives equal weights, towards 1 gives 1 / n_k.
 
     Returns:
-        float32 [C].
+        float32 [C], on the CPU.
 
     Raises:
         ValueError: beta outside [0, 1) or a class without images.
@@ -43,7 +56,7 @@ def class_balanced_weights(counts: Tensor, beta: float = BETA) -> Tensor:
     """
     if not 0 <= beta < 1:
         raise ValueError(f"beta: must be at least 0 and below 1, got {beta}")
-    counts = torch.as_tensor(counts, dtype=torch.float64)
+    counts = in_float64(counts)
     if counts.min() < 1:
         raise ValueError("counts: every class needs at least one image")
     weights = (1 - beta) / (1 - beta**counts)
@@ -52,7 +65,7 @@ def class_balanced_weights(counts: Tensor, beta: float = BETA) -> Tensor:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax cross-entropy, mean over the batch."""
-    return F.cross_entropy(logits, labels)
+    return F.cross_entropy(at_least_float32(logits), labels)
 
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -61,7 +74,19 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
     The mean divides by B, not by the sum of the weights: a batch of rare classes weighs more than
     one of common classes (the paper's equation 3 with Cui et al.'s weights).
     """
-    return (weights[labels] * F.cross_entropy(logits, labels, reduction="none")).mean()
+    return (weights[labels] * F.cross_entropy(at_least_float32(logits), labels, reduction="none")).mean()
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    r"""Softmax cross-entropy, its mean weighted by the label's class.
+
+    .. math:: -\frac{\sum_i \alpha_{y_i} \log p_{y_i}(x_i)}{\sum_i \alpha_{y_i}}
+
+    As `torch.nn.CrossEntropyLoss` with `weight`, the form of LDAM's released code: of weights that all images of a
+    batch share nothing is left.
+    """
+    each = weights[labels]
+    return (each * F.cross_entropy(at_least_float32(logits), labels, reduction="none")).sum() / each.sum()
 
 
 def balanced_bce_on_softmax(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -70,7 +95,7 @@ def balanced_bce_on_softmax(logits: Tensor, labels: Tensor, weights: Tensor) -> 
     The released code's form. Its mean over all C classes makes its gradient about C times smaller
     than cross-entropy's, which is why a weight decay of 0.1 goes with it.
     """
-    log_p = F.log_softmax(logits, dim=1)
+    log_p = F.log_softmax(at_least_float32(logits), dim=1)
     p = log_p.exp()
     certain = p >= 1  # in float32 from a margin of about 17 on: log(1 - p) would have no gradient but NaN
     log_not_p = torch.log1p(-p.masked_fill(certain, 0)).masked_fill(certain, -100)
@@ -86,10 +111,12 @@ def balanced_focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float
 
     Source: Cui et al. 2019, equation 8 (focal loss: Lin et al. 2017).
     """
+    logits = at_least_float32(logits)
     signs = 2 * F.one_hot(labels, logits.shape[1]).to(logits.dtype) - 1  # +1 on the label, -1 elsewhere
     log_p = F.logsigmoid(signs * logits)
-    focal = -((1 - log_p.exp()) ** gamma * log_p).sum(1)
-    return (weights[labels] * focal).mean()
+    # 1 - p rounds to 0 where p is near 1, and the slope of a power of 0 may be infinite; that of 0 itself is not.
+    modulation = 1 - log_p.exp() if gamma == 1 else (gamma * F.logsigmoid(-signs * logits)).exp()
+    return (weights[labels] * -(modulation * log_p).sum(1)).mean()
 
 
 def adjust_logits(logits: Tensor, counts: Tensor, tau: float) -> Tensor:
@@ -97,8 +124,14 @@ def adjust_logits(logits: Tensor, counts: Tensor, tau: float) -> Tensor:
 
     .. math:: z_k \leftarrow z_k - \tau \log \pi_k, \quad \pi_k = n_k / \sum_j n_j
 
+    Returns:
+        float32 of half-precision logits, which could not hold the counts; otherwise the logits' type.
+
     Source: Menon et al. 2021, equation 9.
     """
+    logits = at_least_float32(logits)
+    if tau == 0:
+        return logits  # of a class without images too, whose prior has no logarithm
     counts = torch.as_tensor(counts, dtype=logits.dtype, device=logits.device)
     return logits - tau * (counts / counts.sum()).log()
 
@@ -122,14 +155,14 @@ def ldam_margins(counts: Tensor, largest: float = 0.5) -> Tensor:
 
     Source: Cao et al. 2019, equation 13.
     """
-    margins = torch.as_tensor(counts, dtype=torch.float64) ** -0.25
+    margins = in_float64(counts) ** -0.25
     return (largest * margins / margins.max()).float()
 
 
 def ldam(logits: Tensor, labels: Tensor, weights: Tensor, margins: Tensor) -> Tensor:
-    r"""Label-distribution-aware margin loss, weighted by the label's class, mean over the batch.
+    r"""Label-distribution-aware margin loss, its mean weighted by the label's class, see `weighted_cross_entropy`.
 
-    .. math:: -\alpha_y \log \frac{e^{z_y - s \Delta_y}}{e^{z_y - s \Delta_y} + \sum_{k \ne y} e^{z_k}}
+    .. math:: -\log \frac{e^{z_y - s \Delta_y}}{e^{z_y - s \Delta_y} + \sum_{k \ne y} e^{z_k}}
 
     Args:
         logits: [B, C], s times a cosine each: of `models.CosineClassifier`, whose scale s is 30.
@@ -137,7 +170,7 @@ def ldam(logits: Tensor, labels: Tensor, weights: Tensor, margins: Tensor) -> Te
 
     Source: Cao et al. 2019, section 3.2.
     """
-    return balanced_cross_entropy(
+    return weighted_cross_entropy(
         logits - F.one_hot(labels, logits.shape[1]) * margins[labels][:, None], labels, weights
     )
 
@@ -150,7 +183,7 @@ def label_aware_smoothing(counts: Tensor, head: float = 0.4, tail: float = 0.1) 
 
     Source: Zhong et al. 2021 (MiSLAS), equations 7 to 9; 0.4 and 0.1 are theirs at imbalance factor 100.
     """
-    counts = torch.as_tensor(counts, dtype=torch.float64)
+    counts = in_float64(counts)
     place = (counts - counts.min()) / (counts.max() - counts.min()).clamp(min=1)
     return (tail + (head - tail) * torch.sin(torch.pi / 2 * place)).float()
 
@@ -163,7 +196,7 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) ->
     Args:
         smoothing: [C], epsilon.
     """
-    log_p = F.log_softmax(logits, 1)
+    log_p = F.log_softmax(at_least_float32(logits), 1)
     on_label = log_p.gather(1, labels[:, None]).squeeze(1)
     given = smoothing[labels]
     return -((1 - given) * on_label + given * (log_p.sum(1) - on_label) / (logits.shape[1] - 1)).mean()
@@ -202,7 +235,7 @@ SMOOTHING = 0.1
 
 
 def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", beta: float = BETA) -> Loss:
-    """Bind a loss to the class counts of a training set.
+    """Bind a loss to the class counts of a training set; it can be pickled.
 
     Args:
         name: one of `LOSSES`.
@@ -211,21 +244,24 @@ def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", be
         beta: see `class_balanced_weights`.
 
     Raises:
-        KeyError: the name is not known.
+        KeyError: the name is not known; the message gives the nearest.
     """
+    if name not in LOSSES:
+        nearest = difflib.get_close_matches(name, LOSSES, 1, cutoff=0)[0]
+        raise KeyError(f"loss: {name} is none of {', '.join(LOSSES)} (did you mean {nearest}?)")
     if name == "ce":
         return cross_entropy
-    counts = torch.as_tensor(counts)
+    counts = in_float64(counts)
     if name == "balanced-softmax":
-        return partial(balanced_softmax, counts=counts.to(device))
+        return partial(balanced_softmax, counts=counts.float().to(device))
     if name in ("smooth", "label-aware"):
         even = torch.full((len(counts),), SMOOTHING)
         return partial(
             smoothed_cross_entropy, smoothing=(even if name == "smooth" else label_aware_smoothing(counts)).to(device)
         )
-    if name in ("ldam-drw", "ce-drw"):
-        margins = (SCALE * ldam_margins(counts)).to(device)
-        loss = partial(ldam, margins=margins) if name == "ldam-drw" else balanced_cross_entropy
-        return Deferred(loss, class_balanced_weights(counts, beta).to(device))
-    balanced, weights = BALANCED[name], class_balanced_weights(counts, beta).to(device)
-    return lambda logits, labels: balanced(logits, labels, weights)
+    weights = class_balanced_weights(counts, beta).to(device)
+    if name == "ce-drw":
+        return Deferred(weighted_cross_entropy, weights)
+    if name == "ldam-drw":
+        return Deferred(partial(ldam, margins=(SCALE * ldam_margins(counts)).to(device)), weights)
+    return partial(BALANCED[name], weights=weights)

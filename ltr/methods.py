@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltr.data.loader import epoch_generator
-from ltr.losses import adjust_logits
+from ltr.losses import adjust_logits, at_least_float32
 from ltr.models import linear
 from ltr.recipes import Recipe
 from ltr.regularizers import Constraint, L2Norm, MaxNorm, max_norm_project, row_norms, tau_normalize
@@ -61,7 +61,8 @@ def logit_adjustment(first: nn.Linear, features: Training, recipe: Recipe, setti
 
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean feature of each class: [N, D], [N] -> [C, D]."""
+    """Mean feature of each class: [N, D], [N] -> [C, D], float32 of features in half precision."""
+    features = at_least_float32(features)  # whose sums would overflow
     sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
     return sums / labels.bincount(minlength=num_classes)[:, None]
 
@@ -312,8 +313,12 @@ def multiply_logits(values: Tensor, counts: np.ndarray, gamma: float) -> Tensor:
 
     .. math:: z_k \leftarrow (n_{max} / n_k)^\gamma z_k
 
+    Returns:
+        float32 of values in half precision, which could not hold the counts; otherwise the values' type.
+
     Source: Kim and Kim 2020; Hasegawa and Sato 2024, whose factor n_k^-gamma differs by one that all classes share.
     """
+    values = at_least_float32(values)
     counts = torch.as_tensor(counts, dtype=values.dtype, device=values.device)
     return values * (counts.max() / counts) ** gamma
 

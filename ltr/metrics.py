@@ -1,6 +1,7 @@
 """From logits to figures: accuracy by class and by group, confusion, calibration, norms.
 
-Everything is NumPy. Accuracies are percentages. An empty group is NaN and shows as an en dash, never as 0.
+Everything is NumPy. Accuracies are percentages. An empty group is NaN and shows as an en dash, never as 0. So is every
+figure of a model that gives a logit which is not finite: an argmax would make a class of it all the same.
 """
 
 from collections.abc import Sequence
@@ -33,9 +34,11 @@ def per_class_accuracy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Percent of each class's test images whose largest logit is their class's; NaN where there are none.
 
     Args:
-        logits: [N, C].
+        logits: [N, C]; if one is not finite, every class's accuracy is NaN.
         labels: [N].
     """
+    if not np.isfinite(logits).all():
+        return np.full(logits.shape[1], np.nan)
     matrix = confusion_matrix(logits.argmax(1), labels, logits.shape[1])
     images = matrix.sum(1)
     return np.divide(100.0 * matrix.diagonal(), images, out=np.full(len(matrix), np.nan), where=images > 0)
@@ -50,8 +53,10 @@ def group_accuracy(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -
         counts: [C], training images of each class, which decide the groups.
 
     Returns:
-        keys all, many, medium, few; NaN for a group with no class.
+        keys all, many, medium, few; NaN for a group with no class, and all of them if a logit is not finite.
     """
+    if not np.isfinite(logits).all():
+        return dict.fromkeys(("all", *GROUPS), float("nan"))
     hit = logits.argmax(1) == labels
     groups = group_of(counts)[labels]
     result = {"all": 100.0 * float(hit.mean())}
@@ -62,8 +67,8 @@ def group_accuracy(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities [N, C], in float64 so that float16 logits do not overflow."""
-    logits = logits.astype(np.float64)
+    """Probabilities [N, C], in float64 so that float16 logits do not overflow; NaN in rows that are not finite."""
+    logits = np.where(np.isfinite(logits).all(1, keepdims=True), logits, np.nan).astype(np.float64)
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
 
@@ -72,8 +77,11 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> pd.Da
     """Mean confidence and accuracy in equal-width bins of the confidence.
 
     Returns:
-        a row for each bin that holds images: confidence and accuracy in 0..1, weight = share of the images.
+        a row for each bin that holds images: confidence and accuracy in 0..1, weight = share of the images. No row
+        if a logit is not finite.
     """
+    if not np.isfinite(logits).all():
+        return pd.DataFrame(columns=["confidence", "accuracy", "weight"], dtype=float)
     probabilities = softmax(logits)
     confidence, hit = probabilities.max(1), probabilities.argmax(1) == labels
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are (a, b]
@@ -88,13 +96,18 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> pd.Da
 
 
 def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Weighted mean distance between confidence and accuracy, in percent (Guo et al. 2017, equation 3)."""
+    """Weighted mean distance between confidence and accuracy, in percent; NaN if a logit is not finite.
+
+    Source: Guo et al. 2017, equation 3.
+    """
+    if not np.isfinite(logits).all():
+        return float("nan")
     table = reliability(logits, labels, bins)
     return 100.0 * float((table.weight * (table.confidence - table.accuracy).abs()).sum())
 
 
 def summarise(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """All figures of one evaluated model: all, many, medium, few and ece, in percent."""
+    """All figures of one evaluated model: all, many, medium, few and ece, in percent; NaN if a logit is not finite."""
     return {**group_accuracy(logits, labels, counts), "ece": expected_calibration_error(logits, labels)}
 
 
@@ -128,7 +141,7 @@ def shifted_accuracy(
     class distribution: what that drawing gives on average, without its noise and with all images used.
 
     Args:
-        logits: [N, C].
+        logits: [N, C]; if one is not finite, every accuracy is NaN.
         labels: [N]; classes without test images are left out.
         counts: [C], training images of each class, which give the order.
         ratios: see `shifted_priors`.
@@ -137,7 +150,7 @@ def shifted_accuracy(
         keys "forward 50", ..., "backward 50", from the most to the least like training.
     """
     accuracy = per_class_accuracy(logits, labels)
-    seen = ~np.isnan(accuracy)
+    seen = np.bincount(np.asarray(labels, np.int64), minlength=len(accuracy)) > 0
     shifts = [(ratio, False) for ratio in sorted(ratios, reverse=True)] + [(ratio, True) for ratio in sorted(ratios)]
     result = {}
     for ratio, backward in shifts:

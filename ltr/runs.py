@@ -357,6 +357,10 @@ def finished_runs(folder: Path) -> list[Result]:
     return results
 
 
+class NoRun(InputError):
+    """There is no finished run as wanted."""
+
+
 def find(
     folder: Path,
     wanted: dict[str, Any],
@@ -372,14 +376,14 @@ def find(
         absent: why there is no data at hand, to be said where there is no run either.
 
     Raises:
-        InputError: there is none, and the message says in what the nearest one differs; or there are several, and it
-            names them.
+        NoRun: there is none; the message says in what the nearest one differs.
+        InputError: there are several; the message names them.
     """
     cause = f"{absent}; " if absent else ""
     wanted = json.loads(json.dumps(wanted, default=str))
     candidates = finished_runs(folder)
     if not candidates:
-        raise InputError(f"{cause}--out: there is no finished run in {folder}")
+        raise NoRun(f"{cause}--out: there is no finished run in {folder}")
     differences = [result.differences(wanted, fingerprint) for result in candidates]
     fitting = [result for result, differs in zip(candidates, differences, strict=True) if not differs]
     if len(fitting) == 1:
@@ -392,7 +396,7 @@ def find(
     key, have, value = differences[nearest][0]
     option = f"--{key.replace('_', '-')}"
     nearest_run = candidates[nearest].path.name
-    raise InputError(f"{cause}{option}: no finished run in {folder} with {value}; {nearest_run} has {have}")
+    raise NoRun(f"{cause}{option}: no finished run in {folder} with {value}; {nearest_run} has {have}")
 
 
 def differing(results: Sequence[Result]) -> str:

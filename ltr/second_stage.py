@@ -78,7 +78,7 @@ class Features:
     @property
     def draws_on(self) -> torch.device:
         """The device of the features."""
-        return self.up_to(0).features.device
+        return self.passes[0].features.device
 
     def describe_draws(self) -> dict[str, str]:
         """Nothing: batch size and seed are the recipe's."""
@@ -178,6 +178,11 @@ class FrozenFeatures(Features):
         if augmented is None and not self.train.in_memory:
             augmented = 0
         self.augmented = None if mode == "released" else augmented
+
+    @property
+    def draws_on(self) -> torch.device:
+        """The device of the features, of which there are none yet."""
+        return self.train.device
 
     def __len__(self) -> int:
         return len(self.train)

@@ -1,7 +1,7 @@
 """Settings of the two stages: their options, presets, and a run's identity.
 
 Only this module looks at the command line and the environment, torchrun's included. In Jupyter the same options
-come as one string in `LTR_ARGS`. Relative folders are taken from the repository's root, wherever one starts.
+come as one string in `LTR_ARGS`. Relative folders are the caller's; a checkout's defaults lie at its root.
 """
 
 import atexit

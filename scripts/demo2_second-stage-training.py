@@ -25,7 +25,7 @@ from ltr.study import report
 from ltr.study.rows import open_rows
 
 settings = SecondStage.read()
-figures = settings.figures_folder_folder
+figures = settings.figures_folder
 
 
 data, missing = None, None

@@ -41,7 +41,7 @@ def run(words: str) -> str:
 
 def make(message: str) -> None:
     """Run the command that a message names; one epoch at the preset's learning rate would blow up the features."""
-    words = re.search(r"python -m ltr\.sweep (.*?)\)?$", message, re.MULTILINE)[1]
+    words = re.search(r"python -m ltr sweep (.*?)\)?$", message, re.MULTILINE)[1]
     with contextlib.redirect_stdout(io.StringIO()):
         sweep.main([*shlex.split(words), "--lr", "0.01"])
 
@@ -66,7 +66,7 @@ def demo(tmp_path_factory):
 
 
 def test_a_missing_first_stage_is_one_line_that_names_the_command(demo):
-    assert re.match(r"--out: there is no finished run in .*; this makes it: python -m ltr\.sweep ", demo.error)
+    assert re.match(r"--out: there is no finished run in .*; this makes it: python -m ltr sweep ", demo.error)
     assert "--hold-out 2" in demo.error
     assert "\n" not in demo.error
 

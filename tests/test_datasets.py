@@ -217,7 +217,7 @@ def test_a_list_goes_from_the_options_to_a_run(tree, tmp_path):
         words = f"--preset demo --dataset list --profile as-is --imbalance-factor {factor} --data-root {tree}"
         settings = FirstStage.parse(words.split())
         data = datasets.load(**settings.data)
-        return runs.open_run(tmp_path, *settings.model("WD", 5e-3), data.describe()["fingerprint"])
+        return runs.open_run(tmp_path, *settings.run_key("WD", 5e-3), data.describe()["fingerprint"])
 
     run = run_of(100)
     assert run.name.startswith("wd_wd0.005_e30_resnet32_as-is_s1-")

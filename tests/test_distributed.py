@@ -109,8 +109,8 @@ def assert_equal(one: runs.Result, other: runs.Result) -> None:
 
 
 @given(size=st.integers(0, 60), processes=st.integers(1, 9), block=st.integers(1, 12))
-def test_shares_drop_and_repeat_nothing_and_differ_by_a_block_at_most(size, processes, block):
-    shares = [ProcessGroup(rank, processes).share(size, block) for rank in range(processes)]
+def test_shards_drop_and_repeat_nothing_and_differ_by_a_block_at_most(size, processes, block):
+    shares = [ProcessGroup(rank, processes).shard(size, block) for rank in range(processes)]
     assert [position for share in shares for position in share] == list(range(size))
     blocks = [-(-len(share) // block) for share in shares]
     assert max(blocks) - min(blocks) <= 1
@@ -171,7 +171,7 @@ def test_with_batch_norm_processes_agree_and_stay_near_one_process(whole, alone)
 
 
 @several
-def test_the_leader_alone_writes_and_prints(whole):
+def test_rank_0_alone_writes_and_prints(whole):
     run, (leader, other), log = whole
     assert other["written"] == []
     assert any("summary.json" in path for path in leader["written"])
@@ -189,7 +189,7 @@ def test_one_process_keeps_the_names_of_its_runs():
     settings = FirstStage.parse(
         "--preset paper --dataset folder --backbone resnet32 --epochs 100 --test-every 5 --device cpu".split()
     )
-    label, identity = settings.model("WD", settings.weight_decay)
+    label, identity = settings.run_key("WD", settings.weight_decay)
     images = runs.Result.read(committed).config["data"]["fingerprint"]
     assert runs.open_run(committed.parent, label, identity, images).path == committed
 
@@ -252,7 +252,7 @@ def test_synchronised_batch_norm_keeps_weights_names_and_test_logits():
     trainer = training.Trainer(model, images, recipes.Recipe(1), engine=Engine(sync_batch_norm=True))
     assert isinstance(model.stem[1], torch.nn.SyncBatchNorm)
     assert {name: id(value) for name, value in weights.items()} == {n: id(v) for n, v in model.named_parameters()}
-    assert [id(value) for value in trainer.optimizer.state] == [id(value) for value in weights.values()]
+    assert [id(value) for value in trainer.step.optimizer.state] == [id(value) for value in weights.values()]
     assert np.array_equal(images.test_logits(model, 0), logits)
 
 

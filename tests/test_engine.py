@@ -177,8 +177,8 @@ def test_a_step_never_waits_for_the_device_nor_copies_from_the_host(data, monkey
     trainer = training.Trainer(model, images, recipe(loss=loss), ball, engine=how)
     trainer.begin_epoch()
     with OffDevice() as watched:
-        for size in set(trainer.sizes):
-            trainer.step(model, size)
+        for size in set(trainer.step.sizes):
+            trainer.step.update(model, size)
     assert watched.seen > 50
     assert not watched.found
 
@@ -239,7 +239,7 @@ def test_switches_are_put_back_after_an_error():
 @pytest.mark.parametrize(("cores", "threads", "expected"), [(2, 4, 2), (8, 1, 1), (4, 4, 4)])
 def test_threads_are_the_physical_cores_or_fewer(monkeypatch, cores, threads, expected):
     chosen = []
-    monkeypatch.setattr(engine, "physical_cores", lambda: cores)
+    monkeypatch.setattr(process, "physical_cores", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     process.use_physical_cores()

@@ -24,7 +24,8 @@ from torch import nn
 from ltr import first_stage, models, recipes, runs, second_stage, training
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.errors import InputError, StorageError
-from ltr.runtime import checkpoint, storage
+from ltr.runtime import storage
+from ltr.runtime.checkpoint import DIGEST_SIZE, MAGIC, load_checkpoint, save_checkpoint
 from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage
 
@@ -65,19 +66,19 @@ def stop(patch: pytest.MonkeyPatch) -> None:
     raise Struck
 
 
-def interrupted_fit(data: LongTailed, stage: int, checkpoint: Path, strike=stop, after: int = 1) -> None:
+def interrupted_fit(data: LongTailed, stage: int, path: Path, strike=stop, after: int = 1) -> None:
     """Train and save after each epoch; after so many saves something strikes at the next one."""
     saved = []
 
     def save(trainer: training.Trainer) -> None:
         if len(saved) == after:
             strike(patch)
-        checkpoint.save_checkpoint(trainer.checkpoint, trainer.state())
+        save_checkpoint(trainer.checkpoints.path, trainer.state())
         saved.append(trainer.epoch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.Trainer, "save_when_due", save)
-        fit(data, stage, checkpoint)
+        fit(data, stage, path)
 
 
 def assert_same(one: training.Outcome, other: training.Outcome) -> None:
@@ -101,7 +102,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later(data, 
 
     with pytest.raises(StorageError, match=r"^cannot write \S+checkpoint\.pt: No space left on device; .*whole$"):
         interrupted_fit(data, stage, checkpoint, strike)
-    assert checkpoint.load_checkpoint(checkpoint)["epoch"] == 1
+    assert load_checkpoint(checkpoint)["epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert_same(fit(data, stage, checkpoint), fit(data, stage, None))
 
@@ -144,10 +145,10 @@ def small_disk(path: Path, options: str):
 def test_a_disk_that_fills_up_keeps_the_old_checkpoint(data, tmp_path):
     with small_disk(tmp_path / "disk", "size=64k") as disk:
         checkpoint = disk / "checkpoint.pt"
-        checkpoint.save_checkpoint(checkpoint, {"epoch": 1, "weight": torch.zeros(6000)})
+        save_checkpoint(checkpoint, {"epoch": 1, "weight": torch.zeros(6000)})
         with pytest.raises(StorageError, match="No space left on device"):
-            checkpoint.save_checkpoint(checkpoint, {"epoch": 2, "weight": torch.zeros(12_000)})
-        assert checkpoint.load_checkpoint(checkpoint)["epoch"] == 1
+            save_checkpoint(checkpoint, {"epoch": 2, "weight": torch.zeros(12_000)})
+        assert load_checkpoint(checkpoint)["epoch"] == 1
         assert list(disk.iterdir()) == [checkpoint]
 
 
@@ -290,13 +291,13 @@ def test_a_checkpoint_in_an_older_format_goes_on(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", lambda *what: real(*what, _use_new_zipfile_serialization=False))
         pytest.raises(Struck, interrupted_fit, data, 1, checkpoint)
-    assert not checkpoint.read_bytes()[len(checkpoint.MAGIC) + checkpoint.DIGEST_SIZE :].startswith(b"PK")
+    assert not checkpoint.read_bytes()[len(MAGIC) + DIGEST_SIZE :].startswith(b"PK")
     assert_same(fit(data, 1, checkpoint), fit(data, 1, None))
 
 
 def test_a_checkpoint_loads_onto_another_device(data, tmp_path):
-    checkpoint.save_checkpoint(tmp_path / "checkpoint.pt", {"model": nn.Linear(2, 3).state_dict()})
-    state = checkpoint.load_checkpoint(tmp_path / "checkpoint.pt", "meta")
+    save_checkpoint(tmp_path / "checkpoint.pt", {"model": nn.Linear(2, 3).state_dict()})
+    state = load_checkpoint(tmp_path / "checkpoint.pt", "meta")
     assert {value.device.type for value in state["model"].values()} == {"meta"}
 
 
@@ -307,7 +308,7 @@ def test_retrain_starts_anew_and_resume_is_the_default(data, tmp_path):
         FirstStage.parse(["--preset", "demo", "--resume", "--retrain"])
     run = runs.Run(tmp_path / "run", {"method": "WD"})
     run.path.mkdir()
-    checkpoint.save_checkpoint(run.checkpoint, {"epoch": 1})
+    save_checkpoint(run.checkpoint, {"epoch": 1})
     run.begin(data, "cpu")
     assert run.checkpoint.exists()
     run.begin(data, "cpu", retrain=True)

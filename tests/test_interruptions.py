@@ -23,7 +23,7 @@ import psutil  # comes with Jupyter
 import pytest
 import torch
 
-from ltr.runtime import checkpoint
+from ltr.runtime.checkpoint import load_checkpoint
 from ltr.runtime.options import ROOT
 
 pytestmark = [
@@ -144,7 +144,7 @@ def assert_loadable(out: Path) -> None:
     """What a kill left can be read: the checkpoint is whole, or the one before it is."""
     for folder in out.glob("demo_?/*"):
         if list(folder.glob("checkpoint.pt*")):
-            assert checkpoint.load_checkpoint(folder / "checkpoint.pt")
+            assert load_checkpoint(folder / "checkpoint.pt")
 
 
 def survive(out: Path, times: list[float]) -> Iterator[tuple[str, str]]:

@@ -108,7 +108,7 @@ def test_the_montage_sees_small_pictures(imagenet):
 def test_folders_are_listed_once_and_no_file_is_looked_at(imagenet, monkeypatch):
     seen, listdir = [], os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: seen.append(path) or listdir(path))
-    monkeypatch.setattr("ltr.data.lists.decode", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr("ltr.data.streaming.decode", lambda path: pytest.fail(f"{path} was opened"))
     load("imagenet-lt", imagenet)
     assert len(seen) == 9  # three folders of each list
 
@@ -260,6 +260,34 @@ def test_categories_without_names_of_their_own_go_by_their_labels(inaturalist):
     change("train2018.json", lambda c: c["categories"][0].update(name="species 1"))(inaturalist)
     change("val2018.json", lambda c: c["categories"][0].update(name="species 1"))(inaturalist)
     assert load("inaturalist2018", inaturalist).class_names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(lambda categories: categories[:2], id="too few"),
+        pytest.param(lambda categories: [*categories, {"id": 3, "name": "species 3"}], id="too many"),
+        pytest.param(lambda categories: [*categories, {"id": 2, "name": "species 3"}], id="an id twice"),
+        pytest.param(lambda categories: [c | {"id": c["id"] + 1} for c in categories], id="ids from 1 on"),
+        pytest.param(lambda categories: [*categories[:2], {"id": 2}], id="no name"),
+    ],
+)
+def test_categories_that_are_not_the_classes_name_none(inaturalist, act):
+    for name in ("train2018.json", "val2018.json"):
+        change(name, lambda c: c | {"categories": act(c["categories"])})(inaturalist)
+    assert load("inaturalist2018", inaturalist).class_names == ["0", "1", "2"]
+
+
+def test_one_file_may_name_the_classes_for_both(inaturalist):
+    change("train2018.json", lambda c: c | {"categories": c["categories"][:2]})(inaturalist)
+    assert load("inaturalist2018", inaturalist).class_names == ["species 0", "species 1", "species 2"]
+
+
+def test_both_files_must_name_the_classes_alike(inaturalist):
+    change("val2018.json", lambda c: c["categories"][1].update(name="species 3"))(inaturalist)
+    message = complaint(load, "inaturalist2018", inaturalist)
+    assert "val2018.json must name the classes as train2018.json does" in message
+    assert message.endswith("class 1 is species 1 there, got species 3")
 
 
 # ---- options

@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import functional as TF
 
-from ltr.data.loader import PADDING, Draws, Loader
+from ltr.data.loader import PADDING, Draws, MemoryLoader
 
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 COUNT, HEIGHT, WIDTH = 11, 12, 10  # not square, so that swapped sides show
 
 
-def make_loader(count: int = COUNT, device: str = "cpu") -> Loader:
+def make_loader(count: int = COUNT, device: str = "cpu") -> MemoryLoader:
     """Random images, each with its position as its label."""
     images = np.random.default_rng(0).integers(0, 256, (count, HEIGHT, WIDTH, 3), np.uint8)
-    return Loader(images, np.arange(count), MEAN, STD, device)
+    return MemoryLoader(images, np.arange(count), MEAN, STD, device)
 
 
 def by_torchvision(image: torch.Tensor, corner: tuple[int, int] = (PADDING, PADDING), flip: bool = False):
@@ -28,7 +28,7 @@ def by_torchvision(image: torch.Tensor, corner: tuple[int, int] = (PADDING, PADD
     return TF.normalize(TF.to_tensor(x.permute(1, 2, 0).numpy()), MEAN, STD)
 
 
-def drawn_labels(loader: Loader, seed: int = 0, epoch: int = 0) -> list[int]:
+def drawn_labels(loader: MemoryLoader, seed: int = 0, epoch: int = 0) -> list[int]:
     return torch.cat([labels for _, labels in loader.train_batches(4, seed, epoch)]).tolist()
 
 

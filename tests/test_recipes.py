@@ -9,7 +9,7 @@ from ltr.data.large_sets import LARGE_SETS
 from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage, SecondStage
 
-STAGES = [(FirstStage, recipes.FIRST_STAGE), (SecondStage, recipes.SECOND_STAGE)]
+STAGES = [(FirstStage, recipes.LARGE_FIRST_STAGE), (SecondStage, recipes.LARGE_SECOND_STAGE)]
 COMMITTED = sorted((ROOT / "exp").glob("demo_1/*/config.json"))
 
 
@@ -33,8 +33,8 @@ def test_what_the_paper_publishes():
 
 def test_values_that_were_never_published_say_so():
     for dataset in ("imagenet-lt", "inaturalist2018"):
-        tuned = [recipes.FIRST_STAGE[dataset]["weight_decay"]]
-        tuned += [recipes.SECOND_STAGE[dataset][name] for name in ("epochs", "weight_decay", "max_norm", "tau")]
+        tuned = [recipes.LARGE_FIRST_STAGE[dataset]["weight_decay"]]
+        tuned += [recipes.LARGE_SECOND_STAGE[dataset][name] for name in ("epochs", "weight_decay", "max_norm", "tau")]
         assert all(source.startswith("not published; ") for _, source in tuned)
 
 
@@ -52,8 +52,8 @@ def test_options_win_over_the_recipe():
 def test_the_second_stage_starts_from_the_first_ones_recipe(dataset):
     words = ["--preset", "paper", "--dataset", dataset]
     first, second = FirstStage.parse(words), SecondStage.parse(words)
-    _, identity = first.model("WD", first.weight_decay)
-    wanted = second.first_stage(second.stage1_weight_decay)
+    _, identity = first.run_key("WD", first.weight_decay)
+    wanted = second.base_settings
     assert {key: identity.get(key) for key in wanted} == wanted
 
 
@@ -81,6 +81,6 @@ def test_committed_runs_are_found_by_the_same_names(path):
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(asked[name]))]
     settings = FirstStage.parse(["--preset", "paper", *words, "--epochs", str(asked["stage1_epochs"])])
     run = runs.open_run(
-        path.parents[1], *settings.model(asked["method"], asked["stage1_weight_decay"]), config["data"]["fingerprint"]
+        path.parents[1], *settings.run_key(asked["method"], asked["stage1_weight_decay"]), config["data"]["fingerprint"]
     )
     assert run.path == path.parent

@@ -179,8 +179,8 @@ def test_a_further_table_is_made_once_for_its_settings(tmp_path, outcome, data):
         made.append(len(made))
         return pd.DataFrame({"made": [len(made)]})
 
-    assert result.kept("norms", None) is None
+    assert result.cached("norms", None) is None
     for settings, number in ((None, 1), ({"lr": 0.1}, 2), ({"lr": 0.2}, 3), ({"lr": 0.1}, 2), (None, 1)):
-        assert result.kept("norms", make, settings).made.tolist() == [number]
+        assert result.cached("norms", make, settings).made.tolist() == [number]
     assert len(made) == 3
-    assert result.kept("norms", None, {"lr": 0.2}).made.tolist() == [3]
+    assert result.cached("norms", None, {"lr": 0.2}).made.tolist() == [3]

@@ -53,7 +53,7 @@ def test_presets_differ_and_options_win():
     paper = FirstStage.parse("--preset paper --epochs 320 --backbone resnet34".split())
     assert (demo.dataset, demo.backbone) == ("synthetic", "resnet32")
     assert (paper.dataset, paper.epochs, paper.lr, paper.weight_decay) == ("cifar100", 320, 0.01, 5e-3)
-    assert FirstStage.parse(["--preset", "paper"]).backbone == "resnet32-wide"
+    assert FirstStage.parse(["--preset", "paper"]).backbone == "resnet34"
 
 
 def test_without_a_preset_a_machine_without_cuda_gets_the_demo(monkeypatch):
@@ -70,23 +70,26 @@ def test_jupyter_takes_the_options_from_the_environment(monkeypatch, capsys, tmp
     assert "--epochs 7" in capsys.readouterr().out
 
 
-def test_relative_folders_are_taken_from_the_root(monkeypatch, tmp_path):
+def test_relative_folders_are_the_callers_and_defaults_the_checkouts(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert FirstStage.parse(["--preset", "demo", "--out", "exp"]).out == ROOT / "exp"
+    read = FirstStage.parse(["--preset", "demo", "--out", "exp"])
+    assert read.out == tmp_path / "exp"
+    assert read.data_root == ROOT / "data"
+    assert FirstStage.parse(["--preset", "demo"]).out == ROOT / "build" / "demo"
 
 
 def test_identity_leaves_out_what_does_not_change_the_result():
     one = FirstStage.parse("--preset demo --out a --data-root x".split())
     two = FirstStage.parse("--preset demo --out b --data-root y --retrain".split())
-    assert one.model("WD", 1e-3) == two.model("WD", 1e-3)
-    assert one.model("WD", 1e-3) != one.model("WD", 2e-3)
-    assert one.model("naive", 0.0) != FirstStage.parse("--preset demo --lr 0.2".split()).model("naive", 0.0)
+    assert one.run_key("WD", 1e-3) == two.run_key("WD", 1e-3)
+    assert one.run_key("WD", 1e-3) != one.run_key("WD", 2e-3)
+    assert one.run_key("naive", 0.0) != FirstStage.parse("--preset demo --lr 0.2".split()).run_key("naive", 0.0)
 
 
 def test_tau_of_the_naive_network_is_part_of_its_own_runs_alone():
     one, two = (SecondStage.parse(["--preset", "demo", "--naive-tau", tau]) for tau in ("0.5", "1"))
-    assert one.model("CB", "paper", "first") == two.model("CB", "paper", "first")
-    named = [each.model("naive + tau-norm", "", "first", tau=each.naive_tau) for each in (one, two)]
+    assert one.run_key("CB", "paper", "first") == two.run_key("CB", "paper", "first")
+    named = [each.run_key("naive + tau-norm", "", "first", tau=each.naive_tau) for each in (one, two)]
     assert named[0] != named[1]
 
 
@@ -94,8 +97,8 @@ def test_the_second_stage_looks_for_what_the_first_one_writes():
     first = FirstStage.parse(["--preset", "demo"])
     second = SecondStage.parse(["--preset", "demo"])
     for method, weight_decay in (("naive", 0.0), ("WD", first.weight_decay)):
-        _, identity = first.model(method, weight_decay)
-        wanted = second.first_stage(weight_decay)
+        _, identity = first.run_key(method, weight_decay)
+        wanted = second.base_settings | {"stage1_weight_decay": weight_decay}
         assert {key: identity.get(key) for key in wanted} == wanted
 
 
@@ -188,8 +191,8 @@ def test_choices_of_the_paper_leave_the_identity_as_it_was():
         FirstStage.parse(["--preset", "demo"]),
         "--mix none --augmentation none --sampling instance --loss ce",
     )
-    assert FirstStage.parse(["--preset", "demo", *given.split()]).model("WD", 0.1) == plain.model("WD", 0.1)
-    identity = plain.model("WD", 0.1)[1]
+    assert FirstStage.parse(["--preset", "demo", *given.split()]).run_key("WD", 0.1) == plain.run_key("WD", 0.1)
+    identity = plain.run_key("WD", 0.1)[1]
     assert not {"mix", "augmentation", "sampling"} & identity.keys()
     assert (identity["method"], identity["loss"]) == ("WD", "ce")
 
@@ -206,14 +209,14 @@ def test_choices_of_the_paper_leave_the_identity_as_it_was():
 )
 def test_other_choices_name_the_model(words, name):
     chosen = FirstStage.parse(["--preset", "demo", *words.split()])
-    label, identity = chosen.model("WD", 0.1)
+    label, identity = chosen.run_key("WD", 0.1)
     assert identity["method"] == name
-    assert chosen.model("naive", 0.0)[1]["method"] == f"{name}, no WD"
-    assert label != FirstStage.parse(["--preset", "demo"]).model("WD", 0.1)[0]
+    assert chosen.run_key("naive", 0.0)[1]["method"] == f"{name}, no WD"
+    assert label != FirstStage.parse(["--preset", "demo"]).run_key("WD", 0.1)[0]
     assert set(label) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 def test_the_second_stage_starts_from_cross_entropy_with_crop_and_flip_alone():
-    wanted = SecondStage.parse(["--preset", "demo"]).first_stage(0.005)
+    wanted = SecondStage.parse(["--preset", "demo"]).base_settings
     assert wanted["loss"] == "ce"
     assert wanted["mix"] is wanted["augmentation"] is wanted["sampling"] is None

@@ -1,4 +1,4 @@
-"""The sources of images: trees of class folders, list files and the embedded set, on a few tiny images."""
+"""Where images come from: trees of class folders, list files and the embedded set, on a few tiny images."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from trees import NAMES, SHAPE, TEST, TRAIN, complaint, flip_bit, write_lists, write_tree
 
-from ltr.data import lists, synthetic
+from ltr.data import synthetic
 from ltr.data.folders import read_folder
 from ltr.data.images import Absent
 from ltr.data.lists import read_list
@@ -64,6 +64,39 @@ def test_the_cache_is_refreshed_when_a_file_changes(tree, images):
     Image.fromarray(changed).save(path)
     os.utime(path, ns=(modified + 1, modified + 1))  # a clock may be too coarse for this test
     assert np.array_equal(read_folder(tree)[0].images[TRAIN + 3], changed)
+
+
+def write_in_place(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def move_over(path: Path, content: bytes) -> None:
+    other = path.with_name("other")
+    other.write_bytes(content)
+    other.replace(path)
+
+
+@pytest.mark.parametrize("put", [write_in_place, move_over])
+def test_a_swapped_file_of_equal_size_and_time_is_seen(tmp_path, images, put):
+    tree = write_tree(tmp_path / "tree", images, "bmp")
+    read_folder(tree)
+    path = tree / "train" / "bee" / "003.bmp"
+    before, other = path.stat(), (tree / "train" / "cow" / "000.bmp").read_bytes()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # a clock may be too coarse for this test
+        put(path, other)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert np.array_equal(read_folder(tree)[0].images[TRAIN + 3], images["train"][2 * TRAIN])
+
+
+def test_a_copied_tree_is_decoded_once_more_and_then_no_more(tree, images, tmp_path, monkeypatch):
+    read_folder(tree)
+    copied = shutil.copytree(tree, tmp_path / "copied")  # with sizes, times and caches
+    monkeypatch.setattr("ltr.data.images.decode", lambda path: np.zeros(SHAPE, np.uint8))
+    assert not read_folder(copied)[0].images.any()
+    monkeypatch.setattr("ltr.data.images.decode", no_decoding)
+    read_folder(copied)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +196,23 @@ def test_hidden_files_and_folders_are_no_images(tree, images):
     (tree / "train" / "bee" / "._003.png").write_bytes(b"what macOS leaves beside a file")
     (tree / "train" / "bee" / ".hidden").mkdir()
     shutil.copy(tree / "train" / "bee" / "003.png", tree / "train" / "bee" / ".hidden" / "003.png")
-    (tree / "train" / "Thumbs.db").touch()
+    for name in ("Thumbs.db", "desktop.ini"):
+        (tree / "train" / name).touch()
+        (tree / "train" / "bee" / name).touch()
     train, _, names = read_folder(tree)
     assert names == NAMES
     assert np.array_equal(train.images, images["train"])
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", "$Recycle.Bin", "System Volume Information", "lost+found"])
+def test_folders_of_the_system_are_no_classes(tree, images, name):
+    for place in (tree / "train", tree / "test", tree / "train" / "bee"):
+        (place / name).mkdir()
+        shutil.copy(tree / "train" / "bee" / "003.png", place / name / "003.png")
+    train, test, names = read_folder(tree)
+    assert names == NAMES
+    assert np.array_equal(train.images, images["train"])
+    assert np.array_equal(test.images, images["test"])
 
 
 def test_a_link_that_leads_back_gives_no_image_twice(tree, images):
@@ -269,7 +315,7 @@ def test_a_bad_line_is_named_by_its_number(listed, kind):
     message = complaint(read_list, listed)
     assert message.startswith(f"--data-root: {listed}")
     assert says in message
-    assert not list(lists.glob(".ltr*"))  # found before the first image is decoded
+    assert not list(listed.glob(".ltr*"))  # found before the first image is decoded
 
 
 def test_test_labels_must_be_those_of_training(listed):

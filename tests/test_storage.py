@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ltr.errors import InputError
-from ltr.runtime import checkpoint, storage
+from ltr.runtime import storage
+from ltr.runtime.checkpoint import DIGEST_SIZE, MAGIC, load_checkpoint, previous, remove_checkpoint, save_checkpoint
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -27,9 +28,9 @@ def state(epoch: int) -> dict:
 
 def test_a_checkpoint_comes_back(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    assert checkpoint.load_checkpoint(path) is None
-    checkpoint.save_checkpoint(path, state(1))
-    loaded = checkpoint.load_checkpoint(path)
+    assert load_checkpoint(path) is None
+    save_checkpoint(path, state(1))
+    loaded = load_checkpoint(path)
     assert loaded["epoch"] == 1
     assert torch.equal(loaded["model"]["weight"], torch.ones(3))
 
@@ -50,37 +51,37 @@ DAMAGES = {
     **{f"byte at {share} %": flip(share / 100) for share in range(1, 100, 7)},  # magic word, hash and content
     "cut by a byte": lambda content: content[:-1],
     "cut in half": lambda content: content[: len(content) // 2],
-    "cut behind the hash": lambda content: content[: len(checkpoint.MAGIC) + checkpoint.DIGEST_SIZE],
+    "cut behind the hash": lambda content: content[: len(MAGIC) + DIGEST_SIZE],
     "empty": lambda content: b"",
     "foreign": lambda content: b"not ours" * 99,
-    "of plain torch.save": lambda content: content[len(checkpoint.MAGIC) + checkpoint.DIGEST_SIZE :],
+    "of plain torch.save": lambda content: content[len(MAGIC) + DIGEST_SIZE :],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_noticed_and_the_previous_one_used(tmp_path, damage):
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save_checkpoint(path, state(1))
-    checkpoint.save_checkpoint(path, state(2))
+    save_checkpoint(path, state(1))
+    save_checkpoint(path, state(2))
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.warns(UserWarning, match=r"checkpoint\.pt cannot be used: .*; going on from checkpoint\.pt\.previous"):
-        assert checkpoint.load_checkpoint(path)["epoch"] == 1
+        assert load_checkpoint(path)["epoch"] == 1
 
 
 def test_a_kill_between_the_two_renames_of_a_save_leaves_the_previous_one(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save_checkpoint(path, state(1))
-    checkpoint.save_checkpoint(path, state(2))
+    save_checkpoint(path, state(1))
+    save_checkpoint(path, state(2))
     path.unlink()
-    assert checkpoint.load_checkpoint(path)["epoch"] == 1
+    assert load_checkpoint(path)["epoch"] == 1
 
 
 def test_when_both_are_damaged_both_are_named(tmp_path):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"x")
-    checkpoint.previous(path).write_bytes(b"y")
+    previous(path).write_bytes(b"y")
     with pytest.raises(InputError, match=r"checkpoint\.pt cannot .*checkpoint\.pt\.previous cannot"):
-        checkpoint.load_checkpoint(path)
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "weights"])
@@ -91,8 +92,8 @@ def test_nothing_in_a_file_is_executed(tmp_path, kind):
 
     path = tmp_path / "evil.pt"
     if kind == "checkpoint":
-        checkpoint.save_checkpoint(path, {"model": Evil()})
-        read = checkpoint.load_checkpoint
+        save_checkpoint(path, {"model": Evil()})
+        read = load_checkpoint
     else:
         storage.write_weights(path, {"model": Evil()})
         read = storage.read_weights
@@ -103,21 +104,21 @@ def test_nothing_in_a_file_is_executed(tmp_path, kind):
 
 def test_a_save_that_fails_leaves_what_could_be_loaded(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save_checkpoint(path, state(1))
+    save_checkpoint(path, state(1))
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(storage.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save_checkpoint(path, state(2))
-    assert checkpoint.load_checkpoint(path)["epoch"] == 1
+        save_checkpoint(path, state(2))
+    assert load_checkpoint(path)["epoch"] == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_removing_takes_both(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save_checkpoint(path, state(1))
-    checkpoint.save_checkpoint(path, state(2))
-    checkpoint.remove_checkpoint(path)
+    save_checkpoint(path, state(1))
+    save_checkpoint(path, state(2))
+    remove_checkpoint(path)
     assert list(tmp_path.iterdir()) == []

@@ -29,7 +29,7 @@ def test_the_notebook_finds_them_finished(swept):
     settings = FirstStage.parse(f"{OPTIONS} --seed 1 --weight-decay 0.01 --out {swept}".split())
     data = sweep.datasets.load(**settings.data).describe()["fingerprint"]
     for method, decay in (("naive", 0.0), ("WD", 0.01)):
-        label, identity = settings.model(method, decay)
+        label, identity = settings.run_key(method, decay)
         assert runs.open_run(swept / "demo_1", label, identity, data).finished
 
 

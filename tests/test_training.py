@@ -9,7 +9,7 @@ from ltr import first_stage, metrics, models, recipes, training
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.errors import InputError, TrainingError
 from ltr.regularizers import MaxNorm
-from ltr.runtime import checkpoint
+from ltr.runtime.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -32,6 +32,14 @@ class Rows:
 
     def __len__(self):
         return len(self.inputs)
+
+    draws_on = torch.device("cpu")
+
+    def describe_draws(self):
+        return {}
+
+    def close(self):
+        pass
 
     def draw(self, batch_size, seed, epoch):
         return self.inputs, self.labels
@@ -138,7 +146,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(small, tmp_path):
         first.begin_epoch()
         list(first.train_steps())
         first.end_epoch()
-    checkpoint.save_checkpoint(tmp_path / "checkpoint.pt", first.state())
+    save_checkpoint(tmp_path / "checkpoint.pt", first.state())
     model = models.build_model("resnet32", 4, seed=9)  # other weights: all must come from the checkpoint
     resumed = training.fit(model, images, recipe, checkpoint=tmp_path / "checkpoint.pt")
 
@@ -179,9 +187,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(rows, 
     before = path.read_bytes()
     rows.inputs[0] = float("nan")
     recipe = recipes.Recipe(2)
-    state = checkpoint.load_checkpoint(path)
+    state = load_checkpoint(path)
     state["settings"]["epochs"] = 2
-    checkpoint.save_checkpoint(path, state)
+    save_checkpoint(path, state)
     before = path.read_bytes()
     with pytest.raises(TrainingError, match="epoch 2"):
         training.fit(linear(), rows, recipe, checkpoint=path)

@@ -9,6 +9,9 @@ from ltr.data.images import SPLITS, Listing, Parts, check_root, read_pair
 from ltr.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# What systems put beside one's own folders, in lower case: macOS into archives, Synology (small copies of the images),
+# Windows, and Linux.
+LITTER = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 
 
 def refuse_folder(error: OSError) -> NoReturn:
@@ -21,6 +24,11 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
+def is_litter(name: str) -> bool:
+    """Whether a folder is hidden or a system's own, hence neither a class nor a part of one."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
 def image_files(folder: Path) -> list[str]:
     """Image files in a class's folder and below it, in alphabetical order; links to folders are not followed.
 
@@ -29,7 +37,7 @@ def image_files(folder: Path) -> list[str]:
     """
     paths = []
     for parent, folders, names in os.walk(folder, onerror=refuse_folder):
-        folders[:] = (name for name in folders if not name.startswith("."))
+        folders[:] = (name for name in folders if not is_litter(name))
         paths += [os.path.join(parent, name) for name in names if is_image(name)]
     if not paths:
         raise InputError(f"--data-root: {folder} must hold at least one image ({', '.join(SUFFIXES)})")
@@ -37,13 +45,13 @@ def image_files(folder: Path) -> list[str]:
 
 
 def list_classes(folder: Path) -> dict[str, list[str]]:
-    """Image files of each class of a split, both in alphabetical order; names with a leading dot are left out.
+    """Image files of each class of a split, both in alphabetical order; see `is_litter` for what is passed over.
 
     Raises:
         InputError: the folder is absent, or has no class or a class without images.
     """
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_litter(entry.name))
     except OSError as error:
         refuse_folder(error)
     if not names:

@@ -16,6 +16,7 @@ from ltr.errors import InputError
 from ltr.runtime.storage import remove_partial, write_whole
 
 SPLITS = ("train", "test")
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, and a value of the second
 
 
 class Absent(InputError):
@@ -63,15 +64,58 @@ class Listing:
     labels: Sequence[int]
 
 
-def decode(path: str) -> np.ndarray:
-    """Read one PNG, JPEG or WebP file as RGB: uint8 [H, W, 3].
+def is_deep(image: Image.Image) -> bool:
+    """Whether Pillow keeps more than 8 bits a pixel; `convert("RGB")` would make every value above 255 white."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def bit_depth(image: Image.Image) -> int | None:
+    """Bits of a deep image's pixels; None where nothing says which value is white: floats, signed or 32-bit integers.
+
+    PNG and PGM have at most 16 bits, under a mode that depends on Pillow's version; a TIFF of mode "I" is signed or of
+    32 bits. Pillow spreads the fewer bits of PGM and JPEG 2000 over 16, those of TIFF (12) it leaves as they are.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        return None
+    if image.format == "TIFF":
+        return image.tag_v2[BITS_PER_SAMPLE][0]
+    return 16 if image.format in ("PNG", "PPM", "JPEG2000") else None
+
+
+def eight_bits(path: str, image: Image.Image) -> Image.Image:
+    """The upper 8 bits of a deep image's pixels.
+
+    So does Pillow itself read 16-bit colour (PNG, TIFF), and 8-bit pixels that were stored as 256 v or as 257 v both
+    come back; v / 257, rounded, would give back the latter alone.
 
     Raises:
-        InputError: the file is no readable image.
+        InputError: the pixels have no defined range.
+    """
+    bits = bit_depth(image)
+    if bits is None:
+        kind = "floating-point numbers" if image.mode == "F" else "signed or 32-bit integers"
+        raise InputError(f"--data-root: {path} must have unsigned pixels of at most 16 bits, got {kind}")
+    pixels = np.asarray(image)
+    if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow minds it in 8 bits alone
+        pixels = 2**bits - 1 - pixels
+    return Image.fromarray((pixels >> (bits - 8)).astype(np.uint8))
+
+
+def decode(path: str) -> np.ndarray:
+    """Read one PNG, JPEG or WebP file, or another that Pillow knows, as RGB: uint8 [H, W, 3].
+
+    Grayscale of 12 or 16 bits is scaled to 8, alpha is dropped. Pixels are as they are stored: the orientation that
+    EXIF may note is ignored.
+
+    Raises:
+        InputError: the file is no readable image, or its pixels have no defined range.
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            shallow = eight_bits(path, image) if is_deep(image) else image
+            return np.asarray(shallow.convert("RGB"))
+    except InputError:
+        raise
     except Exception as error:  # Pillow's decoders answer damage with a dozen kinds of exceptions
         reason = getattr(error, "strerror", None) or "it cannot be decoded"
         raise InputError(f"--data-root: {path} must be a whole PNG, JPEG or WebP image ({reason})") from error
@@ -101,6 +145,10 @@ def decode_all(listing: Listing) -> np.ndarray:
 def signature(root: Path, paths: Sequence[str]) -> str:
     """Sixteen hexadecimal digits that change when one of the files does.
 
+    Size and modification time alone do not tell: bitmaps of one shape have one size, and copying tools set the time.
+    Nobody sets the time of the last change (ctime), and a file that is renamed into the place of another keeps its own
+    inode. A tree that is copied or restored therefore counts as changed, and is decoded once more.
+
     Raises:
         InputError: a file is absent, or no regular file: a pipe would be waited for.
     """
@@ -112,7 +160,8 @@ def signature(root: Path, paths: Sequence[str]) -> str:
             raise InputError(f"--data-root: {path} must be an image file ({error.strerror})") from error
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"--data-root: {path} must be an image file (it is no regular file)")
-        digest.update(os.fsencode(f"{os.path.relpath(path, root)} {status.st_size} {status.st_mtime_ns}\n"))
+        marks = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        digest.update(os.fsencode(f"{os.path.relpath(path, root)} {marks}\n"))
     return digest.hexdigest()[:16]
 
 

@@ -63,7 +63,7 @@ LARGE_SETS = {
 
 
 class Splits(NamedTuple):
-    """What a large_set's files give; there is no validation list where the field tests on it."""
+    """What a large set's files give; there is no validation list where the field tests on it."""
 
     train: ListedImages
     test: ListedImages
@@ -76,17 +76,18 @@ def read(source: str, root: Path) -> Splits:
 
     Raises:
         Absent: the folder or a list is not there.
-        InputError: a line or an entry is wrong, counts are not as published, an image is listed twice or absent.
+        InputError: a line or an entry is wrong, counts are not as published, an image is listed twice or absent, or
+            two files name the classes differently.
     """
     check_root(root)
     large_set = LARGE_SETS[source]
     files = {split: find_file(source, root, names) for split, names in large_set.files.items()}
-    rows, names = {}, None
+    rows, named = {}, {}
     for split, file in files.items():
-        rows[split], categories = read_rows(root, file)
-        names = names or categories
+        rows[split], named[file] = read_rows(root, file, large_set.num_classes)
         check_counts(file, rows[split], large_set.counts[split], large_set.num_classes)
         check_paths(rows[split])
+    names = agreed_names(named)
     check_paths(rows["train"] + rows["test"])
     for split, file in files.items():
         check_images(root, file, rows[split])
@@ -103,14 +104,14 @@ def find_file(source: str, root: Path, names: tuple[str, ...]) -> Path:
     raise Absent(f"--data-root: must hold {' or '.join(names)} for --dataset {source}, there is none in {root}")
 
 
-def read_rows(root: Path, file: Path) -> tuple[list[Row], list[str] | None]:
+def read_rows(root: Path, file: Path, num_classes: int) -> tuple[list[Row], list[str] | None]:
     """Rows of a list or a JSON file, and the classes' names where it gives them.
 
     Raises:
         InputError: see `parse_row` and `read_json`.
     """
     if file.suffix == ".json":
-        return read_json(root, file)
+        return read_json(root, file, num_classes)
     return [parse_row(root, *line) for line in read_lines(file)], None
 
 
@@ -128,6 +129,24 @@ def folder_names(train: ListedImages, num_classes: int) -> list[str]:
 
 
 # ---- checks
+
+
+def agreed_names(named: Mapping[Path, list[str] | None]) -> list[str] | None:
+    """The classes' names by label, of those files that give them; None where none does.
+
+    Raises:
+        InputError: two files name a class differently, so that their labels mean different things.
+    """
+    given = {file: names for file, names in named.items() if names is not None}
+    if not given:
+        return None
+    first, agreed = next(iter(given.items()))
+    for file, names in given.items():
+        for k, (name, wanted) in enumerate(zip(names, agreed, strict=True)):
+            if name != wanted:
+                says = f"{file} must name the classes as {first.name} does, class {k} is {clip(wanted)} there"
+                raise InputError(f"--data-root: {says}, got {clip(name)}")
+    return agreed
 
 
 def check_counts(file: Path, rows: list[Row], count: int, num_classes: int) -> None:
@@ -169,7 +188,7 @@ def check_images(root: Path, file: Path, rows: list[Row]) -> None:
 # ---- iNaturalist's JSON
 
 
-def read_json(root: Path, file: Path) -> tuple[list[Row], list[str] | None]:
+def read_json(root: Path, file: Path, num_classes: int) -> tuple[list[Row], list[str] | None]:
     """The competition's `images`, `annotations` and `categories`: rows, and names by label.
 
     Raises:
@@ -194,7 +213,7 @@ def read_json(root: Path, file: Path) -> tuple[list[Row], list[str] | None]:
         if image not in labels:
             raise InputError(f"--data-root: {where}: must have an annotation, there is none of image {image}")
         rows.append(Row(where, below(root, where, field(where, entry, "file_name", str)), labels[image]))
-    return rows, category_names(file, content["categories"])
+    return rows, category_names(file, content["categories"], num_classes)
 
 
 def load_json(file: Path) -> dict[str, list]:
@@ -228,8 +247,8 @@ def field(where: str, entry: Any, key: str, kind: type) -> Any:
     return value
 
 
-def category_names(file: Path, categories: list) -> list[str] | None:
-    """Names by label; None unless they are the categories 0 to C - 1, each with a name of its own.
+def category_names(file: Path, categories: list, num_classes: int) -> list[str] | None:
+    """Names by label; None unless the categories are 0 to C - 1, each once and with a name of its own.
 
     Raises:
         InputError: an entry has no id.
@@ -237,7 +256,8 @@ def category_names(file: Path, categories: list) -> list[str] | None:
     names = {}
     for number, entry in enumerate(categories):
         names[field(f"{file} category {number}", entry, "id", int)] = entry.get("name")
-    plain = sorted(names) == list(range(len(categories))) and all(
-        isinstance(name, str) and name.isprintable() and name for name in names.values()
-    )
-    return [names[k] for k in range(len(names))] if plain and len(set(names.values())) == len(names) else None
+    if len(categories) != num_classes or sorted(names) != list(range(num_classes)):
+        return None
+    if not all(isinstance(name, str) and name.isprintable() and name for name in names.values()):
+        return None
+    return [names[k] for k in range(num_classes)] if len(set(names.values())) == num_classes else None

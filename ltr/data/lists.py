@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ltr.data.folders import read_pair
-from ltr.data.images import SPLITS, Listing, Parts, check_root
+from ltr.data.images import SPLITS, Listing, Parts, check_root, read_pair
 from ltr.errors import InputError
 
 

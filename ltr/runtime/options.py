@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 
 from ltr.errors import InputError, clip
 
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parents[1]
+# Where the defaults of folders lie: a checkout's root; installed elsewhere, the folder that one works in.
+ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
 
 
 def whole(text: str) -> int:
@@ -32,16 +34,16 @@ def real(text: str) -> float:
 
 
 def folder(text: str) -> Path:
-    """A folder, from the repository's root where it is relative."""
+    """A folder, from the one that one works in where it is relative."""
     if not text.strip() or "\0" in text:
         raise ValueError(text)
     text.encode()  # a ValueError for bytes that are no text, which could not be printed
-    return ROOT / Path(text).expanduser()
+    return Path.cwd() / Path(text).expanduser()
 
 
-def short(text: Any) -> str:
-    """Text with paths below the repository's root shown from there."""
-    return str(text).replace(str(ROOT) + os.sep, "")
+def short(text: Any, folder: Path = ROOT) -> str:
+    """Text with paths below a folder shown from there."""
+    return str(text).replace(str(folder) + os.sep, "")
 
 
 def option(

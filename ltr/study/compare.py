@@ -192,10 +192,11 @@ class Comparison(SecondStage):
         """The command that trains a first stage."""
         names = ("preset", "dataset", "data_root", "imbalance_factor", "profile", "choice", "normalization", "backbone")
         words = ["--weight-decays", f"{self.stage1_weight_decay:g}", "--epochs", epochs, "--seeds", self.seed]
-        words += ["--hold-out", hold_out] * bool(hold_out)
+        if hold_out:
+            words += ["--hold-out", hold_out]
         for name in (*names, "out"):
             value = getattr(self, name)
-            words += [flag(name), f"{value:g}" if isinstance(value, float) else short(value)]
+            words += [flag(name), f"{value:g}" if isinstance(value, float) else short(value, Path.cwd())]
         return "python -m ltr sweep " + shlex.join(map(str, words))
 
     def find(self, where: Path, epochs: int, hold_out: int, data: datasets.LongTailed) -> runs.Result:
@@ -204,20 +205,28 @@ class Comparison(SecondStage):
         Raises:
             InputError: there is none; the message names the command that makes it.
         """
-        asked = dataclasses.replace(self, stage1_epochs=epochs, hold_out=hold_out)
-        wanted = asked.first_stage(self.stage1_weight_decay)
-        wanted["method"] = "WD" if self.stage1_weight_decay else "naive"
+        asked = dataclasses.replace(self, stage1_epochs=epochs, hold_out=hold_out, stage1=None)
+        wanted = asked.base_settings | {"method": "WD" if self.stage1_weight_decay else "naive"}
         try:
             return runs.find(where, wanted, data.describe()["fingerprint"])
-        except InputError as error:
+        except runs.NoRun as error:
             made = f"this makes it: {self.command(epochs, hold_out)}"
-            raise InputError(f"{short(error)}; {made}") from error
+            raise runs.NoRun(f"{short(error)}; {made}") from error
+
+    def find_named(self, data: datasets.LongTailed) -> runs.Result:
+        """The run that `--stage1` names, to be tested."""
+        fingerprint = data.describe()["fingerprint"]
+        return runs.find_base(self.out / "demo_1", self.stage1, self.base_settings | {"hold_out": 0}, fingerprint)
+
+    def find_tuned_like(self, base: runs.Result, epochs: int, data: datasets.LongTailed) -> runs.Result:
+        """The run that learned as a base did, without the held-out images."""
+        told = {**base.config["settings"], "hold_out": self.hold_out, "stage1_epochs": epochs}
+        told.pop("test_every")
+        return runs.find(self.out / "tuning" / "demo_1", told, data.describe()["fingerprint"])
 
     def features(self, run: runs.Result, data: datasets.LongTailed) -> FrozenFeatures:
         """Features of a run's network on a set, in the paper's mode."""
-        model = models.build_model(self.backbone, len(data.class_counts))
-        model.load_state_dict(run.weights())
-        model.to(self.device, memory_format=torch.channels_last)
+        model = models.restore(self.backbone, len(data.class_counts), run.weights(), self.device)
         return FrozenFeatures(model, data, self.device, "paper", self.batch_size, self.seed, self.engine)
 
 
@@ -248,16 +257,19 @@ def first_stages(settings: Comparison) -> Stages:
     """
     full, cut = (datasets.load(**settings.data | {"hold_out": k}) for k in (0, settings.hold_out))
     epochs, tuning = settings.tuning_epochs or settings.stage1_epochs, cut.for_tuning()
-    tuned = settings.find(settings.out / "tuning" / "demo_1", epochs, settings.hold_out, tuning)
+    run = settings.find_named(full) if settings.stage1 else None
+    if run:
+        tuned = settings.find_tuned_like(run, epochs, tuning)
+    else:
+        tuned = settings.find(settings.out / "tuning" / "demo_1", epochs, settings.hold_out, tuning)
     held_out = settings.features(tuned, tuning)
     try:
-        run = settings.find(settings.out / "demo_1", settings.stage1_epochs, 0, full)
-    except InputError as error:
+        run = run or settings.find(settings.out / "demo_1", settings.stage1_epochs, 0, full)
+        final, name = settings.features(run, full), run.path.name
+    except runs.NoRun as error:
         print(f"no full first stage, so the tuning network is tested ({error})", flush=True)
         run, final, name = tuned, settings.features(tuned, cut), f"{tuned.path.name} (tuning network, no full run)"
         final.passes = held_out.passes  # the same network on the same training images
-    else:
-        final, name = settings.features(run, full), run.path.name
     protocol = {column: run.config["settings"][column] for column in PROTOCOL} | {"dataset": full.name}
     protocol |= {"tuned_on": f"{len(tuning.test)} held-out images, {tuned.path.name}", "first stage": name}
     return Stages(held_out, final, tuned, run, full.describe()["fingerprint"], protocol)
