@@ -178,12 +178,10 @@ def split_indices(
         counts = available - hold_out
     else:
         counts = class_counts(full - hold_out, len(names), imbalance_factor, profile)
+    check_enough(available, counts, hold_out, names)
     train, validation = [], []
-    for k, name in enumerate(names):
+    for k in range(len(names)):
         members = np.flatnonzero(labels == k)
-        if len(members) < counts[k] + hold_out:
-            need = f"{counts[k]} training images" + (f" and {hold_out} to hold out" if hold_out else "")
-            raise InputError(f"--data-root: class {name} has {len(members)} images, the profile takes {need}")
         validation.append(members[:hold_out])
         members = members[hold_out:]
         if choice == "random":
@@ -191,6 +189,23 @@ def split_indices(
         train.append(members[: counts[k]])
     kept = np.concatenate(train)
     return np.sort(kept) if profile == "as-is" else kept, np.concatenate(validation)
+
+
+def check_enough(available: np.ndarray, counts: np.ndarray, hold_out: int, names: list[str]) -> None:
+    """Every class must have the images that a profile takes.
+
+    Args:
+        available, counts: [C], images of each class that there are and that train.
+        hold_out: further ones of each class.
+        names: [C].
+
+    Raises:
+        InputError: one has fewer; the message names the first.
+    """
+    for name, there, taken in zip(names, available, counts, strict=True):
+        if there < taken + hold_out:
+            need = f"{taken} training images" + (f" and {hold_out} to hold out" if hold_out else "")
+            raise InputError(f"--data-root: class {name} has {there} images, the profile takes {need}")
 
 
 def load(

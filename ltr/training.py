@@ -29,13 +29,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltr import metrics
-from ltr.errors import InputError, TrainingError
+from ltr.errors import TrainingError
 from ltr.losses import Deferred, Mixed, build_loss
 from ltr.recipes import Recipe
 from ltr.regularizers import Constraint, row_norms
 from ltr.runtime import distributed
-from ltr.runtime.checkpoint import Checkpoints
-from ltr.runtime.engine import Engine, Step, copy_into
+from ltr.runtime.checkpoint import Checkpoints, check_same
+from ltr.runtime.engine import Engine, Step, copy_into, on_stream
 
 
 class Data(Protocol):
@@ -191,6 +191,15 @@ class TrainingStep:
         copy_into([*self.drawn, self.position, self.sums], [*drawn, torch.zeros(()), torch.zeros(2)])
         self.model.train()
 
+    def steps(self, forward: Callable[[Tensor], Tensor]) -> dict[int, Step]:
+        """The step of each size that an epoch has, the largest first. Together."""
+        forward = self.group.data_parallel(forward)
+        return {size: partial(self.update, forward, size) for size in sorted(set(self.sizes), reverse=True)}
+
+    def norms(self) -> Tensor:
+        """Row norms of the classifier, [C], on the CPU."""
+        return row_norms(self.classifier.weight.detach()).cpu()
+
     def means(self) -> tuple[float, float]:
         """Mean loss and share of hits since the epoch began. Together."""
         loss, hits = (self.group.sum(self.sums.cpu().double()) / len(self.data)).tolist()
@@ -208,11 +217,65 @@ class TrainingStep:
         """Momentum of every weight, in place; none where there is no momentum."""
         return [state["momentum_buffer"] for state in self.optimizer.state.values()]
 
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: recipe, constraint, draws, every weight's shape, several processes."""
+        constraint = self.constraint.describe() if self.constraint else {}
+        shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
+        together = {"processes": self.group.size} if self.group.size > 1 else {}
+        return {**self.recipe.describe(), **constraint, **self.data.describe_draws(), **shapes, **together}
+
     @property
     def changed(self) -> list[Tensor]:
         """Every tensor that a step changes."""
         counts = [self.constraint.checked, self.constraint.projected] if self.constraint else []
         return [*self.model.state_dict().values(), *self.momentum, *counts, self.position, self.sums]
+
+
+class Evaluation:
+    """A model's accuracy on the test data, and its weights where that was best.
+
+    Args:
+        step: of the training; its engine's precision is the test's.
+
+    Attributes:
+        best: accuracy in percent, epoch counted from 0, and state dict of the best test so far.
+    """
+
+    def __init__(self, step: TrainingStep) -> None:
+        self.step, self.model, self.data = step, step.model, step.data
+        self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
+
+    def logits(self, epoch: int, flip: bool = False) -> np.ndarray:
+        """Logits [N, C] of the test data, in the precision of training.
+
+        Raises:
+            TrainingError: one is not finite; weights can be finite all the same.
+        """
+        with self.step.engine.autocast():
+            logits = self.data.test_logits(self.model, epoch, flip)
+        if not np.isfinite(logits).all():
+            raise TrainingError(f"logits of the test are not finite after epoch {epoch + 1}: try a smaller --lr")
+        return logits
+
+    def after(self, epoch: int) -> dict[str, float]:
+        """Accuracy after an epoch; its weights are kept where it is the best so far."""
+        accuracy = metrics.group_accuracy(self.logits(epoch), self.data.test_labels, self.data.class_counts)
+        if accuracy["all"] > self.best["accuracy"]:
+            weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            self.best = {"accuracy": accuracy["all"], "epoch": epoch, "model": weights}
+        return {"test_accuracy": accuracy["all"], **{group: accuracy[group] for group in metrics.GROUPS}}
+
+    def all_logits(self, last: int, weights: dict[str, Tensor]) -> dict[tuple[str, str], np.ndarray]:
+        """Logits of the last and of the best test epoch, plain and with the mirrored image, see `metrics.VARIANTS`."""
+        logits = {}
+        for selection, epoch, own in (
+            ("best_test", self.best["epoch"], self.best["model"]),
+            ("last", last, weights),  # last, so that the model ends with these weights
+        ):
+            self.model.load_state_dict(own)
+            for tta in ("none", "flip"):
+                logits[selection, tta] = self.logits(epoch, flip=tta == "flip")
+        return logits
 
 
 class Trainer:
@@ -237,14 +300,10 @@ class Trainer:
         self.checkpoints = Checkpoints(checkpoint)
         self.epoch, self.prepare_seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
-        self.norms = [self.current_norms()]
-        self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
+        self.norms = [self.step.norms()]
+        self.test = Evaluation(self.step)
         self.ready: dict[int, Step] = {}
         self.stream: torch.cuda.Stream | None = None
-
-    def current_norms(self) -> Tensor:
-        """Row norms of the classifier, [C]."""
-        return row_norms(self.step.classifier.weight.detach()).cpu()
 
     @property
     def finished(self) -> bool:
@@ -260,33 +319,24 @@ class Trainer:
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.step.device))
         self.begin_epoch()
-
-        def steps(forward: Callable[[Tensor], Tensor]) -> dict[int, Step]:
-            forward = self.group.data_parallel(forward)
-            return {size: partial(self.step.update, forward, size) for size in sorted(set(self.step.sizes))[::-1]}
-
-        with self.on_stream():
-            self.ready, self.engine = self.engine.prepare(self.model, steps, self.step.changed, self.stream)
+        with on_stream(self.stream):
+            self.ready, self.engine = self.engine.prepare(self.model, self.step.steps, self.step.changed, self.stream)
             self.step.engine = self.engine
             if self.group.size > 1:  # gradients are packed anew after the first step: a resumed run does so here too
                 self.engine.capture(self.ready, self.step.changed, self.stream)
         if fast:
             self.prepare_seconds = time.perf_counter() - start
 
-    def on_stream(self) -> contextlib.AbstractContextManager:
-        """The context in which all work of this training is queued."""
-        return torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
-
     def begin_epoch(self) -> None:
         """Draw the epoch, and start its clock."""
         self.started = time.perf_counter()
-        with self.on_stream():
+        with on_stream(self.stream):
             self.step.begin_epoch(self.epoch)
 
     def train_steps(self) -> Iterator[None]:
         """Queue the epoch's steps, one each time it is asked."""
         for size in self.step.sizes:
-            with self.on_stream():
+            with on_stream(self.stream):
                 self.ready[size]()
             yield
 
@@ -297,7 +347,7 @@ class Trainer:
             TrainingError: the loss, or a logit of the test, is not finite.
         """
         epoch, recipe = self.epoch + 1, self.recipe
-        with self.on_stream():
+        with on_stream(self.stream):
             self.step.project("epoch")
             loss, hits = self.step.means()
             self.group.average_([values for values in self.model.buffers() if values.is_floating_point()])
@@ -306,64 +356,29 @@ class Trainer:
             row = {"epoch": epoch, "lr": recipe.learning_rate(self.epoch), "train_loss": loss}
             row["train_accuracy"] = 100 * hits
             if epoch == recipe.epochs or epoch % recipe.test_every == 0:
-                row |= self.test_epoch()
+                row |= self.test.after(self.epoch)
             if self.constraint:
                 row["max_norm_fired"] = self.constraint.projected_share
-            self.norms.append(self.current_norms())
+            self.norms.append(self.step.norms())
         row["seconds"] = time.perf_counter() - self.started
         self.history.append(row)
         self.epoch += 1
         return row
 
-    # ---- the test
-
-    def test_epoch(self) -> dict[str, float]:
-        """Accuracy on the test data, and the weights kept where it is the best so far."""
-        logits = self.test_logits(self.epoch)
-        accuracy = metrics.group_accuracy(logits, self.data.test_labels, self.data.class_counts)
-        if accuracy["all"] > self.best["accuracy"]:
-            weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-            self.best = {"accuracy": accuracy["all"], "epoch": self.epoch, "model": weights}
-        return {"test_accuracy": accuracy["all"], **{group: accuracy[group] for group in metrics.GROUPS}}
-
-    def test_logits(self, epoch: int, flip: bool = False) -> np.ndarray:
-        """Logits [N, C] of the test data, in the precision of training.
-
-        Raises:
-            TrainingError: one is not finite; weights can be finite all the same.
-        """
-        with self.engine.autocast():
-            logits = self.data.test_logits(self.model, epoch, flip)
-        if not np.isfinite(logits).all():
-            raise TrainingError(f"logits of the test are not finite after epoch {epoch + 1}: try a smaller --lr")
-        return logits
+    # ---- its end
 
     def outcome(self) -> Outcome:
-        """Logits of the last and of the best test epoch, plain and with the mirrored image."""
-        final = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-        logits = {}
-        for selection, epoch, weights in (
-            ("best_test", self.best["epoch"], self.best["model"]),
-            ("last", self.recipe.epochs - 1, final),  # last, so that the model ends with these weights
-        ):
-            self.model.load_state_dict(weights)
-            for tta in ("none", "flip"):
-                logits[selection, tta] = self.test_logits(epoch, flip=tta == "flip")
-        history = pd.DataFrame(self.history)
-        extra: dict[str, Any] = {"best_test_epoch": self.best["epoch"] + 1, "seconds": float(history.seconds.sum())}
+        """What training gives back; the model ends with the last epoch's weights."""
+        weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        logits = self.test.all_logits(self.recipe.epochs - 1, weights)
+        history, best = pd.DataFrame(self.history), self.test.best["epoch"] + 1
+        extra: dict[str, Any] = {"best_test_epoch": best, "seconds": float(history.seconds.sum())}
         extra |= {"engine": str(self.engine), "prepare_seconds": self.prepare_seconds}
         if self.constraint:
             extra |= {"max_norm": self.constraint.radius, "max_norm_fired": self.constraint.projected_share}
-        return Outcome(history, torch.stack(self.norms).numpy(), logits, self.data.test_labels, final, extra)
+        return Outcome(history, torch.stack(self.norms).numpy(), logits, self.data.test_labels, weights, extra)
 
     # ---- the checkpoint
-
-    def describe(self) -> dict[str, Any]:
-        """What a checkpoint must agree with: recipe, constraint, draws, every weight's shape, several processes."""
-        constraint = self.constraint.describe() if self.constraint else {}
-        shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
-        together = {"processes": self.group.size} if self.group.size > 1 else {}
-        return {**self.recipe.describe(), **constraint, **self.data.describe_draws(), **shapes, **together}
 
     def state(self) -> dict[str, Any]:
         """All that a resumed training needs."""
@@ -371,14 +386,14 @@ class Trainer:
         if self.constraint:
             counts = {"checked": int(self.constraint.checked), "fired": int(self.constraint.projected)}
         return {
-            "settings": self.describe(),
+            "settings": self.step.describe(),
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
             "max_norm": counts,
             "history": self.history,
             "norms": torch.stack(self.norms),
-            "best": self.best,
+            "best": self.test.best,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -387,16 +402,12 @@ class Trainer:
         Raises:
             InputError: it belongs to another recipe, constraint or network.
         """
-        own, theirs = self.describe(), state["settings"]
-        for field in sorted(own.keys() | theirs.keys()):
-            if own.get(field) != theirs.get(field):
-                difference = f"{field} is {theirs.get(field)} there and {own.get(field)} here"
-                raise InputError(f"--out: the checkpoint is of another run: {difference}; --retrain starts anew")
+        check_same(self.step.describe(), state["settings"])
         self.model.load_state_dict(state["model"])
         # Momentum alone: the optimizer's options are this device's, and a captured step needs its tensors in place.
         saved = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]
         copy_into(self.step.momentum, saved)
-        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+        self.epoch, self.history, self.test.best = state["epoch"], state["history"], state["best"]
         self.norms = list(state["norms"].cpu())
         if self.constraint:
             self.constraint.checked.fill_(state["max_norm"]["checked"])

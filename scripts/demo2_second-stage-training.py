@@ -37,12 +37,13 @@ if settings.base == "trained":
         missing = absent
 
 rows = open_rows(settings, data, missing)
-naive, decayed, counts = rows.naive, rows.base, rows.counts
+sources, naive, decayed = rows.sources, rows.naive, rows.base
+counts = decayed.class_counts
 print(f"first stage: {decayed.path.name}")
 print(f"naive: {naive.path.name if naive else 'none was trained in the same way, so no rows'}")
 
 
-weight = rows.classifier.weight.detach()
+weight = sources.classifier.weight.detach()
 norms = regularizers.row_norms(weight)
 print(f"classifier: {tuple(weight.shape)}, norms {norms.min():.2f} to {norms.max():.2f}")
 
@@ -61,7 +62,7 @@ taus = tuple(np.arange(0, 3.01, 0.1).round(1))
 l2norm = rows.normalised("WD + L2norm", 1.0, decayed)
 decayed_tau = rows.tau_normalised("WD + tau-norm", settings.tau, decayed, taus)
 naive_tau = []
-if rows.shipped or naive is None:
+if sources.shipped or naive is None:
     print("naive + tau-norm: its features are not here")
 else:
     naive_tau = rows.tau_normalised("naive + tau-norm", settings.naive_tau, naive, taus)
@@ -111,7 +112,7 @@ for result in naive_tau[:1]:  # the one that was tested over all taus
 
 for mode, values in rows.modes.items():
     print(mode, values)
-if rows.shipped:
+if sources.shipped:
     print("released mode: batch-norm's statistics drift with the images, so it needs them")
 weights = losses.class_balanced_weights(torch.as_tensor(counts))
 print(f"class-balanced weights: {weights.min():.3f} (common) to {weights.max():.3f} (rarest)")
@@ -129,14 +130,14 @@ def validated() -> pd.DataFrame:
     radii = [*(float(norms.mean()) * np.array([0.25, 0.5, 0.75, 1.0, 1.5])).round(2), np.nan]
     decays = [0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
     choices = [{**shared, "weight_decay": d, "max_norm": r} for d in decays for r in radii]
-    return Grid(rows.classifier, held_out, recipe, pd.DataFrame(choices)).fit().table()
+    return Grid(sources.classifier, held_out, recipe, pd.DataFrame(choices)).fit().table()
 
 
 recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
 if data is None or data.validation is None:
     print(f"none held out: weight decay {settings.weight_decay:g}, radius {settings.max_norm:g}")
 else:
-    held_out = rows.held_out()
+    held_out = sources.held_out()
     grid = decayed.cached("validation", validated, recipe.describe())
     print(grid.sort_values("all", ascending=False).head(10).round(3).to_string(index=False))
     swept = grid.assign(max_norm=grid.max_norm.fillna(np.inf)).pivot(
@@ -150,7 +151,9 @@ else:
 
 if data is not None and data.validation is not None:
     for tau in np.arange(0, 3.01, 0.25):
-        classifier = models.linear(regularizers.tau_normalize(weight, tau), rows.classifier.bias)
+        classifier = models.linear(
+            regularizers.tau_normalize(weight, tau), sources.classifier.bias
+        )
         logits = held_out.test_logits(classifier, 0)
         accuracy = metrics.group_accuracy(logits, held_out.test_labels, counts)
         print(f"tau {tau:.2f}:", ", ".join(f"{key} {a:.2f}" for key, a in accuracy.items()))
@@ -174,7 +177,7 @@ for result in retrained.values():
 others = rows.in_all_modes([name for name in METHODS if name not in MAIN])
 for result in others.values():
     print(f"{result.label}: all {result.accuracy()['all']:.2f} %, {result.provenance()}")
-if rows.shipped:
+if sources.shipped:
     print("last 2 and last 5 layers: they learn from images, which do not ship")
 retrained |= others
 
@@ -259,7 +262,7 @@ def every_pair() -> pd.DataFrame:
     """Accuracy of a classifier for each weight decay, radius and order."""
     radii = [*(float(norms.mean()) * np.geomspace(0.15, 1.5, 9)).round(3), np.nan]
     decays = [0, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5]
-    orders = rows.reordered(3)
+    orders = {seed: sources.features["paper"].reordered(seed) for seed in range(3)}
     shared = {"loss": settings.loss, "lr": settings.lr, "max_norm_every": "step"}
     choices = [
         {**shared, "weight_decay": d, "max_norm": r, "seed": s}
@@ -267,10 +270,10 @@ def every_pair() -> pd.DataFrame:
         for d in decays
         for r in radii
     ]
-    return Grid(rows.classifier, orders, recipe, pd.DataFrame(choices)).fit().table()
+    return Grid(sources.classifier, orders, recipe, pd.DataFrame(choices)).fit().table()
 
 
-pairs = decayed.cached("landscape", every_pair if rows.shared else None, recipe.describe())
+pairs = decayed.cached("landscape", every_pair if sources.features else None, recipe.describe())
 if pairs is None:
     print("the landscape needs the images, or --base shipped")
 else:

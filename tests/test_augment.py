@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from ltr import losses, models, training
 from ltr.data import augment
+from ltr.errors import InputError
 from ltr.first_stage import ImageData
 from ltr.recipes import Recipe
 
@@ -168,7 +169,7 @@ def test_a_resumed_training_ends_with_the_same_weights(small, choice, tmp_path):
 def test_a_checkpoint_of_another_augmentation_is_refused(small, tmp_path):  # noqa: F811
     recipe = Recipe(2, batch_size=24, test_every=2)
     train(ImageData(small, "cpu", mix="mixup"), recipe, tmp_path / "checkpoint.pt", stop=1)
-    with pytest.raises(training.InputError, match="mix is mixup there and None here"):
+    with pytest.raises(InputError, match="mix is mixup there and None here"):
         train(ImageData(small, "cpu"), recipe, tmp_path / "checkpoint.pt")
 
 

@@ -164,7 +164,7 @@ class OffDevice(TorchDispatchMode):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_step_never_waits_for_the_device_nor_copies_from_the_host(data, monkeypatch, loss, stage):
     """On the meta device reading a value raises, and a tensor of the host shows: neither could be captured."""
-    monkeypatch.setattr(training.Trainer, "current_norms", lambda self: None)
+    monkeypatch.setattr(training.TrainingStep, "norms", lambda self: None)
     with torch.device("meta"):
         model = models.CifarResNet(4, (8, 16), (1, 1), projection=True)
     images = first_stage.ImageData(data, "meta")

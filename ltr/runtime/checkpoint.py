@@ -98,6 +98,18 @@ def remove_checkpoint(path: Path) -> None:
         candidate.unlink(missing_ok=True)
 
 
+def check_same(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """What a run is told must be what a checkpoint's was.
+
+    Raises:
+        InputError: it differs; the message names the first field that does, and both values.
+    """
+    for field in sorted(own.keys() | theirs.keys()):
+        if own.get(field) != theirs.get(field):
+            difference = f"{field} is {theirs.get(field)} there and {own.get(field)} here"
+            raise InputError(f"--out: the checkpoint is of another run: {difference}; --retrain starts anew")
+
+
 class Checkpoints:
     """One training's checkpoint.
 

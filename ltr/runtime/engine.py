@@ -135,6 +135,11 @@ class Engine:
         return steps(model), replace(self, compile=False, graph=False)
 
 
+def on_stream(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager:
+    """The context in which work is queued on a stream of its own; without one, where it always is."""
+    return torch.cuda.stream(stream) if stream else contextlib.nullcontext()
+
+
 @torch.no_grad()
 def copy_into(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy values into tensors that stay where they are."""

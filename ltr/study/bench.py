@@ -181,7 +181,7 @@ def stage_1(backbone: str, how: Engine, repeat: int, scale: float = 1.0) -> Iter
     images = len(data.train)
     if own.prepare_seconds:
         yield row(READY + compiled(own.engine), backbone, how, images, ours_s=own.prepare_seconds)
-    works = lambda: training.train_epoch([own]), own.test_epoch, reference.epoch
+    works = lambda: training.train_epoch([own]), lambda: own.test.after(own.epoch), reference.epoch
     with how.backend():
         train_s, test_s, reference_s = in_turn(repeat, how.device, *works)
     times = {"reference_s": reference_s, "ours_s": train_s + test_s / TEST_EVERY}
@@ -275,7 +275,7 @@ def show_peak(backbone: str, device: str, precision: str) -> None:
     """Train and test a few epochs' worth in this process, then print its peak memory in MB."""
     (own,) = ready(trainer(drawn(), backbone, Engine(torch.device(device), precision)))
     training.train_epoch([own])
-    own.test_epoch()
+    own.test.after(own.epoch)
     import resource  # not there on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux

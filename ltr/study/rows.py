@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from ltr import metrics, models, recipes, regularizers, runs, second_stage, training
@@ -22,32 +21,20 @@ MAPS = 2  # last blocks, whose five layers are the most that a row trains
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows on one first stage.
+class Sources:
+    """What rows learn from: a first stage's network, and its features in each mode.
 
     Attributes:
         settings: values and folders.
         base: the first stage with weight decay.
-        naive: the one without, trained in the same way; None leaves its rows out.
         data: images; None where there are none, so that finished rows alone can be read.
         maps: what the last blocks take, by mode; gigabytes, so those of one mode at a time.
     """
 
     settings: SecondStage
     base: runs.Result
-    naive: runs.Result | None
     data: LongTailed | None
     maps: dict[str, FrozenFeatures] = field(default_factory=dict)
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Training images of each class, [C]."""
-        return self.base.class_counts
-
-    @cached_property
-    def classifier(self) -> nn.Linear:
-        """The first stage's classifier."""
-        return models.copy_classifier(self.network(self.base))
 
     @property
     def shipped(self) -> bool:
@@ -59,26 +46,15 @@ class Rows:
         """Whether images stay in their files, so that their maps would be too large to keep."""
         return self.settings.dataset in LARGE_SETS
 
-    @cached_property
-    def modes(self) -> dict[str, dict[str, Any]]:
-        """Values of the second stage by mode: "paper" tuned, "published" with the published ones, "released"."""
-        settings = self.settings
-        tuned = {"loss": settings.loss, "lr": settings.lr, "weight_decay": settings.weight_decay}
-        tuned |= {"schedule": "cosine", "max_norm": settings.max_norm, "max_norm_every": "step"}
-        radius = regularizers.relative_radius(self.classifier.weight.detach(), recipes.RELEASED_FRACTION)
-        released = {**recipes.RELEASED, "max_norm": radius}
-        published = {**tuned, "weight_decay": recipes.PUBLISHED_DECAY, "max_norm": radius}
-        modes = {"paper": tuned, "published": published, "released": released}
-        if self.shipped:  # batch-norm's statistics drift with the images
-            del modes["released"]
-        return modes
-
-    # ---- what rows learn from
-
     def network(self, first: runs.Result) -> models.Network:
         """A network as its first stage left it."""
         settings = self.settings
-        return models.restore(settings.backbone, len(self.counts), first.weights(), settings.device)
+        return models.restore(settings.backbone, len(first.class_counts), first.weights(), settings.device)
+
+    @cached_property
+    def classifier(self) -> nn.Linear:
+        """The base's classifier."""
+        return models.copy_classifier(self.network(self.base))
 
     def extract(self, model: nn.Module, mode: str) -> FrozenFeatures:
         """A network's features in the paper's or the released mode."""
@@ -87,7 +63,7 @@ class Rows:
         return FrozenFeatures(model, self.data, settings.device, mode, *draws)
 
     @cached_property
-    def shared(self) -> dict[str, Features]:
+    def features(self) -> dict[str, Features]:
         """The base's features by mode, computed when first needed; none where there are neither images nor features."""
         if self.shipped:
             paper = ship.read(self.base.path / ship.NAME, self.base.config["data"], self.settings.device)
@@ -97,7 +73,66 @@ class Rows:
         paper, released = (self.extract(self.network(self.base), mode) for mode in ("paper", "released"))
         return {"paper": paper, "published": paper, "released": released}
 
-    # ---- rows
+    def maps_of(self, mode: str) -> FrozenFeatures:
+        """The maps of a mode; those of another one are let go."""
+        mode = "released" if mode == "released" else "paper"
+        if mode not in self.maps:
+            self.maps.clear()
+            self.maps[mode] = self.extract(models.Trunk(self.network(self.base), MAPS), mode)
+        return self.maps[mode]
+
+    def learner(self, layers: int, mode: str) -> tuple[nn.Module, training.Data, Engine]:
+        """What learns, from what, and how: the classifier on features, more layers on maps or images."""
+        settings = self.settings
+        if layers == 1:
+            start = models.linear(self.classifier.weight, self.classifier.bias)
+            return start, self.features[mode], settings.engine.exact
+        model, drifts = self.network(self.base), mode == "released"
+        if self.streamed:
+            last = models.LastLayers(model, layers, drifts=drifts, from_images=True)
+            return last, ImageData(self.data, settings.device), settings.engine
+        return models.LastLayers(model, layers, MAPS, drifts), self.maps_of(mode), settings.engine
+
+    def held_out(self) -> FrozenFeatures:
+        """Features of the base with the held-out images in the place of the test images."""
+        return replace(self, data=self.data.for_tuning()).extract(self.network(self.base), "paper")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows on one first stage.
+
+    Attributes:
+        sources: what they learn from.
+        naive: the first stage without weight decay, trained in the same way; None leaves its rows out.
+    """
+
+    sources: Sources
+    naive: runs.Result | None
+
+    @property
+    def base(self) -> runs.Result:
+        """The first stage with weight decay."""
+        return self.sources.base
+
+    @property
+    def settings(self) -> SecondStage:
+        """Values and folders."""
+        return self.sources.settings
+
+    @cached_property
+    def modes(self) -> dict[str, dict[str, Any]]:
+        """Values of the second stage by mode: "paper" tuned, "published" with the published ones, "released"."""
+        settings = self.settings
+        tuned = {"loss": settings.loss, "lr": settings.lr, "weight_decay": settings.weight_decay}
+        tuned |= {"schedule": "cosine", "max_norm": settings.max_norm, "max_norm_every": "step"}
+        radius = regularizers.relative_radius(self.sources.classifier.weight.detach(), recipes.RELEASED_FRACTION)
+        released = {**recipes.RELEASED, "max_norm": radius}
+        published = {**tuned, "weight_decay": recipes.PUBLISHED_DECAY, "max_norm": radius}
+        modes = {"paper": tuned, "published": published, "released": released}
+        if self.sources.shipped:  # batch-norm's statistics drift with the images
+            del modes["released"]
+        return modes
 
     def train_or_load(
         self, name: str, mode: str, first: runs.Result, train: Callable[[runs.Run], training.Outcome], **described: Any
@@ -106,8 +141,8 @@ class Rows:
         settings = self.settings
         label, identity = settings.run_key(name, mode, first.path.name, **described)
         run = runs.open_run(settings.out / "demo_2", label, identity, self.base.config["data"]["fingerprint"])
-        source = self.shared.get("paper") if self.shipped else self.data
-        return run.load_or_train(source, lambda: train(run), settings.device, self.counts, settings.retrain)
+        source = self.sources.features.get("paper") if self.sources.shipped else self.sources.data
+        return run.load_or_train(source, lambda: train(run), settings.device, self.base.class_counts, settings.retrain)
 
     def normalised(
         self, name: str, tau: float, first: runs.Result, taus: Iterable[float] = (), mode: str = ""
@@ -115,14 +150,14 @@ class Rows:
         """A first stage's classifier with tau-normalised weights; beside it, in its summary, the sweep over `taus`."""
 
         def evaluate(run: runs.Run) -> training.Outcome:
-            model = self.network(first)
-            features = self.shared["paper"] if first is self.base else self.extract(model, "paper")
+            model = self.sources.network(first)
+            features = self.sources.features["paper"] if first is self.base else self.sources.extract(model, "paper")
             outcomes = {}
             for each in sorted({tau, *taus}):
                 weight = regularizers.tau_normalize(model.classifier.weight.detach(), each)
                 outcomes[each] = second_stage.evaluate(models.linear(weight, model.classifier.bias), features)
             outcomes[tau].extra["sweep"] = [
-                {"tau": t, **metrics.group_accuracy(o.logits["last", "none"], o.labels, self.counts)}
+                {"tau": t, **metrics.group_accuracy(o.logits["last", "none"], o.labels, self.base.class_counts)}
                 for t, o in outcomes.items()
             ]
             return outcomes[tau]
@@ -139,31 +174,12 @@ class Rows:
             found.append(self.normalised(name, published, first, mode="published"))
         return found
 
-    def learner(self, layers: int, mode: str) -> tuple[nn.Module, training.Data, Engine]:
-        """What learns, from what, and how: the classifier on features, more layers on maps or images."""
-        settings = self.settings
-        if layers == 1:
-            return models.linear(self.classifier.weight, self.classifier.bias), self.shared[mode], settings.engine.exact
-        model, drifts = self.network(self.base), mode == "released"
-        if self.streamed:
-            last = models.LastLayers(model, layers, drifts=drifts, from_images=True)
-            return last, ImageData(self.data, settings.device), settings.engine
-        return models.LastLayers(model, layers, MAPS, drifts), self.maps_of(mode), settings.engine
-
-    def maps_of(self, mode: str) -> FrozenFeatures:
-        """The maps of a mode; those of another one are let go."""
-        mode = "released" if mode == "released" else "paper"
-        if mode not in self.maps:
-            self.maps.clear()
-            self.maps[mode] = self.extract(models.Trunk(self.network(self.base), MAPS), mode)
-        return self.maps[mode]
-
     def learned(self, name: str, mode: str) -> runs.Result:
         """A row that trains the last layers, or loads its run where it is finished."""
         method, values = METHODS[name], self.values(name, mode)
 
         def train(run: runs.Run) -> training.Outcome:
-            learner, source, engine = self.learner(method.layers, mode)
+            learner, source, engine = self.sources.learner(method.layers, mode)
             of_the_mode = {key: values[key] for key in ("loss", "lr", "weight_decay", "schedule")}
             recipe, constraint = self.settings.recipe(**of_the_mode), method.constrain(self.modes[mode])
             outcome = training.fit(learner, source, recipe, constraint, run.checkpoint, engine=engine)
@@ -187,20 +203,12 @@ class Rows:
         for mode in self.modes:
             for name in names:
                 layers = METHODS[name].layers
-                possible = layers == 1 or not (self.shipped or (self.streamed and mode != "paper"))
+                possible = layers == 1 or not (self.sources.shipped or (self.sources.streamed and mode != "paper"))
                 same = mode == "published" and self.values(name, mode) == self.values(name, "paper")
                 if possible and not same:
                     found[name, mode] = self.learned(name, mode)
-        self.maps.clear()
+        self.sources.maps.clear()
         return found
-
-    def reordered(self, number: int) -> dict[int, Features]:
-        """The paper mode's features in several orders, by seed, so that the noise of the order can be seen."""
-        return {seed: self.shared["paper"].reordered(seed) for seed in range(number)}
-
-    def held_out(self) -> FrozenFeatures:
-        """Features of the base with the held-out images in the place of the test images."""
-        return replace(self, data=self.data.for_tuning()).extract(self.network(self.base), "paper")
 
 
 def open_rows(settings: SecondStage, data: LongTailed | None, absent: Exception | None = None) -> Rows:
@@ -217,4 +225,4 @@ def open_rows(settings: SecondStage, data: LongTailed | None, absent: Exception 
     fingerprint = data.describe()["fingerprint"] if data is not None else None
     folder = settings.first_stages
     base = runs.find_base(folder, settings.stage1, settings.base_settings, fingerprint, absent)
-    return Rows(settings, base, runs.find_naive(folder, base), data)
+    return Rows(Sources(settings, base, data), runs.find_naive(folder, base))
