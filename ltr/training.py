@@ -310,8 +310,6 @@ class Trainer:
         """True after the last epoch."""
         return self.epoch == self.recipe.epochs
 
-    # ---- an epoch
-
     def prepare(self) -> None:
         """Compile and capture, once everything is restored; the time it takes is not an epoch's."""
         start, fast = time.perf_counter(), self.engine.compile or self.engine.graph
@@ -365,8 +363,6 @@ class Trainer:
         self.epoch += 1
         return row
 
-    # ---- its end
-
     def outcome(self) -> Outcome:
         """What training gives back; the model ends with the last epoch's weights."""
         weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
@@ -377,8 +373,6 @@ class Trainer:
         if self.constraint:
             extra |= {"max_norm": self.constraint.radius, "max_norm_fired": self.constraint.projected_share}
         return Outcome(history, torch.stack(self.norms).numpy(), logits, self.data.test_labels, weights, extra)
-
-    # ---- the checkpoint
 
     def state(self) -> dict[str, Any]:
         """All that a resumed training needs."""
