@@ -57,7 +57,7 @@ UNUSED = {
     **recipes.LATER,
 }
 # These decide no result; `stage1` is a run's `stage1_run`.
-ELSEWHERE = ("preset", "data_root", "workers", "device", "out", "retrain", "compile", "stage1")
+ELSEWHERE = ("preset", "data_root", "workers", "device", "out", "retrain", "compile", "graph", "stage1")
 # What a second stage must share with the first one that it starts from.
 OF_THE_BASE = (
     *("dataset", "imbalance_factor", "profile", "choice", "hold_out", "normalization", "backbone", "seed"),
@@ -100,6 +100,7 @@ class Common:
     retrain: bool = option(False, "repeat finished runs and start interrupted ones anew")
     precision: str = option("auto", "bf16 where the GPU is fast at it", choices=engine.PRECISIONS)
     compile: str = option("auto", "torch.compile: large networks on CUDA", choices=engine.COMPILE)
+    graph: str = option("auto", "replay each step from a CUDA graph", choices=engine.GRAPH)
     deterministic: bool = option(False, "the same bits each time on CUDA too, slower")
     sync_batch_norm: bool = option(False, "batch-norm over the batches of all processes; torchrun on CUDA")
 
@@ -208,7 +209,8 @@ class Common:
         """How steps are run with these options on this machine."""
         large = models.is_large(self.backbone)
         several = distributed.current().size, self.sync_batch_norm
-        return engine.choose(self.device, self.precision, self.compile, self.deterministic, large, *several)
+        how = self.precision, self.compile, self.deterministic
+        return engine.choose(self.device, *how, large, *several, self.graph)
 
     @property
     def experiment(self) -> str:

@@ -267,7 +267,8 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
 
 
 def test_several_processes_take_plain_steps_and_say_so(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(engine, "has_fast_bf16", lambda _: True)
+    monkeypatch.setattr(torch, "__version__", "2.11.0")
     chosen = engine.choose("cuda", large=True, processes=8)
     assert str(chosen) == "cuda, bf16, eager steps, 8 processes"
     assert chosen.notices == ("neither CUDA graph nor torch.compile where several processes exchange gradients",)

@@ -208,7 +208,8 @@ def test_a_cpu_falls_back_and_says_so(options, shown, said):
 
 @pytest.mark.parametrize("bf16", [True, False])
 def test_a_gpu_takes_the_fast_path_it_has(monkeypatch, bf16):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
+    monkeypatch.setattr(engine, "has_fast_bf16", lambda _: bf16)
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
     auto = engine.choose("cuda", large=True)
     assert (auto.precision, auto.graph, auto.compile) == ("bf16" if bf16 else "fp32", True, True)
     asked = engine.choose("cuda", precision="bf16", compile="off", large=True)
@@ -283,3 +284,21 @@ def test_the_fast_path_learns_as_well_over_three_seeds(data):
         slow.append(train(network(seed), data, recipe(20, seed=seed)).history.test_accuracy.iloc[-1])
     spread = max(np.std(fast), np.std(slow), 2.5)  # 2.5 points are one of the 40 test images
     assert abs(np.mean(fast) - np.mean(slow)) <= 2 * spread
+
+
+@pytest.mark.parametrize(
+    ("release", "asked", "captured", "said"),
+    [
+        ("2.11.0+cu130", "auto", True, 0),
+        ("2.10.1", "auto", False, 1),
+        ("2.6.0", "on", True, 0),
+        ("2.14.1", "off", False, 0),
+    ],
+)
+def test_a_graph_is_captured_where_a_failed_capture_does_no_harm(monkeypatch, release, asked, captured, said):
+    monkeypatch.setattr(engine, "has_fast_bf16", lambda _: True)
+    monkeypatch.setattr(torch, "__version__", release)
+    chosen = engine.choose("cuda:1", graph=asked)
+    assert chosen.graph == captured
+    assert len(chosen.notices) == said
+    assert all("--graph on" in notice for notice in chosen.notices)

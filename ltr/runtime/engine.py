@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 PRECISIONS = ("auto", "fp32", "bf16")
-COMPILE = ("auto", "on", "off")
+COMPILE = GRAPH = ("auto", "on", "off")
+MENDED = (2, 11)  # a capture that fails leaves earlier PyTorch in a state that a later allocation may die of
 WARM_UP = 3  # steps before a capture, in which libraries choose their algorithms and allocate what they keep
 Step = Callable[[], None]
 
@@ -147,6 +148,23 @@ def copy_into(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         target.copy_(value)
 
 
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16; PyTorch is asked on this one, not on the one that happens to be current."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def choose_graph(device: torch.device, graph: str) -> tuple[bool, list[str]]:
+    """Whether steps are captured, and a sentence on why not, unless that was asked for."""
+    if device.type != "cuda":
+        return False, [f"no CUDA graph on {device.type}"]
+    release = tuple(int(number) for number in torch.__version__.split("+")[0].split(".")[:2])
+    if graph == "auto" and release < MENDED:
+        wanted = ".".join(map(str, MENDED))
+        return False, [f"no CUDA graph before PyTorch {wanted}, where a failed capture may end a run; --graph on tries"]
+    return graph != "off", []
+
+
 def choose(
     device: torch.device | str,
     precision: str = "auto",
@@ -155,6 +173,7 @@ def choose(
     large: bool = False,
     processes: int = 1,
     sync_batch_norm: bool = False,
+    graph: str = "auto",
 ) -> Engine:
     """The fastest way that this machine has and the options allow.
 
@@ -166,19 +185,20 @@ def choose(
         deterministic: see `Engine`.
         large: whether the network has millions of weights.
         processes, sync_batch_norm: see `Engine`.
+        graph: one of `GRAPH`; "auto" captures on CUDA where a capture that fails does no harm (PyTorch 2.11 on).
     """
     device = torch.device(device)
     cuda, notices = device.type == "cuda", []
-    if not cuda:
-        notices.append(f"no CUDA graph on {device.type}")
-    fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    captured, why_not = choose_graph(device, graph)
+    notices += why_not
+    fast = cuda and has_fast_bf16(device)
     if precision == "auto":
         precision = "bf16" if fast else "fp32"
     elif precision == "bf16" and not fast:
         notices.append(f"{device.type} has no fast bf16 here" + (": fp32" if device.type != "cpu" else ""))
         precision = "bf16" if device.type == "cpu" else "fp32"
-    compiled, graph = compile == "on" or (compile == "auto" and cuda and large), cuda
-    if processes > 1 and (compiled or graph):  # where a compiler fails in one process alone, the others would wait
+    compiled = compile == "on" or (compile == "auto" and cuda and large)
+    if processes > 1 and (compiled or captured):  # where a compiler fails in one process alone, the others would wait
         notices.append("neither CUDA graph nor torch.compile where several processes exchange gradients")
-        compiled = graph = False
-    return Engine(device, precision, compiled, graph, deterministic, processes, sync_batch_norm, tuple(notices))
+        compiled = captured = False
+    return Engine(device, precision, compiled, captured, deterministic, processes, sync_batch_norm, tuple(notices))
