@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and tables that come back as they were written."""
 
 import contextlib
 import io
@@ -9,9 +9,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from ltr.errors import InputError, StorageError
+
+# Columns of the package's tables that hold words: of results.csv, and those that comparison.csv adds.
+TEXT = (
+    *("dataset", "profile", "backbone", "method", "loss", "max_norm_every", "mode", "selection", "tta", "run"),
+    *("device", "torch", "hyper-parameters", "source", "tuned_on", "first stage", "metric"),
+)
 
 
 def write_whole(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None:
@@ -50,6 +57,32 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON a person can read, whole or not at all; NaN becomes null."""
     clean = json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
     write_text(path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_table(path: Path | io.StringIO, option: str = "--out") -> pd.DataFrame:
+    """A table of the package: results.csv, comparison.csv, and the tuning's tables of the same columns.
+
+    Words stay as they were written, in all columns of `TEXT`: a data folder's name may be `007`, `1e3`, `NA` or `True`.
+    Of the other columns pandas tells the type. An empty cell is missing, and nothing else is: NaN in either kind.
+
+    Args:
+        path: of the file; or its text.
+        option: what an error begins with.
+
+    Raises:
+        InputError: it is no such table.
+        OSError: it cannot be read.
+    """
+    try:
+        return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
+    except ValueError as error:  # of pandas' parser, or of text that is not UTF-8
+        reason = " ".join(str(error).split())
+        raise InputError(f"{option}: {path} must be a table of comma-separated values ({reason})") from error
+
+
+def table_text(table: pd.DataFrame) -> str:
+    """A table as CSV, its figures with six digits."""
+    return table.to_csv(index=False, float_format="%.6g")
 
 
 def serialise(content: Mapping[str, Any]) -> memoryview:

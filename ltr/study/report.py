@@ -2,36 +2,78 @@
 
 Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
 `<!-- /results -->` (the file's name; `table-1`, `table-2`, `released` and `max-norm` too) is written anew, so that
-every figure there is a row of the file.
+every number there is one of the file.
 """
 
 import argparse
+import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ltr import metrics, recipes
 from ltr.errors import InputError
-from ltr.runtime.storage import write_text
+from ltr.methods import METHODS
+from ltr.runtime.storage import read_table, write_text
 from ltr.study import published
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
 MODEL = ["stage1_weight_decay", "method", "mode", "loss", "weight_decay", "max_norm_every", "radius", "tau"]
-FIGURES = ["many", "medium", "few", "all", "flip", "best", "both", "ece"]
-# Rows of Table 1 without a value that the paper's mode tunes: published and tuned are the same model.
-UNTUNED = ("naive", "WD", "WD + L2norm", "CE + L2norm", "CB", "CB + L2norm")
-LEARNED = tuple(method for method in published.TABLE_1 if method.startswith(("CE", "CB", "last")))
+MEASURES = ["many", "medium", "few", "all", "flip", "best", "both", "ece"]
+COMPARED = ["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"]
 NETWORKS = {"resnet32": "narrow ResNet-32", "resnet32-wide": "wide ResNet-32", "resnet34": "ResNet-34"}
 NOT_MEASURED = "not measured"
 
 
+# ---- cells
+
+
+def or_dash(value: float, form: str) -> str:
+    """A number in a format, or an en dash where there is none."""
+    return "–" if pd.isna(value) else format(value, form)
+
+
 def cell(values: pd.Series) -> str:
-    """Mean over seeds in percent, with the deviation where there are several."""
-    text = metrics.percent(values.mean())
-    return f"{text} ± {values.std():.2f}" if len(values) > 1 and not np.isnan(values.mean()) else text
+    """Mean over seeds in percent, with the deviation where there are several.
+
+    Seeds without a number (training diverged) are left out, and the cell says of how many it is the mean.
+    """
+    known = values.dropna()
+    text = metrics.percent(known.mean())
+    if len(known) > 1:
+        text += f" ± {known.std():.2f}"
+    if 0 < len(known) < len(values):
+        text += f" ({len(known)} of {len(values)} seeds)"
+    return text
+
+
+def joined(values: Iterable[float]) -> str:
+    """Percentages in one cell."""
+    return " / ".join(metrics.percent(value) for value in values)
+
+
+def number(value: float) -> str:
+    """A setting in short, empty where the model has none."""
+    return "" if pd.isna(value) else f"{value:.3g}"
+
+
+def seeds(rows: pd.DataFrame) -> str:
+    """Their number in words."""
+    count = rows.seed.nunique()
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def in_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table; the first line is its head."""
+    head, *rest = lines
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rest)) + "\n"
+
+
+# ---- all models of results.csv
 
 
 def headline(results: pd.DataFrame) -> pd.DataFrame:
@@ -48,45 +90,61 @@ def headline(results: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def in_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table; the first line is its head."""
-    head, *rest = lines
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rest)) + "\n"
+def has_max_norm(method: str) -> bool:
+    """Whether a row learns under MaxNorm."""
+    return method in METHODS and METHODS[method].constraint == "MaxNorm"
 
 
-def joined(figures: Iterable[float]) -> str:
-    """Percentages in one cell."""
-    return " / ".join(metrics.percent(figure) for figure in figures)
-
-
-def number(value: float) -> str:
-    """A setting in short, empty where the model has none."""
-    return "" if pd.isna(value) else f"{value:.3g}"
-
-
-def model_rows(rows: pd.DataFrame) -> list[list[str]]:
-    """A row of text a model, in the order of the paper's Table 1; means over seeds.
+def models_of(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Title and rows of each model, in the order of the paper's Table 1.
 
     Models of other settings are other models. Where one seed still comes twice (settings that results.csv has
-    no column for), each run has a row of its own, named by its folder's last word.
+    no column for), each run is a model of its own, named by its folder's last word.
     """
     order = {method: i for i, method in enumerate(published.TABLE_1)}
     position = rows.method.map(order).fillna(len(order))
     radius = rows.max_norm.where(rows["mode"] != "released")  # the released radius is relative: another for each seed
     rows = rows.assign(mode=rows["mode"].astype(object).fillna(""), position=position, radius=radius)
     rows = rows.sort_values(["mode", "position"], kind="stable")
-    lines = []
-    for (weight_decay, method, mode, *_), group in rows.groupby(MODEL, sort=False, dropna=False):
-        name = f"{method} ({mode})" if mode else method
-        twice = group.seed.duplicated().any()
-        parts = [(f"{name} {run.rsplit('-', 1)[1]}", part) for run, part in group.groupby("run")] if twice else []
-        for title, part in parts or [(name, group)]:
-            counted = "MaxNorm" in method and part.max_norm_fired.notna().any()
-            fired = f"{100 * part.max_norm_fired.mean():.1f}" if counted else ""
-            second = [number(part.weight_decay.mean()), number(part.max_norm.mean())]
-            figures = [cell(part[figure]) for figure in FIGURES]
-            lines.append([title, number(weight_decay), *second, *figures, fired, str(part.seed.nunique())])
-    return lines
+    for (_, method, mode, *_), model in rows.groupby(MODEL, sort=False, dropna=False):
+        title = f"{method} ({mode})" if mode else method
+        if not model.seed.duplicated().any():
+            yield title, model
+            continue
+        for run, own in model.groupby("run"):
+            yield f"{title} {run.rsplit('-', 1)[-1]}", own
+
+
+def model_line(title: str, rows: pd.DataFrame) -> list[str]:
+    """A model's cells; means over its seeds."""
+    fired = ""
+    if has_max_norm(rows.method.iloc[0]) and rows.max_norm_fired.notna().any():
+        fired = f"{100 * rows.max_norm_fired.mean():.1f}"
+    settings = [rows.stage1_weight_decay.iloc[0], rows.weight_decay.mean(), rows.max_norm.mean()]
+    return [title, *map(number, settings), *(cell(rows[name]) for name in MEASURES), fired, str(rows.seed.nunique())]
+
+
+def set_part(place: tuple[Any, ...], rows: pd.DataFrame) -> str:
+    """The models of a data set, network and length of training, `place` of `SET`; beside the paper's where it has some.
+
+    Args:
+        place: values of `SET`.
+        rows: of `headline`.
+    """
+    dataset, factor, profile, backbone, epochs = place
+    devices, versions = (", ".join(sorted(rows[name].unique())) for name in ("device", "torch"))
+    lines = [["model", "stage-1 WD", "stage-2 WD", "radius", *MEASURES[:-1], "ECE", "MaxNorm fired", "seeds"]]
+    theirs = ["paper (ResNet-34): many / medium / few / all"]
+    for title, own in models_of(rows):
+        lines.append(model_line(title, own))
+        theirs.append(joined(published.TABLE_1.get(own.method.iloc[0], ())))
+    if (dataset, factor, profile) == ("cifar100", 100, "exp"):
+        lines = [[*line, cell] for line, cell in zip(lines, theirs, strict=True)]
+    return (
+        f"**{dataset}, imbalance factor {factor:g} ({profile}), {backbone}, {epochs:g} epochs** · last epoch, plain "
+        "test, in %; `flip`, `best`, `both`: all classes, with mirrored images, of the best epoch on the test set, "
+        f"both · {devices} · torch {versions}\n\n{in_markdown(lines)}"
+    )
 
 
 def markdown(results: pd.DataFrame) -> str:
@@ -95,29 +153,17 @@ def markdown(results: pd.DataFrame) -> str:
     Args:
         results: the columns of `runs.COLUMNS`.
     """
-    parts = []
-    for (dataset, factor, profile, backbone, epochs), rows in headline(results).groupby(SET):
-        devices = ", ".join(sorted(rows.device.unique()))
-        versions = ", ".join(sorted(rows.torch.astype(str).unique()))
-        head = ["model", "stage-1 WD", "stage-2 WD", "radius", *FIGURES[:-1], "ECE", "MaxNorm fired", "seeds"]
-        lines = model_rows(rows)
-        if (dataset, factor, profile) == ("cifar100", 100, "exp"):
-            head.append("paper (ResNet-34): many / medium / few / all")
-            for line in lines:
-                line.append(joined(published.TABLE_1.get(line[0].split(" (")[0], ())))
-        parts.append(
-            f"**{dataset}, imbalance factor {factor:g} ({profile}), {backbone}, {epochs} epochs** · last epoch, plain "
-            "test, in %; `flip`, `best`, `both`: all classes, with mirrored images, of the best epoch on the test set, "
-            f"both · {devices} · torch {versions}\n\n{in_markdown([head, *lines])}"
-        )
-    return "\n".join(parts)
+    return "\n".join(set_part(place, rows) for place, rows in headline(results).groupby(SET, dropna=False))
 
 
-def variants(rows: pd.DataFrame, figure: str = "all") -> str:
-    """A figure of a method; of each of its settings where it was run with several. Nothing where it was not run."""
+# ---- the paper's tables beside ours
+
+
+def variants(rows: pd.DataFrame, measure: str = "all") -> str:
+    """A measure of a method; of each of its settings where it was run with several."""
     settings = ["stage1_weight_decay", "loss", "weight_decay", "max_norm", "tau"]
     rows = rows.assign(max_norm=rows.max_norm.where(rows["mode"] != "released"))  # relative: another for each seed
-    return " / ".join(cell(group[figure]) for _, group in rows.groupby(settings, dropna=False)) or NOT_MEASURED
+    return " / ".join(cell(own[measure]) for _, own in rows.groupby(settings, dropna=False)) or NOT_MEASURED
 
 
 def measured(results: pd.DataFrame, factor: float, backbone: str) -> pd.DataFrame:
@@ -134,21 +180,45 @@ def protocol(rows: pd.DataFrame) -> str:
     return f"{rows.stage1_epochs.max():.0f} epochs, {seeds(rows)}"
 
 
-def seeds(rows: pd.DataFrame) -> str:
-    """Their number in words."""
-    number = rows.seed.nunique()
-    return f"{number} seed{'s' * (number != 1)}"
+def is_tuned(method: str) -> bool:
+    """Whether the paper's mode tunes a value of a row; of the other rows tuned and published are the same model."""
+    if method in METHODS:
+        return METHODS[method].weight_decay == "stage 2" or has_max_norm(method)
+    return method in recipes.PUBLISHED_TAU
+
+
+def chose_published(method: str, tuned: pd.DataFrame) -> bool:
+    """Whether the value that was tuned for a row is the published one, so that there is no second model of it.
+
+    A published radius is a part of a network's own norms, and never the tuned one.
+    """
+    if has_max_norm(method):
+        return False
+    tau = recipes.PUBLISHED_TAU.get(method, np.nan)
+    return bool((tuned.weight_decay.eq(recipes.PUBLISHED_DECAY) | tuned.tau.eq(tau)).any())
 
 
 def table_1_cell(rows: pd.DataFrame, method: str, mode: str) -> str:
     """Accuracy of a method in a mode; empty where the mode changes nothing about it."""
-    if (mode == "published" and method in UNTUNED) or (mode == "released" and method not in LEARNED):
+    if (mode == "published" and not is_tuned(method)) or (mode == "released" and method not in METHODS):
         return ""
-    own = rows[rows.method == method]
-    tuned, own = own[own["mode"] == "paper"], own[own["mode"] == mode]
-    chosen = tuned.weight_decay.eq(recipes.PUBLISHED_DECAY) | tuned.tau.eq(recipes.PUBLISHED_TAU.get(method, np.nan))
-    alike = mode == "published" and "MaxNorm" not in method and chosen.any()
-    return "" if alike and own.empty else variants(own)
+    rows = rows[rows.method == method]
+    own = rows[rows["mode"] == mode]
+    if mode == "published" and own.empty and chose_published(method, rows[rows["mode"] == "paper"]):
+        return ""
+    return variants(own)
+
+
+def table_1_columns(name: str, rows: pd.DataFrame) -> list[list[str]]:
+    """A network's columns of `table_1`: a head, then a cell a method."""
+    if rows.empty:
+        return [[name] + [NOT_MEASURED] * len(published.TABLE_1)]
+    heads = {
+        "paper": f"{name}, {protocol(rows)}: tuned",
+        "published": f"{name}: published values",
+        "released": f"{name}: released mode",
+    }
+    return [[head, *(table_1_cell(rows, method, mode) for method in published.TABLE_1)] for mode, head in heads.items()]
 
 
 def table_1(results: pd.DataFrame, factor: float = 100) -> str:
@@ -162,16 +232,29 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
     Returns:
         nothing where no row is of CIFAR100-LT.
     """
-    head = ["model", "paper (ResNet-34, best epoch on the test set)"]
-    lines = [[method, metrics.percent(figures[-1])] for method, figures in published.TABLE_1.items()]
-    for backbone, name in NETWORKS.items():
-        rows = measured(results, factor, backbone)
-        modes = ("paper", "published", "released") if len(rows) else ("paper",)
-        words = f", {protocol(rows)}: tuned", ": published values", ": released mode"
-        head += [name + each for each in words] if len(rows) else [name]
-        for line in lines:
-            line += [table_1_cell(rows, line[0], mode) for mode in modes]
-    return in_markdown([head, *lines]) if len(head) > 2 + len(NETWORKS) else ""
+    found = {name: measured(results, factor, backbone) for backbone, name in NETWORKS.items()}
+    if all(rows.empty for rows in found.values()):
+        return ""
+    theirs = [metrics.percent(values[-1]) for values in published.TABLE_1.values()]
+    columns = [["model", *published.TABLE_1], ["paper (ResNet-34, best epoch on the test set)", *theirs]]
+    for name, rows in found.items():
+        columns += table_1_columns(name, rows)
+    return in_markdown(list(zip(*columns, strict=True)))
+
+
+def table_2_column(name: str, parts: Sequence[pd.DataFrame]) -> list[str]:
+    """A network's column of `table_2`: a head, then a cell a method.
+
+    Args:
+        name: the network's.
+        parts: its rows at each of `published.FACTORS`.
+    """
+    lengths = dict.fromkeys(protocol(rows) for rows in parts if not rows.empty)
+    column = [", ".join([name, *lengths])]
+    for method in published.TABLE_2:
+        cells = [table_1_cell(rows, method, "paper") for rows in parts]
+        column.append(NOT_MEASURED if set(cells) == {NOT_MEASURED} else " / ".join(cells))
+    return column
 
 
 def table_2(results: pd.DataFrame) -> str:
@@ -183,19 +266,19 @@ def table_2(results: pd.DataFrame) -> str:
     Returns:
         nothing where no row is of CIFAR100-LT.
     """
-    factors = " / ".join(map(str, published.FACTORS))
-    head, lines = ["model", f"paper (ResNet-34), imbalance factor {factors}"], []
-    found = {backbone: [measured(results, factor, backbone) for factor in published.FACTORS] for backbone in NETWORKS}
-    for backbone, parts in found.items():
-        lengths = ", ".join(dict.fromkeys(protocol(rows) for rows in parts if len(rows)))
-        head.append(NETWORKS[backbone] + f", {lengths}" * bool(lengths))
-    for method, figures in published.TABLE_2.items():
-        line = [method, joined(figures)]
-        for parts in found.values():
-            cells = [table_1_cell(rows, method, "paper") for rows in parts]
-            line.append(NOT_MEASURED if set(cells) == {NOT_MEASURED} else " / ".join(cells))
-        lines.append(line)
-    return in_markdown([head, *lines]) if any(map(len, sum(found.values(), []))) else ""
+    found = {
+        name: [measured(results, factor, backbone) for factor in published.FACTORS]
+        for backbone, name in NETWORKS.items()
+    }
+    if all(rows.empty for parts in found.values() for rows in parts):
+        return ""
+    head = f"paper (ResNet-34), imbalance factor {' / '.join(map(str, published.FACTORS))}"
+    columns = [["model", *published.TABLE_2], [head, *map(joined, published.TABLE_2.values())]]
+    columns += [table_2_column(name, parts) for name, parts in found.items()]
+    return in_markdown(list(zip(*columns, strict=True)))
+
+
+# ---- the released notebooks beside ours
 
 
 def as_released(rows: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -203,7 +286,30 @@ def as_released(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     own = rows[rows.method == method]
     if method in recipes.PUBLISHED_TAU:
         return own[own.tau == recipes.PUBLISHED_TAU[method]]
-    return own[own["mode"] == ("released" if method in LEARNED else "paper")]
+    return own[own["mode"] == ("released" if method in METHODS else "paper")]
+
+
+def released_columns(name: str, rows: pd.DataFrame, counted: pd.DataFrame, heads: Sequence[str]) -> list[list[str]]:
+    """A network's two columns of `table_of_released`, one where it is not measured: a head, then a cell a method.
+
+    Args:
+        name: the network's.
+        rows: of `measured`.
+        counted: the rows of the best epoch on the test set and mirrored images, by run.
+        heads: what the columns hold.
+    """
+    if rows.empty:
+        return [[name] + [NOT_MEASURED] * len(published.RELEASED)]
+    theirs = counted.reindex(rows.run)
+    rows = rows.assign(**{f"{group} both": theirs[group].to_numpy() for group in metrics.GROUPS})
+    measures = [*(f"{group} both" for group in metrics.GROUPS), "both"]
+    printed, logged = [f"{name}, {protocol(rows)}: {heads[0]}"], [f"{name}: {heads[1]}"]
+    for method in published.RELEASED:
+        own = as_released(rows, method)
+        groups = " / ".join(variants(own, measure) for measure in measures)
+        printed.append(NOT_MEASURED if own.empty else groups)
+        logged.append(variants(own))
+    return [printed, logged]
 
 
 def table_of_released(results: pd.DataFrame) -> str:
@@ -215,23 +321,23 @@ def table_of_released(results: pd.DataFrame) -> str:
     Returns:
         nothing where no row is of CIFAR100-LT at imbalance factor 100.
     """
-    printed, logged = "many / medium / few / all, flip, best epoch on the test set", "all, plain, last epoch"
-    head = ["model", f"released notebooks (ResNet-34, 320 epochs): {printed}", f"their logs: {logged}"]
-    lines = [
-        [method, " / ".join(map(str, figures)), metrics.percent(last)]
-        for method, (figures, last) in published.RELEASED.items()
-    ]
-    counted = results[(results.selection == "best_test") & (results.tta == "flip")].set_index("run")
-    for backbone, name in NETWORKS.items():
-        rows = measured(results, 100, backbone)
-        head += [f"{name}, {protocol(rows)}: {printed}", f"{name}: {logged}"] if len(rows) else [name]
-        theirs = counted.reindex(rows.run)
-        rows = rows.assign(**{f"{group} both": theirs[group].to_numpy() for group in metrics.GROUPS})
-        for line in lines:
-            own = as_released(rows, line[0])
-            groups = [variants(own, figure) for figure in (*(f"{group} both" for group in metrics.GROUPS), "both")]
-            line += [" / ".join(groups), variants(own)] if len(own) else [NOT_MEASURED] * (1 + bool(len(rows)))
-    return in_markdown([head, *lines]) if len(head) > 3 + len(NETWORKS) else ""
+    found = {name: measured(results, 100, backbone) for backbone, name in NETWORKS.items()}
+    if all(rows.empty for rows in found.values()):
+        return ""
+    heads = "many / medium / few / all, flip, best epoch on the test set", "all, plain, last epoch"
+    printed, logged = [f"released notebooks (ResNet-34, 320 epochs): {heads[0]}"], [f"their logs: {heads[1]}"]
+    for values, last in published.RELEASED.values():
+        printed.append(" / ".join(map(str, values)))
+        logged.append(metrics.percent(last))
+    columns = [["model", *published.RELEASED], printed, logged]
+    counted = results[(results.selection == "best_test") & (results.tta == "flip")]
+    counted = counted.drop_duplicates("run").set_index("run")
+    for name, rows in found.items():
+        columns += released_columns(name, rows, counted, heads)
+    return in_markdown(list(zip(*columns, strict=True)))
+
+
+# ---- what a way of counting, and what MaxNorm adds
 
 
 def counting_gains(results: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
@@ -247,7 +353,29 @@ def counting_gains(results: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
     rows = headline(results[results.run.isin(runs)])
     names = {"flip": "mirrored images", "best": "best epoch on the test set", "both": "both"}
     gains = rows[[*names]].sub(rows["all"], axis=0).rename(columns=names)
-    return gains.agg(["mean", "min", "max"]).T.map("{:+.2f}".format)
+    return gains.agg(["mean", "min", "max"]).T.map(or_dash, form="+.2f")
+
+
+def without_max_norm(method: str) -> str | None:
+    """The row of the paper's table that differs from this one by MaxNorm alone; None where there is none."""
+    plain = dataclasses.replace(METHODS[method], constraint="none")
+    return next((name for name, other in METHODS.items() if other == plain), None)
+
+
+def gain_line(title: str, pairs: pd.DataFrame) -> dict[str, Any]:
+    """A model's row of `max_norm_gains`; a seed counts where neither of its two trainings diverged."""
+    pairs = pairs.dropna(subset="gain")
+    return {
+        "model": title,
+        "radius": or_dash(pairs.max_norm.mean(), ".3f"),
+        "projected": f"after each {pairs.max_norm_every.iloc[0]}" if len(pairs) else "–",
+        "fired (% of checks)": metrics.percent(100 * pairs.max_norm_fired.mean()),
+        "all, with": metrics.percent(pairs["all"].mean()),
+        "all, without": metrics.percent(pairs["all without"].mean()),
+        "gain": or_dash(pairs.gain.mean(), "+.2f"),
+        "± seeds": metrics.percent(pairs.gain.std()),
+        "seeds": pairs.seed.nunique(),
+    }
 
 
 def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
@@ -265,22 +393,18 @@ def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
     rows = results[(results.selection == "last") & (results.tta == "none")]
     same = [*SET, "stage1_weight_decay"]
     rows = rows[(rows[same] == rows.loc[rows.run == run, same].iloc[0]).all(axis=1)]
-    limited = rows[rows.method.str.endswith("+ MaxNorm")]
-    limited = limited.assign(model=limited.method, method=limited.method.str.removesuffix(" + MaxNorm"))
+    plain_names = {method: without_max_norm(method) for method in METHODS if has_max_norm(method)}
+    plain_names = {method: plain for method, plain in plain_names.items() if plain is not None}
+    limited = rows[rows.method.isin(plain_names)]
+    limited = limited.assign(model=limited.method, method=limited.method.map(plain_names))
     tuned = rows[rows["mode"] == "paper"]  # what published values leave alone stands there once, as tuned
     keys = ["method", "mode", "loss", "weight_decay", "seed"]
     plain = pd.concat([rows, tuned.assign(mode="published")]).drop_duplicates(keys)
     pairs = limited.merge(plain, on=keys, suffixes=("", " without"))
     pairs["gain"] = pairs["all"] - pairs["all without"]
-    lines = []
-    for (mode, model), each in pairs.groupby(["mode", "model"]):
-        line = {"model": f"{model} ({mode})", "radius": f"{each.max_norm.mean():.3f}"}
-        line["projected"] = f"after each {each.max_norm_every.iloc[0]}"
-        line["fired (% of checks)"] = metrics.percent(100 * each.max_norm_fired.mean())
-        line["all, with"], line["all, without"] = (metrics.percent(each[n].mean()) for n in ("all", "all without"))
-        line["gain"], line["± seeds"] = f"{each.gain.mean():+.2f}", metrics.percent(each.gain.std())
-        lines.append(line | {"seeds": each.seed.nunique()})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(
+        [gain_line(f"{model} ({mode})", own) for (mode, model), own in pairs.groupby(["mode", "model"])]
+    )
 
 
 def max_norm_table(results: pd.DataFrame) -> str:
@@ -292,7 +416,7 @@ def max_norm_table(results: pd.DataFrame) -> str:
     parts = []
     for backbone, name in NETWORKS.items():
         rows = measured(results, 100, backbone)
-        limited = rows[rows.method.str.endswith("+ MaxNorm")]
+        limited = rows[rows.method.map(has_max_norm).astype(bool)]
         if len(limited):
             gains = max_norm_gains(results, limited.run.iloc[0]).astype(str)
             table = in_markdown([[*gains.columns], *gains.to_numpy().tolist()])
@@ -300,12 +424,16 @@ def max_norm_table(results: pd.DataFrame) -> str:
     return "\n".join(parts)
 
 
+# ---- benchmarks
+
+
 def rounded(value: str) -> str:
-    """A measured figure to three digits; other words as they are."""
+    """A measured number to three digits, an en dash for NaN; other words as they are."""
     try:
-        return f"{float(value):,.3g}" if abs(float(value)) < 1000 else f"{float(value):,.0f}"
+        measured = float(value)
     except ValueError:
         return value
+    return or_dash(measured, ",.3g" if abs(measured) < 1000 else ",.0f")
 
 
 def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
@@ -314,32 +442,33 @@ def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
     Args:
         benchmarks: the columns of `bench.COLUMNS`, as text.
     """
-    names = {
-        "reference_s": "reference (s)",
-        "ours_s": "ours (s)",
-        "ratio": "ratio",
-        "floor_share": "share of the floor",
-    }
-    names |= {"peak_mb": "peak (MB)", "device": "device", "torch": "torch"}
-    shown = benchmarks[["what", "backbone", "images", "precision", *names]].rename(columns=names)
-    for name in [*names.values()][:5]:
+    names = {"reference_s": "reference (s)", "ours_s": "ours (s)", "ratio": "ratio"}
+    names |= {"floor_share": "share of the floor", "peak_mb": "peak (MB)"}
+    shown = benchmarks[["what", "backbone", "images", "precision", *names, "device", "torch"]].copy()
+    for name in names:
         shown[name] = shown[name].map(rounded)
+    shown = shown.rename(columns=names)
     return in_markdown([shown.columns, *shown.itertuples(index=False)])
+
+
+# ---- comparisons
 
 
 def comparison_part(rows: pd.DataFrame) -> str:
     """The methods on one first stage under its protocol, the best first."""
     first, rows = rows.iloc[0], rows.sort_values("all", ascending=False, kind="stable")
-    figures = ["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"]
-    shown = rows[["method", "hyper-parameters", *figures, "source"]].fillna({"hyper-parameters": "", "source": ""})
-    for name in figures:
+    shown = rows[["method", "hyper-parameters", *COMPARED, "source"]].fillna({"hyper-parameters": "", "source": ""})
+    for name in COMPARED:
         shown[name] = shown[name].map(metrics.percent)
     body = in_markdown([shown.columns, *shown.itertuples(index=False)])
-    return (
-        f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs} "
-        f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}** · last epoch, plain test, in % · "
-        f"{seeds(rows)} · tuned on {rows.tuned_on.dropna().iloc[0]}\n\n{body}"
-    )
+    words = [
+        f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs:g} "
+        f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}**",
+        "last epoch, plain test, in %",
+        seeds(rows),
+        *(f"tuned on {images}" for images in rows.tuned_on.dropna().head(1)),
+    ]
+    return f"{' · '.join(words)}\n\n{body}"
 
 
 def comparison_markdown(table: pd.DataFrame) -> str:
@@ -351,32 +480,51 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     """
     parts = []
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]):
-        stages = [rows for _, rows in network.groupby("stage1_weight_decay")][::-1]
-        parts += [stages[0], *(rows[rows["first stage"].notna()] for rows in stages[1:])]
-    return "\n".join(map(comparison_part, parts))
+        stages = [rows for _, rows in network.groupby("stage1_weight_decay")]
+        stages.reverse()  # the largest weight decay first
+        parts.append(stages[0])
+        parts += [rows[rows["first stage"].notna()] for rows in stages[1:]]
+    return "\n".join(comparison_part(rows) for rows in parts if len(rows))
+
+
+# ---- files
 
 
 def tables(path: Path) -> dict[str, str]:
     """The Markdown of a file by its place in the README; its columns say which kind of file it is.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or it is no table.
     """
     if not path.exists():
         raise InputError(f"results: there is no file {path}")
-    text = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if "ours_s" in text:
-        return {path.stem: benchmark_markdown(text)}
-    if "published" in text:
-        return {path.stem: comparison_markdown(pd.read_csv(path))}
-    results = pd.read_csv(path, dtype={"torch": str})
-    made = {"table-1": table_1(results), "table-2": table_2(results), "released": table_of_released(results)}
-    return made | {"max-norm": max_norm_table(results), path.stem: markdown(results)}
+    table = read_table(path, "results")
+    if "ours_s" in table:
+        return {path.stem: benchmark_markdown(pd.read_csv(path, dtype=str, keep_default_na=False))}
+    if "published" in table:
+        return {path.stem: comparison_markdown(table)}
+    made = {"table-1": table_1(table), "table-2": table_2(table), "released": table_of_released(table)}
+    return made | {"max-norm": max_norm_table(table), path.stem: markdown(table)}
 
 
 def block(name: str) -> re.Pattern:
     """The part of a README that holds the table of a file."""
     return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+
+
+def replaced(path: Path, made: dict[str, str]) -> str:
+    """A README's text with these tables in their places.
+
+    Raises:
+        InputError: it has no place for one.
+    """
+    text = path.read_text("utf-8")
+    for name, table in made.items():
+        place = block(name).search(text)
+        if place is None:
+            raise InputError(f"--readme: {path} has no <!-- {name} --> ... <!-- /{name} -->")
+        text = f"{text[: place.start()]}{place[1]}{table}{place[2]}{text[place.end() :]}"
+    return text
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -392,10 +540,5 @@ def main(arguments: list[str] | None = None) -> None:
     made = {name: text for path in options.results for name, text in tables(path).items()}
     if options.readme is None:
         print("\n".join(filter(None, made.values())))
-        return
-    readme = options.readme.read_text("utf-8")
-    for name, text in made.items():
-        if not block(name).search(readme):
-            raise InputError(f"--readme: {options.readme} has no <!-- {name} --> ... <!-- /{name} -->")
-        readme = block(name).sub(lambda found, text=text: f"{found[1]}{text}{found[2]}", readme)
-    write_text(options.readme, readme)
+    else:
+        write_text(options.readme, replaced(options.readme, made))
