@@ -1,5 +1,9 @@
-"""Files written whole or not at all; checkpoints that notice damage."""
+"""Files written whole or not at all; tables whose words stay words; checkpoints that notice damage."""
 
+import io
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -20,6 +24,39 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         storage.write_whole(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# A data folder's name is data. These are read by pandas as numbers, as truth values or as nothing.
+NAMES = ["007", "1.10", "1e3", "NA", "N/A", "<NA>", "nan", "None", "null", "NULL", "True", "false", "inf", "-inf"]
+NAMES += ["0x1", "-0", "1_000", "2024-01-01", "1,5", ' a "b" ', "#1", "½", "a\nb"]
+
+
+def test_words_of_a_table_stay_as_they_were_written():
+    table = pd.DataFrame({"dataset": NAMES, "seed": range(len(NAMES)), "all": np.linspace(0, 1, len(NAMES))})
+    table = table.assign(mode=None, tau=np.nan, chosen=True)
+    read = storage.read_table(io.StringIO(storage.table_text(table)))
+    assert read.dataset.tolist() == NAMES
+    assert read.seed.tolist() == table.seed.tolist()
+    assert read["all"].tolist() == pytest.approx(table["all"].tolist(), rel=1e-5)
+    assert read[["mode", "tau"]].isna().all(axis=None)
+    assert read.chosen.all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_column_of_one_name_is_no_column_of_numbers(name):
+    text = storage.table_text(pd.DataFrame({"dataset": [name, name], "torch": ["2.10", "2.10"]}))
+    read = storage.read_table(io.StringIO(text))
+    assert read.dataset.tolist() == [name, name]
+    assert read.torch.tolist() == ["2.10", "2.10"]
+    assert storage.table_text(read) == text
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n1,2,3\n", b"a,b\n\xff,\xfe\n"])
+def test_a_file_that_is_no_table_is_named(tmp_path, content):
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"^results: \S+results\.csv must be a table of comma-separated values \("):
+        storage.read_table(path, "results")
 
 
 def state(epoch: int) -> dict:

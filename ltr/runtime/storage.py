@@ -107,4 +107,4 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, An
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"--out: {path} is damaged or holds no plain weights; --retrain repeats the run") from error
+        raise InputError(f"--out: {path} is damaged or holds no plain weights") from error
