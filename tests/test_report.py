@@ -2,11 +2,16 @@
 
 import pandas as pd
 import pytest
+from trees import complaint
 
-from ltr import runs
+from ltr import methods, runs
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT
-from ltr.study import report
+from ltr.runtime.storage import read_table
+from ltr.study import published, report
+
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+NAN = float("nan")
 
 
 def results(**columns) -> pd.DataFrame:
@@ -57,12 +62,18 @@ def test_the_released_radius_may_differ_between_seeds():
     assert "| CB + MaxNorm (released) | 0.005 |  | 0.35 |" in report.markdown(pd.concat(rows))
 
 
-def counted(figures: tuple[float, float, float, float], **columns) -> pd.DataFrame:
+def test_a_run_without_an_end_of_its_own_is_shown_by_its_name():
+    text = report.markdown(pd.concat([results(run="007"), results(run="1e3")]))
+    assert "| WD 007 |" in text
+    assert "| WD 1e3 |" in text
+
+
+def counted(values: tuple[float, float, float, float], **columns) -> pd.DataFrame:
     """A run's four rows: plain and flip of the last epoch, then of the best on the test set."""
     ways = [(selection, tta) for selection in ("last", "best_test") for tta in ("none", "flip")]
     return pd.concat(
-        results(selection=selection, tta=tta, all=figure, **columns)
-        for (selection, tta), figure in zip(ways, figures, strict=True)
+        results(selection=selection, tta=tta, all=value, **columns)
+        for (selection, tta), value in zip(ways, values, strict=True)
     )
 
 
@@ -177,18 +188,17 @@ def test_the_released_numbers_stand_beside_ours_in_their_protocol():
     assert f"| WD + L2norm | 77.0 / 50.3 / 21.6 / 51.0 | – |{4 * ' not measured |'}" in lines
 
 
+COMPARISON = {
+    "dataset": "cifar100", "imbalance_factor": 100.0, "profile": "exp", "backbone": "resnet32",
+    "stage1_epochs": 60, "stage1_weight_decay": 0.005, "seed": 0, "tuned_on": "9 held-out images", "source": "",
+    "method": "CB", "hyper-parameters": "", "first stage": "run",
+} | dict.fromkeys(["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"], 1.0)  # fmt: skip
+
+
 def test_a_comparison_has_a_table_for_each_first_stage():
-    protocol = {
-        "dataset": "cifar100", "imbalance_factor": 100.0, "profile": "exp", "backbone": "resnet32",
-        "stage1_epochs": 60, "stage1_weight_decay": 0.005, "seed": 0, "tuned_on": "9 held-out images", "source": "",
-    }  # fmt: skip
-    figures = dict.fromkeys(["many", "medium", "few", "ECE", "forward 50", "backward 50", "published"], 1.0)
-    kinds = [("CB", 40.0, "run"), ("LOS", float("nan"), "run"), ("mixup", float("nan"), None)]  # LOS diverged
+    kinds = [("CB", 40.0, "run"), ("LOS", NAN, "run"), ("mixup", NAN, None)]  # LOS diverged
     rows = [
-        protocol
-        | figures
-        | {"stage1_weight_decay": decay, "method": method, "hyper-parameters": "", "all": accuracy - i}
-        | {"first stage": run}
+        COMPARISON | {"stage1_weight_decay": decay, "method": method, "all": accuracy - i, "first stage": run}
         for i, decay in enumerate((0.005, 0.0))
         for method, accuracy, run in kinds
     ]
@@ -253,3 +263,125 @@ def test_what_max_norm_adds_stands_in_a_table_a_network():
     assert "**narrow ResNet-32, 60 epochs, 1 seed**" in text
     assert "| CB + WD + MaxNorm (paper) | 1.000 | after each step | 25.00 | 40.50 | 40.00 | +0.50 | – | 1 |" in text
     assert report.max_norm_table(results()) == ""
+
+
+# ---- numbers that are not there
+
+
+def test_a_group_without_classes_is_a_dash_in_every_table():
+    """An imbalance factor of 10 leaves no rare class."""
+    rows = [
+        counted((60.0, 61.0, NAN, NAN), imbalance_factor=factor, method=method, mode=mode, run=f"{method}-{factor}")
+        for factor in (10.0, 100.0)
+        for method, mode in (("WD", None), ("CB + WD", "paper"), ("CB + WD + MaxNorm", "released"))
+    ]
+    table = pd.concat([*rows, with_and_without(0, 40.0, 40.5, few=NAN)]).assign(few=NAN)
+    made = [report.markdown(table), report.table_1(table), report.table_2(table), report.table_1(table, 10)]
+    made += [report.table_of_released(table), report.max_norm_table(table)]
+    assert all(made)
+    assert not [text for text in made if "nan" in text.replace("WD", "")]
+    assert "| WD | 0.005 |  |  | 70.00 | 40.00 | – | 60.00 | 61.00 | – | – | 5.00 |" in made[0]
+
+
+def test_seeds_that_diverged_are_left_out_and_counted():
+    values = [pd.Series(values) for values in ([40.0, NAN], [40.0, 42.0, NAN], [NAN, NAN], [40.0], [NAN])]
+    assert list(map(report.cell, values)) == [
+        "40.00 (1 of 2 seeds)", "41.00 ± 1.41 (2 of 3 seeds)", "–", "40.00", "–",
+    ]  # fmt: skip
+
+
+def test_a_gain_of_a_diverged_seed_is_none():
+    both = pd.concat([with_and_without(0, 40.0, 40.5), with_and_without(1, 30.0, NAN)])
+    (row,) = report.max_norm_gains(both, "max-0").to_dict("records")
+    assert (row["all, with"], row["all, without"], row["gain"], row["seeds"]) == ("40.50", "40.00", "+0.50", 1)
+    (row,) = report.max_norm_gains(with_and_without(0, 40.0, NAN), "max-0").to_dict("records")
+    assert (row["all, with"], row["gain"], row["± seeds"], row["seeds"]) == ("–", "–", "–", 0)
+    assert "nan" not in report.max_norm_table(with_and_without(0, NAN, NAN))
+
+
+def test_ways_of_counting_that_are_not_there_add_a_dash():
+    plain = results(run="a")
+    assert (report.counting_gains(plain, ["a"]) == "–").all(axis=None)
+    assert (report.counting_gains(plain, ["b"]) == "–").all(axis=None)
+
+
+def test_a_table_without_rows_makes_no_table(tmp_path):
+    results().iloc[:0].to_csv(tmp_path / "results.csv", index=False)
+    assert set(report.tables(tmp_path / "results.csv").values()) == {""}
+
+
+def test_a_comparison_may_be_of_diverged_methods_alone():
+    text = report.comparison_markdown(pd.DataFrame([COMPARISON | {"all": NAN, "few": NAN, "tuned_on": NAN}]))
+    assert "nan" not in text
+    assert "| CB |  | 1.00 | 1.00 | – | – | 1.00 |" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("0.12345", "0.123"), ("1234.5", "1,234"), ("not measured", "not measured"), ("", ""), ("nan", "–")],
+)
+def test_measured_numbers_have_three_digits(text, shown):
+    assert report.rounded(text) == shown
+
+
+# ---- the paper's rows
+
+
+def test_the_rows_that_are_tuned_are_those_with_a_value_to_choose():
+    untuned = {"naive", "WD", "WD + L2norm", "CE + L2norm", "CB", "CB + L2norm"}
+    assert {method for method in published.TABLE_1 if not report.is_tuned(method)} == untuned
+
+
+def test_the_counterpart_without_max_norm_differs_by_it_alone():
+    limited = {method: report.without_max_norm(method) for method in methods.METHODS if report.has_max_norm(method)}
+    assert limited == {
+        "CE + MaxNorm": None,
+        "CE + WD + MaxNorm": "CE + WD",
+        "CB + MaxNorm": "CB",
+        "CB + stage-1 WD + MaxNorm": None,
+        "CB + WD + MaxNorm": "CB + WD",
+        "last 2 layers, CB + WD + MaxNorm": None,
+        "last 5 layers, CB + WD + MaxNorm": None,
+    }
+
+
+# ---- words that look like numbers, or like nothing
+
+WORDS = ["007", "1.10", "1e3", "NA", "None", "null", "True", "inf", "nan", "-inf", "#N/A", "0x10", " 7 ", "2024-01-01"]
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_words_are_read_as_they_stand(tmp_path, name):
+    path = tmp_path / "results.csv"
+    results(dataset=name, run=name, method=name, mode=name, few=NAN, torch="2.10").to_csv(path, index=False)
+    row = read_table(path).iloc[0]
+    assert row[["dataset", "run", "method", "mode", "torch"]].tolist() == [name, name, name, name, "2.10"]
+    assert (row["all"], row["imbalance_factor"], row["stage1_epochs"]) == (40.0, 100.0, 60)
+    assert row[["few", "loss", "tau", "max_norm_every"]].isna().all()
+
+
+def test_a_table_that_is_read_and_written_is_the_same(tmp_path):
+    rows = [results(dataset=name, run=name, all=i / 3) for i, name in enumerate(WORDS)]
+    text = pd.concat(rows).to_csv(index=False, float_format="%.6g")
+    (tmp_path / "results.csv").write_text(text)
+    assert read_table(tmp_path / "results.csv").to_csv(index=False, float_format="%.6g") == text
+
+
+@pytest.mark.parametrize("content", [b"", b'run,all\n"a', b"run,all\na,1,2,3\nb,1\nc,1,2,3,4\n", b"run\n\xff\n"])
+def test_what_is_no_table_is_refused(tmp_path, content):
+    (tmp_path / "results.csv").write_bytes(content)
+    message = complaint(read_table, tmp_path / "results.csv")
+    assert message.startswith(f"--out: {tmp_path / 'results.csv'} must be a table of comma-separated values (")
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_data_folder_may_have_any_name(tmp_path, name):
+    rows = [results(dataset=each, run=f"{each}-1") for each in ("7", name)]
+    pd.concat(rows).to_csv(tmp_path / "results.csv", index=False)
+    text = report.tables(tmp_path / "results.csv")["results"]
+    assert text.count("**7, imbalance factor 100") == 1
+    assert text.count(f"**{name}, imbalance factor 100") == 1
+    pd.DataFrame([COMPARISON | {"dataset": each} for each in ("7", name)]).to_csv(tmp_path / "c.csv", index=False)
+    text = report.tables(tmp_path / "c.csv")["c"]
+    assert text.count("**7, imbalance factor 100") == 1
+    assert text.count(f"**{name}, imbalance factor 100") == 1

@@ -139,7 +139,7 @@ def set_part(place: tuple[Any, ...], rows: pd.DataFrame) -> str:
         lines.append(model_line(title, own))
         theirs.append(joined(published.TABLE_1.get(own.method.iloc[0], ())))
     if (dataset, factor, profile) == ("cifar100", 100, "exp"):
-        lines = [[*line, cell] for line, cell in zip(lines, theirs, strict=True)]
+        lines = [[*line, paper] for line, paper in zip(lines, theirs, strict=True)]
     return (
         f"**{dataset}, imbalance factor {factor:g} ({profile}), {backbone}, {epochs:g} epochs** · last epoch, plain "
         "test, in %; `flip`, `best`, `both`: all classes, with mirrored images, of the best epoch on the test set, "
