@@ -82,8 +82,8 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
 
     .. math:: -\frac{\sum_i \alpha_{y_i} \log p_{y_i}(x_i)}{\sum_i \alpha_{y_i}}
 
-    As `torch.nn.CrossEntropyLoss` with `weight`, the form of LDAM's released code: of weights that all images of a
-    batch share nothing is left.
+    As `torch.nn.CrossEntropyLoss` with `weight`, which LDAM's released code takes: what the weights of a batch have in
+    common cancels.
     """
     each = weights[labels]
     return (each * F.cross_entropy(at_least_float32(logits), labels, reduction="none")).sum() / each.sum()
@@ -114,7 +114,7 @@ def balanced_focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float
     logits = at_least_float32(logits)
     signs = 2 * F.one_hot(labels, logits.shape[1]).to(logits.dtype) - 1  # +1 on the label, -1 elsewhere
     log_p = F.logsigmoid(signs * logits)
-    # 1 - p rounds to 0 where p is near 1, and the slope of a power of 0 may be infinite; that of 0 itself is not.
+    # 1 - p rounds to 0 where p is near 1, and the slope of 0 ** gamma is infinite for a gamma below 1.
     modulation = 1 - log_p.exp() if gamma == 1 else (gamma * F.logsigmoid(-signs * logits)).exp()
     return (weights[labels] * -(modulation * log_p).sum(1)).mean()
 
@@ -247,7 +247,7 @@ def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", be
         KeyError: the name is not known; the message gives the nearest.
     """
     if name not in LOSSES:
-        nearest = difflib.get_close_matches(name, LOSSES, 1, cutoff=0)[0]
+        nearest = difflib.get_close_matches(name.lower(), LOSSES, 1, cutoff=0)[0]
         raise KeyError(f"loss: {name} is none of {', '.join(LOSSES)} (did you mean {nearest}?)")
     if name == "ce":
         return cross_entropy

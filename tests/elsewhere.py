@@ -3,11 +3,14 @@
 Whole computations run on it. What would make a float64 tensor there raises, as does what takes tensors of both devices.
 """
 
+from contextlib import contextmanager
+
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-DEVICE = torch.device("lazy")  # PyTorch knows it everywhere; only its name is used
+DEVICE = torch.device("lazy")  # a name that PyTorch knows everywhere, with nothing behind it
 CROSS = ("_to_copy", "copy_")  # operations that take tensors of both devices
 
 
@@ -40,18 +43,40 @@ def run(func, args, kwargs):
     goes = bool(there) if device is None else torch.device(device) == DEVICE
     args, kwargs = tree_map(lambda leaf: leaf.values if isinstance(leaf, Elsewhere) else leaf, (args, kwargs))
     results = func(*args, **(kwargs if device is None else kwargs | {"device": torch.device("cpu")}))
-    wrappers = {id(wrapper.values): wrapper for wrapper in there}  # of what an operation changed in place
+    changed = {id(values.values): values for values in there} | {id(values): values for values in here}
 
     def place(leaf):
-        if id(leaf) in wrappers:
-            return wrappers[id(leaf)]
-        return Elsewhere(leaf) if goes and isinstance(leaf, torch.Tensor) and all(leaf is not i for i in inputs) else leaf
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return changed.get(id(leaf)) if id(leaf) in changed else Elsewhere(leaf) if goes else leaf
 
     return tree_map(place, results)
 
 
-class NoFloat64(TorchDispatchMode):
-    """While it lasts, `DEVICE` is the device without float64."""
+class Running(TorchDispatchMode):
+    """Operations."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run(func, args, kwargs or {})
+
+
+class Making(TorchFunctionMode):
+    """From numbers to tensors and back, which goes by way of the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.Tensor.tolist:
+            return func(args[0].cpu())
+        if func is torch.Tensor.new_tensor:
+            kwargs = {"dtype": args[0].dtype, "device": args[0].device, **kwargs}
+            func, args = torch.tensor, args[1:]
+        if func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor):
+            return func(*args, **kwargs | {"device": "cpu"}).to(kwargs.get("device") or "cpu")
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def no_float64():
+    """While it lasts, `DEVICE` is there."""
+    with Making(), Running():
+        yield DEVICE

@@ -1,9 +1,11 @@
 """Each loss against numbers worked by hand, and the released form against torch's own binary cross-entropy."""
 
-from math import log
+import pickle
+from math import exp, log
 
 import pytest
 import torch
+from elsewhere import no_float64
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -73,6 +75,52 @@ def test_balanced_focal_by_hand():
     expected = 3 * (log(4 / 3) / 16 + log(2) / 4 + log(4 / 3) / 16)
     loss = losses.balanced_focal(logits, torch.tensor([0]), torch.tensor([3.0, 1, 1]), gamma=2)
     assert float(loss) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 0.75, 2.0])
+def test_balanced_focal_of_confident_logits_by_hand(gamma, dtype):
+    # of all three classes 1 - p = e^-20, and -log p the same: the loss is 3 e^-20 (1 + gamma), its slope (1 + gamma)
+    # times a class's share. In float32 1 - p rounds to 0 from 17.5 on.
+    logits = torch.tensor([[20.0, -20.0, -20.0]], dtype=dtype, requires_grad=True)
+    loss = losses.balanced_focal(logits, torch.tensor([0]), torch.ones(3), gamma)
+    loss.backward()
+    share = exp(-20 * (1 + gamma))
+    assert loss.item() == pytest.approx(3 * share, rel=1e-5)
+    if dtype != torch.float16:  # which rounds such a slope to 0
+        expected = [-(1 + gamma) * share, (1 + gamma) * share, (1 + gamma) * share]
+        assert logits.grad.tolist()[0] == pytest.approx(expected, rel=1e-5 if dtype.itemsize > 2 else 1e-2)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("margin", [6.25, 17.5, 120.0, 1000.0])
+def test_balanced_focal_has_finite_gradients_for_every_gamma(gamma, margin):
+    logits = torch.tensor([[margin, -margin, -margin]]).repeat(3, 1).requires_grad_()
+    losses.balanced_focal(logits, torch.tensor([0, 1, 2]), torch.ones(3), gamma).backward()
+    assert logits.grad.isfinite().all()
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.3, 0.5, 1.0, 2.0]))
+def test_balanced_focal_is_its_formula(seed, gamma):
+    logits, labels, weights = random_batch(seed)
+    p = torch.where(F.one_hot(labels, logits.shape[1]) > 0, logits, -logits).sigmoid()
+    ours = losses.balanced_focal(logits, labels, weights, gamma)
+    formula = -(weights[labels] * ((1 - p) ** gamma * p.log()).sum(1)).mean()
+    torch.testing.assert_close(ours, formula)
+    (our_gradient,), (expected,) = (torch.autograd.grad(loss, logits) for loss in (ours, formula))
+    torch.testing.assert_close(our_gradient, expected)
+
+
+@given(st.integers(0, 2**32), st.floats(0.1, 40))
+def test_balanced_focal_with_gamma_one_keeps_the_bits_of_earlier_runs(seed, scale):
+    logits, labels, weights = (values.detach() for values in random_batch(seed, scale))
+    logits, weights = logits.float().requires_grad_(), weights.float()
+    log_p = F.logsigmoid((2 * F.one_hot(labels, logits.shape[1]).float() - 1) * logits)
+    earlier = (weights[labels] * -((1 - log_p.exp()) ** 1.0 * log_p).sum(1)).mean()
+    ours = losses.balanced_focal(logits, labels, weights)
+    assert torch.equal(ours, earlier)
+    (our_gradient,), (expected,) = (torch.autograd.grad(loss, logits) for loss in (ours, earlier))
+    assert torch.equal(our_gradient, expected)
 
 
 def random_batch(seed: int, scale: float = 4.0):
@@ -147,9 +195,87 @@ def test_build_loss_binds_the_weights_of_the_counts():
         assert losses.build_loss(name, counts, beta=0.99)(logits, LABELS) == value
 
 
-def test_build_loss_refuses_an_unknown_name():
-    with pytest.raises(KeyError):
-        losses.build_loss("cb", torch.tensor([5, 3]))
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("cb", "cb-ce"), ("LDAM", "ldam-drw"), ("balanced_softmax", "balanced-softmax")]
+)
+def test_build_loss_refuses_an_unknown_name_and_gives_the_nearest(name, nearest):
+    with pytest.raises(KeyError, match=f"^.loss: {name} .*did you mean {nearest}[?]"):
+        losses.build_loss(name, torch.tensor([5, 3]))
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_losses_can_be_pickled(name):
+    loss = losses.build_loss(name, COUNTS)
+    again = pickle.loads(pickle.dumps(loss))
+    logits, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(5)), torch.arange(6) % 3
+    assert torch.equal(again(logits, labels), loss(logits, labels))
+    if isinstance(loss, losses.Deferred):
+        for each in (loss, again):
+            each.begin_epoch(0.9)
+        assert torch.equal(again(logits, labels), loss(logits, labels))
+
+
+MANY = torch.tensor([70_000, *range(8_141, 0, -1)])  # 8,142 classes, more images than float16 can count
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_half_precision_logits_give_the_loss_of_the_same_logits_in_float32(name, dtype):
+    logits = (4 * torch.randn(5, len(MANY), generator=torch.Generator().manual_seed(6))).to(dtype).requires_grad_()
+    single, labels = logits.detach().float().requires_grad_(), torch.tensor([0, 1, 8_141, 50, 4_000])
+    loss = losses.build_loss(name, MANY)
+    half, full = loss(logits, labels), loss(single, labels)
+    half.backward()
+    full.backward()
+    assert half.dtype == torch.float32
+    assert half.isfinite()
+    assert torch.equal(half, full)
+    assert torch.equal(logits.grad, single.grad.to(dtype))
+
+
+def test_many_images_in_half_precision_give_a_mean():
+    # 70,000 images, 1 nat each: their sum is beyond float16
+    logits = torch.tensor([[0.0, log(exp(1) - 1)]]).repeat(70_000, 1).half()
+    assert float(losses.cross_entropy(logits, torch.zeros(70_000, dtype=torch.long))) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_adjusted_logits_by_hand_of_more_images_than_float16_can_count(dtype):
+    adjusted = losses.adjust_logits(torch.tensor([1.0, 2.0], dtype=dtype), torch.tensor([90_000, 10_000]), 2.0)
+    assert adjusted.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert adjusted.tolist() == pytest.approx([1 - 2 * log(0.9), 2 - 2 * log(0.1)])
+
+
+def test_tau_zero_leaves_the_logits_of_a_class_without_images_too():
+    logits = torch.tensor([[1.0, -2.0, 3.0]])
+    assert torch.equal(losses.adjust_logits(logits, torch.tensor([5, 0, 3]), 0.0), logits)
+
+
+@pytest.mark.parametrize("counts", [[81, 16, 1], torch.tensor([81, 16, 1]), torch.tensor([81.0, 16, 1]).double()])
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_losses_need_no_float64_on_the_device_of_the_logits(name, counts):
+    logits, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(7)), torch.arange(6) % 3
+    here = logits.clone().requires_grad_()
+    values = each_epoch(losses.build_loss(name, counts), here, labels)
+    with no_float64() as device:
+        there = logits.to(device).requires_grad_()
+        if isinstance(counts, torch.Tensor) and counts.dtype == torch.int64:
+            counts = counts.to(device)
+        found = each_epoch(losses.build_loss(name, counts, device), there, labels.to(device))
+        assert [float(value) for value in found] == values
+        assert torch.equal(there.grad.cpu(), here.grad)
+
+
+def each_epoch(loss: losses.Loss, logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """The loss early in training, and late, where it may re-weight; gradients go to the logits."""
+    values = []
+    for done in (0.0, 0.9):
+        if isinstance(loss, losses.Deferred):
+            loss.begin_epoch(done)
+        value = loss(logits, labels)
+        value.backward()
+        values.append(value.item())
+    return values
 
 
 COUNTS = torch.tensor([81, 16, 1])
@@ -166,7 +292,7 @@ def test_ldam_takes_the_margin_off_the_labels_logit_alone():
     moved = logits.clone()
     for row, label in enumerate(labels):
         moved[row, label] -= margins[label]
-    expected = (weights[labels] * F.cross_entropy(moved, labels, reduction="none")).mean()
+    expected = F.cross_entropy(moved, labels, weight=weights)
     torch.testing.assert_close(losses.ldam(logits, labels, weights, margins), expected)
     without = losses.ldam(logits, labels, torch.ones(3), torch.zeros(3))
     torch.testing.assert_close(without, F.cross_entropy(logits, labels))
@@ -188,6 +314,26 @@ def test_re_weighting_is_deferred_to_the_last_fifth_in_the_same_tensor(name):
     assert float(loss(logits, labels)) == values[0]
     if name == "ce-drw":
         assert values[0] == pytest.approx(float(F.cross_entropy(logits, labels)))
+
+
+@pytest.mark.parametrize("name", ["ldam-drw", "ce-drw"])
+def test_deferred_weights_give_torchs_weighted_mean(name):
+    # a long-tailed batch: its mean weight is far below 1, and a mean over the images would be as much weaker
+    counts = torch.tensor([1000, 100, 1])
+    generator, labels = torch.Generator().manual_seed(8), torch.tensor([0] * 40 + [1] * 4 + [2])
+    logits, weights = torch.randn(45, 3, generator=generator).requires_grad_(), losses.class_balanced_weights(counts)
+    assert weights[labels].mean() < 0.15
+    loss = losses.build_loss(name, counts)
+    margins = 30 * losses.ldam_margins(counts) if name == "ldam-drw" else torch.zeros(3)
+    moved = logits - margins[labels][:, None] * F.one_hot(labels, 3)
+    for done, weight in ((0.0, None), (0.79, None), (0.8, weights), (1.0, weights)):
+        loss.begin_epoch(done)
+        ours, official = loss(logits, labels), F.cross_entropy(moved, labels, weight=weight)
+        torch.testing.assert_close(ours, official)
+        (our_gradient,), (their_gradient,) = (
+            torch.autograd.grad(value, logits, retain_graph=True) for value in (ours, official)
+        )
+        torch.testing.assert_close(our_gradient, their_gradient)
 
 
 def test_label_aware_smoothing_by_hand():
