@@ -37,8 +37,11 @@ def tau_normalize(weight: Tensor, tau: float) -> Tensor:
     Source: Kang et al. 2020, equation 3; the paper's section 4.3.
     """
     norms = row_norms(weight)
-    scale = torch.where(norms > 0, norms, torch.ones_like(norms)) ** -tau
-    return weight * scale[..., None]
+    norms = torch.where(norms > 0, norms, torch.ones_like(norms))
+    scale, root = norms**-tau, norms ** (-tau / 2)
+    extreme = (scale == 0) | scale.isinf()  # one factor would under- or overflow, two of its root need not
+    first, second = torch.where(extreme, root, scale), torch.where(extreme, root, 1.0)
+    return weight * first[..., None] * second[..., None]
 
 
 def l2_normalize(weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from elsewhere import no_float64
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -23,6 +24,58 @@ def matrices(draw):
 
 def test_row_norms_by_hand():
     assert row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0], [-1.0, 0.0]])).tolist() == [5, 0, 1]
+
+
+@given(st.integers(0, 2**32), st.floats(-14, 14))
+def test_row_norms_of_ordinary_rows_are_torchs_to_the_bit(seed, power):
+    weight = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(seed)) * 10**power
+    expected = torch.linalg.vector_norm(weight, dim=-1)
+    assert torch.equal(row_norms(weight), expected)
+    assert torch.equal(row_norms(torch.cat([weight, torch.zeros(1, 5, 64)]))[:3], expected)  # zeros take the other way
+    with no_float64() as device:
+        assert torch.equal(row_norms(weight.to(device)).cpu(), expected)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e-23, 1e-15, 1.0, 1e15, 1e20, 1e30, 1e37])
+def test_row_norms_neither_under_nor_overflow(size):
+    # squares are beyond float32 below 1e-23 and above 1e19
+    weight = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, -5.0]]) * size
+    assert row_norms(weight).tolist() == pytest.approx([5 * size, 0, 5 * size], rel=1e-4 if size < 1e-37 else 1e-6)
+    torch.testing.assert_close(row_norms(weight.flip(1)), row_norms(weight))
+
+
+def test_row_norms_of_rows_of_all_sizes_at_once():
+    sizes = torch.tensor([1e-30, 1e-5, 0.0, 1.0, 1e25])
+    torch.testing.assert_close(row_norms(sizes[:, None] * torch.tensor([3.0, 4.0])), 5 * sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_row_norms_of_half_precision_are_float32(dtype):
+    # 40,000 is a number of float16; the norm of two of them is not
+    norms = row_norms(torch.full((1, 4), 40_000.0, dtype=dtype))
+    assert norms.dtype == torch.float32
+    assert norms.tolist() == pytest.approx([80_000], rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-23, 1e-12, 1e20, 1e37])
+def test_rows_of_any_size_come_to_the_unit_sphere_and_to_the_ball(size):
+    weight = torch.full((2, 16), size)
+    weight[1, ::2] *= -1
+    torch.testing.assert_close(l2_normalize(weight), weight.sign() / 4, atol=0, rtol=1e-4 if size < 1e-37 else 1e-6)
+    sphere = weight.clone()
+    L2Norm().apply(sphere)
+    assert torch.equal(sphere, l2_normalize(weight))
+    projected, ball = weight.clone(), MaxNorm(0.5)
+    ball.apply(projected)
+    torch.testing.assert_close(projected, weight.sign() / 8 if size > 1 else weight)
+    assert int(ball.projected) == (2 if size > 1 else 0)
+
+
+@pytest.mark.parametrize(("size", "tau"), [(1e-23, 1.9), (1e-15, 3.0), (1e25, 1.9), (1e-40, 1.5)])
+def test_rows_of_any_size_keep_what_tau_leaves_of_their_norm(size, tau):
+    # norm ** -tau itself is beyond float32
+    weight = tau_normalize(torch.tensor([[0.6, 0.8]]) * size, tau)
+    assert row_norms(weight).tolist() == pytest.approx([size ** (1 - tau)], rel=1e-3)
 
 
 def test_projection_by_hand():
@@ -116,6 +169,28 @@ def test_max_norm_accepts_both_intervals(every):
 def test_max_norm_refuses_bad_arguments(arguments, named):
     with pytest.raises(ValueError, match=f"^{named}: "):
         MaxNorm(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (8, 3, 3, 3)])
+@pytest.mark.parametrize("constraint", [MaxNorm(0.5), L2Norm()], ids=["MaxNorm", "L2Norm"])
+def test_a_constraint_refuses_what_is_no_matrix_of_rows(constraint, shape):
+    weight = torch.ones(shape)
+    with pytest.raises(ValueError, match="^weight: .*got \\["):
+        constraint.apply(weight)
+    assert (weight == 1).all()
+    assert int(constraint.checked) == int(constraint.projected) == 0
+
+
+@pytest.mark.parametrize("make", [lambda: MaxNorm(0.5), L2Norm])
+def test_constraints_need_no_float64_on_the_device_of_the_weights(make):
+    weight = torch.randn(5, 8, generator=torch.Generator().manual_seed(2))
+    here, constraint = weight.clone(), make()
+    constraint.apply(here)
+    with no_float64() as device:
+        there, other = weight.to(device), make().to(device)
+        other.apply(there)
+        assert torch.equal(there.cpu(), here)
+        assert other.projected_share == constraint.projected_share
 
 
 @given(matrices())
