@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from elsewhere import no_float64
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,3 +75,45 @@ def test_every_convolution_is_a_layer(backbone, layers):
 def test_marginal_likelihood_by_hand():
     likelihood = analysis.marginal_likelihood(np.array([[0.0, np.log(3.0)], [50.0, 0.0]]))
     np.testing.assert_allclose(likelihood, [(0.25 + 1) / 2, 0.75 / 2], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_gives_no_figure(value):
+    logits, features = np.array([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]]), LINE.clone()
+    logits[1, 1], features[2, 0] = value, value
+    for bad in (logits, logits.astype(np.float16), np.full((2, 3), value)):
+        assert np.isnan(analysis.marginal_likelihood(bad)).tolist() == [True] * 3
+    assert np.isnan(list(analysis.geometry(features, OF).values())).all()
+
+
+def test_features_are_summed_without_float64_on_their_device():
+    features, labels = torch.randn(60, 4, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 7
+    weights = {"conv.weight": features.view(60, 1, 2, 2)}
+    expected = analysis.geometry(features, labels), analysis.filter_norms(weights)
+    with no_float64() as device:
+        features, labels = features.to(device), labels.to(device)
+        assert analysis.geometry(features, labels) == expected[0]
+        assert all(part.device.type == "cpu" for part in analysis.scatter(features, labels))
+        assert analysis.filter_norms({"conv.weight": weights["conv.weight"].to(device)}).equals(expected[1])
+
+
+def test_the_device_without_float64_refuses_it_whichever_way_it_comes():
+    with no_float64() as device:
+        values, wide = torch.ones(3).to(device), torch.ones(3, dtype=torch.float64)
+        for make in (
+            lambda: values.double(),
+            lambda: wide.to(device),
+            lambda: torch.zeros(3, dtype=torch.float64, device=device),
+            lambda: torch.as_tensor([1, 2], dtype=torch.float64, device=device),
+            lambda: torch.tensor(np.ones(3), device=device),
+            lambda: values.new_tensor([1.0], dtype=torch.float64),
+            lambda: values.new_zeros(3, dtype=torch.float64),
+            lambda: values.sum(dtype=torch.float64),
+        ):
+            with pytest.raises(TypeError, match="no float64"):
+                make()
+        with pytest.raises(RuntimeError, match="two devices"):
+            values + torch.ones(3)
+        assert values.cpu().double().sum() == 3
+        assert (2 * values).tolist() == [2, 2, 2]

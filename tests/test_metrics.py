@@ -50,6 +50,43 @@ def test_an_empty_group_is_nan_and_shows_as_a_dash():
     assert [metrics.percent(accuracy[key]) for key in ("all", "medium", "few")] == ["50.00", "0.00", "–"]
 
 
+NOT_FINITE = {
+    "all NaN": np.full((4, 2), nan),
+    "all infinite": np.full((4, 2), np.inf),
+    "one NaN": np.array([[1, 0], [1, 0], [nan, 0], [0, 1]]),
+    "one infinite": np.array([[1, 0], [1, 0], [np.inf, 0], [0, 1]]),
+    "one minus infinite": np.array([[1, 0], [1, 0], [1, -np.inf], [0, 1]]),
+    "half precision": np.array([[1, 0], [1, 0], [nan, 0], [0, 1]], np.float16),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", NOT_FINITE)
+def test_logits_that_are_not_finite_give_no_figure(kind):
+    logits, labels, counts = NOT_FINITE[kind], np.array([0, 0, 0, 1]), np.array([500, 5])
+    assert np.isnan(metrics.per_class_accuracy(logits, labels)).all()
+    figures = metrics.summarise(logits, labels, counts)
+    assert list(figures) == ["all", "many", "medium", "few", "ece"]
+    assert {metrics.percent(value) for value in figures.values()} == {"–"}
+    assert metrics.group_accuracy(logits, labels, counts) == pytest.approx(
+        dict.fromkeys(("all", *metrics.GROUPS), nan), nan_ok=True
+    )
+    assert np.isnan(metrics.expected_calibration_error(logits, labels))
+    assert metrics.reliability(logits, labels).to_dict("list") == {"confidence": [], "accuracy": [], "weight": []}
+    shifted = metrics.shifted_accuracy(logits, labels, counts)
+    assert len(shifted) == 10
+    assert np.isnan(list(shifted.values())).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", NOT_FINITE)
+def test_probabilities_are_nan_in_rows_that_are_not_finite(kind):
+    logits = NOT_FINITE[kind]
+    finite, found = np.isfinite(logits).all(1), metrics.softmax(logits)
+    assert np.isnan(found[~finite]).all()
+    np.testing.assert_array_equal(found[finite], metrics.softmax(logits[finite]))
+
+
 def test_percent():
     assert [metrics.percent(value) for value in (38.376, 100, None, nan)] == ["38.38", "100.00", "–", "–"]
 
