@@ -32,7 +32,10 @@ class Part(NamedTuple):
 
 
 def by_autograd(loss: Loss) -> Backward:
-    """What a loss of logits [B, C], a mean over its rows, sends back to the logits [B, G, C] of G classifiers."""
+    """What a loss of logits [B, C], a mean over its rows, sends back to the logits [B, G, C] of G classifiers.
+
+    The mean may be weighted by the rows' labels, which all classifiers share.
+    """
 
     def backward(logits: Tensor, labels: Tensor) -> Tensor:
         rows = logits.detach().flatten(0, 1).requires_grad_()  # [B * G, C]

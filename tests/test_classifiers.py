@@ -1,13 +1,15 @@
 """Frozen features: equal to running the backbone each epoch, in both modes."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from elsewhere import no_float64
 
-from ltr import first_stage, losses, models, recipes, second_stage, stack, training
+from ltr import first_stage, losses, metrics, models, recipes, second_stage, stack, training
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.regularizers import MaxNorm
 
@@ -152,3 +154,61 @@ def test_a_grid_over_seeds_equals_a_grid_for_each(data):
         assert np.array_equal(expected["all"], table.loc[rows.index, "all"])
         torch.testing.assert_close(together.classifier(rows.index[1]).weight, alone.classifier(1).weight)
     assert not torch.allclose(together.classifier(0).weight, together.classifier(1).weight)
+
+
+def frozen_rows(device: str | torch.device = "cpu") -> SimpleNamespace:
+    """Features [40, 6] of 3 classes and 15 test features, on a device."""
+    generator, labels = torch.Generator().manual_seed(9), torch.tensor([0] * 28 + [1] * 9 + [2] * 3)
+    features, tested = (torch.randn(size, 6, generator=generator).to(device) for size in (40, 15))
+    return SimpleNamespace(
+        class_counts=np.array([28, 9, 3]),
+        test_labels=np.arange(15) % 3,
+        train_batches=lambda size, seed, epoch: zip(features.split(size), labels.to(device).split(size), strict=True),
+        test_features=lambda epoch, flip: tested,
+    )
+
+
+def grid_of(device: str | torch.device, settings: list[dict]) -> stack.Grid:
+    """Classifiers on these features, trained."""
+    weight = torch.randn(3, 6, generator=torch.Generator().manual_seed(10))
+    start = models.linear(weight.to(device), torch.zeros(3).to(device))
+    return stack.Grid(start, frozen_rows(device), recipes.Recipe(2, batch_size=16), pd.DataFrame(settings)).fit()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_classifier_that_diverged_has_no_accuracies_and_the_others_keep_theirs():
+    settings = [
+        {"loss": "ce", "lr": lr, "weight_decay": 1.0, "max_norm": np.nan, "max_norm_every": None}
+        for lr in (0.1, 1e30, 0.2)
+    ]
+    table, alone = grid_of("cpu", settings).table(), grid_of("cpu", settings[::2]).table()
+    figures = ["all", *metrics.GROUPS]
+    assert table.loc[1, figures].isna().all()
+    assert table.loc[[0, 2], "all"].tolist() == alone["all"].tolist()
+    assert {metrics.percent(value) for value in table.loc[1, figures]} == {"–"}
+
+
+def test_a_grid_needs_no_float64_on_its_device():
+    settings = [
+        {"loss": loss, "lr": 0.1, "weight_decay": 0.01, "max_norm": radius, "max_norm_every": every}
+        for loss in losses.LOSSES
+        for radius, every in ((1.0, "step"), (1.0, "epoch"), (np.nan, None))
+    ]
+    expected = grid_of("cpu", settings)
+    with no_float64() as device:
+        grid = grid_of(device, settings)
+        assert torch.equal(grid.weight.detach().cpu(), expected.weight)
+        pd.testing.assert_frame_equal(grid.table(), expected.table(), check_exact=True)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_each_classifier_of_a_stack_gets_the_gradient_of_its_own_loss(name):
+    loss = losses.build_loss(name, torch.tensor([50, 9, 2]))
+    if isinstance(loss, losses.Deferred):
+        loss.begin_epoch(1.0)  # its mean is weighted now
+    logits, labels = torch.randn(7, 4, 3, generator=torch.Generator().manual_seed(11)), torch.arange(7) % 3
+    sent_back = stack.by_autograd(loss)(logits, labels)
+    for i in range(4):
+        own = logits[:, i].clone().requires_grad_()
+        loss(own, labels).backward()
+        torch.testing.assert_close(sent_back[:, i], own.grad)
