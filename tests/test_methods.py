@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from elsewhere import no_float64
 from gaussians import Gaussians
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ltr import methods, models, stack
+from ltr import losses, methods, models, stack
 from ltr.methods import BALANCERS
 from ltr.recipes import Recipe
 from ltr.regularizers import row_norms
@@ -66,6 +67,12 @@ def test_class_means_by_hand():
     assert methods.class_means(features, labels, 2).tolist() == [[2.0, 0.0], [0.0, 5.0]]
 
 
+def test_class_means_of_half_precision_do_not_overflow():
+    # 3,000 images of 60: their sum is beyond float16
+    means = methods.class_means(torch.full((3_000, 2), 60.0).half(), torch.zeros(3_000, dtype=torch.long), 1)
+    assert means.tolist() == [[60, 60]]
+
+
 def test_the_nearest_mean_by_hand():
     # (2, 1) is nearer to (1, 0) than to (9, 9), but at a smaller angle to (9, 9)
     means, point = torch.tensor([[1.0, 0.0], [9.0, 9.0]]), torch.tensor([[2.0, 1.0]])
@@ -108,24 +115,26 @@ def test_smoothed_labels_equal_pytorchs_for_every_setting():
     generator = torch.Generator().manual_seed(1)
     logits, labels = torch.randn(20, 3, 7, generator=generator), torch.randint(7, (20,), generator=generator)
     deltas = torch.tensor([0.0, 0.5, 0.98])
-    expected = sum(F.cross_entropy(logits[:, i], labels, label_smoothing=float(d)) for i, d in enumerate(deltas))
-    torch.testing.assert_close(methods.smoothed(logits, labels, deltas), expected)
+    logits.requires_grad_()
+    sum(F.cross_entropy(logits[:, i], labels, label_smoothing=float(d)) for i, d in enumerate(deltas)).backward()
+    torch.testing.assert_close(methods.smoothed_gradient(logits.detach(), labels, deltas), logits.grad)
 
 
 def test_over_smoothing_leaves_the_true_class_little_more_than_its_share():
-    # delta 0.98, C = 100: 0.02 + 0.0098
-    certain = torch.full((1, 1, 100), -20.0).index_fill_(2, torch.tensor(4), 0.0)  # log p is 0 on the label, -20 off it
-    loss = methods.smoothed(certain, torch.tensor([4]), torch.tensor([0.98]))
-    assert float(loss) == pytest.approx(20 * (1 - 0.0298), abs=1e-3)
+    # delta 0.98, C = 100: probabilities are pulled to 0.02 + 0.0098 on the label and to 0.0098 off it
+    logits = torch.randn(1, 1, 100, generator=torch.Generator().manual_seed(4))
+    gradient = methods.smoothed_gradient(logits, torch.tensor([4]), torch.tensor([0.98]))
+    expected = torch.full((1, 1, 100), 0.0098).index_fill_(2, torch.tensor(4), 0.0298)
+    torch.testing.assert_close(logits.softmax(2) - gradient, expected)
 
 
 def test_balanced_softmax_by_hand():
     # equal logits: the loss is -log n_y / n
-    loss = methods.balanced_softmax(torch.zeros(1, 2), torch.tensor([1]), np.array([90, 10]))
+    loss = losses.balanced_softmax(torch.zeros(1, 2), torch.tensor([1]), np.array([90, 10]))
     assert float(loss) == pytest.approx(-np.log(0.1))
     logits, labels = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3] * 2)
     plain = F.cross_entropy(logits, labels)
-    torch.testing.assert_close(methods.balanced_softmax(logits, labels, np.full(4, 9)), plain)
+    torch.testing.assert_close(losses.balanced_softmax(logits, labels, np.full(4, 9)), plain)
 
 
 def brute_force_isotonic(values: list[float]) -> np.ndarray:
@@ -189,6 +198,15 @@ def test_the_frame_is_equiangular(num_classes):
 def test_multiplicative_adjustment_by_hand():
     adjusted = methods.multiply_logits(torch.tensor([[2.0, 2.0, -1.0]]), np.array([100, 25, 1]), gamma=0.5)
     assert adjusted.tolist() == [[2.0, 4.0, -10.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_multiplicative_adjustment_holds_more_images_than_float16_and_leaves_logits_with_gamma_zero(dtype):
+    values = torch.tensor([1.0, -2.0, 3.0], dtype=dtype)
+    adjusted = methods.multiply_logits(values, np.array([160_000, 40_000, 10_000]), gamma=0.5)
+    assert adjusted.dtype == torch.float32
+    assert adjusted.tolist() == [1, -4, 12]
+    assert methods.multiply_logits(values, np.array([160_000, 0, 3]), gamma=0.0).tolist() == [1, -2, 3]
 
 
 def test_the_mapped_frame_starts_at_the_first_classifier(gaussians):
@@ -283,3 +301,20 @@ def test_the_class_balanced_methods_take_the_recipes_loss(gaussians):
     first = gaussians.naive()
     one, two = (fit("CB", gaussians, first, Recipe(1, lr=0.05, loss=loss), lr=1.0) for loss in ("cb-ce", "ce"))
     assert not torch.equal(one.weight, two.weight)
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_no_method_needs_float64_on_its_device(name):
+    method, recipe = BALANCERS[name], Recipe(2, batch_size=16, lr=0.05, loss="cb-ce")
+    settings, generator = method.settings[-2:], torch.Generator().manual_seed(12)
+    labels, features = torch.tensor([0] * 20 + [1] * 9 + [2] * 3), torch.randn(32, 6, generator=generator)
+    weight, counts = torch.randn(3, 6, generator=generator), np.array([20, 9, 3])
+    here = SimpleNamespace(class_counts=counts, draw=lambda *_: (features, labels))
+    expected = method.fit(models.linear(weight, torch.zeros(3)), here, recipe, settings)
+    with no_float64() as device:
+        there = SimpleNamespace(class_counts=counts, draw=lambda *_: (features.to(device), labels.to(device)))
+        first = models.linear(weight.to(device), torch.zeros(3).to(device))
+        for one, other in zip(method.fit(first, there, recipe, settings), expected, strict=True):
+            assert one.weight.device == device
+            assert torch.equal(one.weight.detach().cpu(), other.weight)
+            assert torch.equal(one.bias.detach().cpu(), other.bias)
