@@ -40,13 +40,13 @@ def test_row_norms_of_ordinary_rows_are_torchs_to_the_bit(seed, power):
 def test_row_norms_neither_under_nor_overflow(size):
     # squares are beyond float32 below 1e-23 and above 1e19
     weight = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, -5.0]]) * size
-    assert row_norms(weight).tolist() == pytest.approx([5 * size, 0, 5 * size], rel=1e-4 if size < 1e-37 else 1e-6)
-    torch.testing.assert_close(row_norms(weight.flip(1)), row_norms(weight))
+    few_bits = 1e-4 if size < 1e-37 else 1e-6
+    assert row_norms(weight).tolist() == pytest.approx([5 * size, 0, 5 * size], rel=few_bits, abs=0)
 
 
 def test_row_norms_of_rows_of_all_sizes_at_once():
     sizes = torch.tensor([1e-30, 1e-5, 0.0, 1.0, 1e25])
-    torch.testing.assert_close(row_norms(sizes[:, None] * torch.tensor([3.0, 4.0])), 5 * sizes)
+    torch.testing.assert_close(row_norms(sizes[:, None] * torch.tensor([3.0, 4.0])), 5 * sizes, atol=0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -67,7 +67,7 @@ def test_rows_of_any_size_come_to_the_unit_sphere_and_to_the_ball(size):
     assert torch.equal(sphere, l2_normalize(weight))
     projected, ball = weight.clone(), MaxNorm(0.5)
     ball.apply(projected)
-    torch.testing.assert_close(projected, weight.sign() / 8 if size > 1 else weight)
+    torch.testing.assert_close(projected, weight.sign() / 8 if size > 1 else weight, atol=0, rtol=1e-6)
     assert int(ball.projected) == (2 if size > 1 else 0)
 
 
@@ -75,7 +75,7 @@ def test_rows_of_any_size_come_to_the_unit_sphere_and_to_the_ball(size):
 def test_rows_of_any_size_keep_what_tau_leaves_of_their_norm(size, tau):
     # norm ** -tau itself is beyond float32
     weight = tau_normalize(torch.tensor([[0.6, 0.8]]) * size, tau)
-    assert row_norms(weight).tolist() == pytest.approx([size ** (1 - tau)], rel=1e-3)
+    assert row_norms(weight).tolist() == pytest.approx([size ** (1 - tau)], rel=1e-3, abs=0)
 
 
 def test_projection_by_hand():
