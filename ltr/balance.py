@@ -1,0 +1,746 @@
+"""Balance the classifier you already have: embeddings in, a balanced linear head out.
+
+    X, y, layer = features(model, loader)
+    result = balance(model.get_submodule(layer), (X, y), (Xv, yv), test=(Xt, yt))
+    result.table, result.best, result.verdict
+    result.write_into(model, layer)
+
+Every method of `methods.BALANCERS` is tuned on the validation images, by the mean of the classes' accuracies unless
+told otherwise; a temperature that is fitted there is folded into the head; then each method is tested once. Nothing
+here knows where the embeddings come from.
+
+The methods see features that are scaled so that their mean squared norm is `MEAN_SQUARE`, and a head that gives the
+same logits on them; the scale is folded back. So learning rates, weight decays and what tau-normalisation does beside
+a bias fit any features, and features ten times as large lead to the same conclusions.
+"""
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ltr import __version__, embeddings, metrics
+from ltr.embeddings import Embeddings, Head, features
+from ltr.errors import InputError, clip
+from ltr.methods import BALANCERS, Balancer, Setting, Settings, combinations, logit_adjustment, train
+from ltr.methods import LR as LEARNING_RATES
+from ltr.recipes import Recipe
+from ltr.runtime.options import nearest
+from ltr.runtime.process import check_writable
+from ltr.runtime.storage import write_json, write_text, write_weights
+from ltr.stack import cross_entropy_gradient
+
+__all__ = ["Balanced", "balance", "features"]
+
+FIRST = "first stage alone"
+ADJUSTMENT = "logit adjustment"
+BASELINES = {"gain": "the head as it was", "gain over LA": "logit adjustment at tau 1"}
+SCORES = {"macro": "class mean", "micro": "all"}  # by the table's columns
+SCORE_NAMES = {"macro": "class-mean accuracy", "micro": "accuracy"}
+SHOWN = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
+METHODS = {"fast": (FIRST, "tau-norm", ADJUSTMENT, "NCM"), "all": tuple(BALANCERS)}
+AT_ONCE = {FIRST, "L2norm", "tau-norm", ADJUSTMENT, "NCM"}  # learn nothing
+NO_BIAS = (FIRST, "L2norm", "tau-norm", "NCM", "LWS")  # can do without one
+MEAN_SQUARE = 176.0  # of the features that the grids of `BALANCERS` were made on, ResNet-32's of CIFAR100-LT
+STEPS = 500  # of a training at least, where ten epochs have fewer
+STEPS_AN_EPOCH = 200  # about, by larger batches; with small ones, writing the weights would take most of the time
+LARGE = 2e12  # floating-point operations of a grid from which it is thinned
+KEPT = 10  # one in so many settings is trained to the end then
+ROOM = 2**28  # numbers that a stack of classifiers may hold at once
+FEW = 5  # validation images of a class below which its part in a choice is mostly chance
+
+
+# --- tuning ---------------------------------------------------------------------------------------------------
+
+
+def recipe_for(size: int, seed: int = 0) -> Recipe:
+    """How methods that learn are trained on so many images; published are ten epochs with batches of 64."""
+    batch = 64
+    while batch < 1024 and size > STEPS_AN_EPOCH * batch:
+        batch *= 2
+    epochs = max(10, math.ceil(STEPS / math.ceil(size / batch)))
+    return Recipe(epochs, batch, lr=0.01, loss="cb-ce", seed=seed)
+
+
+@torch.no_grad()
+def logits_of(classifier: nn.Linear, data: Embeddings) -> Tensor:
+    """Logits [N, C]."""
+    return classifier(data.features)
+
+
+def validate(classifier: nn.Linear, data: Embeddings, score: str) -> float:
+    """The score of a classifier in percent; minus infinity where training diverged, so that it is never chosen."""
+    logits, labels = logits_of(classifier, data).cpu().numpy(), data.labels.cpu().numpy()
+    if not np.isfinite(logits).all():
+        return -math.inf
+    if score == "micro":
+        return metrics.group_accuracy(logits, labels, data.class_counts)["all"]
+    return float(np.nanmean(metrics.per_class_accuracy(logits, labels)))  # NaN for a class without images
+
+
+def fit(
+    method: Balancer, first: nn.Linear, data: Embeddings, recipe: Recipe, settings: Settings
+) -> Iterator[nn.Linear]:
+    """A method's classifiers from the first stage's, one a setting, as many side by side as memory has room for.
+
+    Training alone and beside others gives the same.
+    """
+    classes, dimensions = first.weight.shape
+    number = max(1, ROOM // (classes * (6 * dimensions + 5 * recipe.batch_size)))
+    for start in range(0, len(settings), number):
+        yield from method.fit(first, data, recipe, settings[start : start + number])
+
+
+def operations(first: nn.Linear, data: Embeddings, recipe: Recipe, settings: Settings) -> float:
+    """Floating-point operations of training a classifier for each setting: three matrix products an image."""
+    return 6.0 * len(data) * first.weight.numel() * recipe.epochs * len(settings)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What is learned from, chosen by and tested on.
+
+    Attributes:
+        train, validation: their features scaled.
+        tested: as they came, the test images, or the validation ones where there are no others.
+        scale: of the features.
+    """
+
+    train: Embeddings
+    validation: Embeddings
+    tested: Embeddings
+    scale: float
+    has_test: bool
+
+    @classmethod
+    def of(cls, train: Embeddings, validation: Embeddings, test: Embeddings | None) -> "Sets":
+        """Scale so that the training features have the mean squared norm that the grids are made for."""
+        square = train.mean_square()
+        scale = math.sqrt(MEAN_SQUARE / square) if square else 1.0
+        return cls(train.scaled(scale), validation.scaled(scale), test or validation, scale, test is not None)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning a method gave.
+
+    Attributes:
+        setting: the best on validation, of equals the first.
+        classifier: with this setting, for scaled features.
+        validation: its score in percent.
+        edge: names of its values at an end of the grid, where a better one may lie beyond.
+        seconds: that it took.
+    """
+
+    setting: Setting
+    classifier: nn.Linear
+    validation: float
+    edge: tuple[str, ...]
+    seconds: float
+
+
+def thin(method: Balancer, first: nn.Linear, sets: Sets, recipe: Recipe, score: str) -> Settings:
+    """The settings that are best after a single epoch, one in `KEPT` but two at least, in their order.
+
+    Source: Jamieson and Talwalkar 2016 (successive halving), with a single round.
+    """
+    short = dataclasses.replace(recipe, epochs=1)
+    scores = [validate(each, sets.validation, score) for each in fit(method, first, sets.train, short, method.settings)]
+    number = max(2, len(scores) // KEPT)
+    best = sorted(range(len(scores)), key=lambda i: -scores[i])[:number]
+    return [method.settings[i] for i in sorted(best)]
+
+
+def at_edge(settings: Settings, all_settings: Settings, scores: Sequence[float], best: int) -> tuple[str, ...]:
+    """Names of the chosen values that end their range, unless one inside it does as well.
+
+    Nothing lies below a zero, such as no weight decay.
+    """
+    found = []
+    for name, value in settings[best].items():
+        if isinstance(value, str):
+            continue
+        values = {setting[name] for setting in all_settings}
+        ends = {max(values), min(values)} - {0.0} if len(values) > 1 else set()
+        equal = (setting[name] for setting, each in zip(settings, scores, strict=True) if each == scores[best])
+        if value in ends and all(each in ends for each in equal):
+            found.append(SHOWN.get(name, name))
+    return tuple(found)
+
+
+def tune(method: Balancer, first: nn.Linear, sets: Sets, recipe: Recipe, score: str) -> Tuned:
+    """The setting of a method with the best score on the validation images, and its classifier.
+
+    Args:
+        first: the first stage's classifier, for scaled features.
+        recipe: of methods that learn.
+        score: one of `SCORES`.
+    """
+    start, settings = time.perf_counter(), method.settings
+    if len(settings) > 2 and not is_instant(method) and operations(first, sets.train, recipe, settings) > LARGE:
+        settings = thin(method, first, sets, recipe, score)
+    scores: list[float] = []
+    best, chosen = 0, first
+    for i, classifier in enumerate(fit(method, first, sets.train, recipe, settings)):
+        scores.append(validate(classifier, sets.validation, score))
+        if i == 0 or scores[i] > scores[best]:
+            best, chosen = i, classifier
+    edge = at_edge(settings, method.settings, scores, best)
+    return Tuned(settings[best], chosen, scores[best], edge, time.perf_counter() - start)
+
+
+def is_instant(method: Balancer) -> bool:
+    """Whether a method learns nothing."""
+    return method.fit in {BALANCERS[name].fit for name in AT_ONCE}
+
+
+def plain(first: nn.Linear, data: Embeddings, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+    """Plain cross-entropy from zeros, where there is no head yet: every image once an epoch."""
+    start = [torch.zeros(len(settings), *values.shape, device=values.device) for values in (first.weight, first.bias)]
+    start = [values.requires_grad_() for values in start]
+    return train(data, recipe, settings, start, cross_entropy_gradient)
+
+
+PLAIN = Balancer(plain, combinations(weight_decay=[0.0, 5e-4, 5e-3], lr=LEARNING_RATES))
+
+
+def temperature(logits: Tensor, labels: Tensor) -> float:
+    r"""The T > 0 whose softmax of z / T gives the labels their largest likelihood.
+
+    The slope in :math:`\beta = 1 / T` rises with it, so its zero is found by bisection, between a hundredth and a
+    hundred of the logits' own scale: where every image is right, none would be large enough.
+
+    Args:
+        logits: [N, C].
+        labels: [N].
+
+    Source: Guo et al. 2017, section 4.2.
+    """
+    size = float(logits.std())
+    if not size or not math.isfinite(size):
+        return 1.0
+    wanted = logits.gather(1, labels[:, None]).mean()
+    low, high = math.log(0.01 / size), math.log(100 / size)
+    for _ in range(25):
+        middle = (low + high) / 2
+        expected = ((math.exp(middle) * logits).softmax(1) * logits).sum(1).mean()
+        low, high = (middle, high) if expected < wanted else (low, middle)
+    return math.exp(-(low + high) / 2)
+
+
+# --- testing --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a head does on images.
+
+    Attributes:
+        predictions, labels: [N].
+        by_class: accuracy of each class in percent, [C]; NaN where it has no images.
+        figures: many, medium, few, all, class mean and ECE in percent; NaN where training diverged.
+        bins: see `metrics.reliability`.
+    """
+
+    predictions: np.ndarray
+    labels: np.ndarray
+    by_class: np.ndarray
+    figures: dict[str, float]
+    bins: pd.DataFrame
+
+    @classmethod
+    def of(cls, head: nn.Linear, data: Embeddings, counts: np.ndarray) -> "Evaluation":
+        """Evaluate a head.
+
+        Args:
+            data: images.
+            counts: training images of each class, [C].
+        """
+        logits, labels = logits_of(head, data).cpu().numpy(), data.labels.cpu().numpy()
+        by_class = metrics.per_class_accuracy(logits, labels)
+        seen = np.bincount(labels, minlength=len(counts)) > 0
+        figures = metrics.group_accuracy(logits, labels, counts) | {"class mean": float(by_class[seen].mean())}
+        figures["ECE"] = metrics.expected_calibration_error(logits, labels)
+        order = ("many", "medium", "few", "all", "class mean", "ECE")
+        figures = {name: figures[name] for name in order}
+        return cls(logits.argmax(1), labels, by_class, figures, metrics.reliability(logits, labels))
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Images by true and predicted class, [C, C]."""
+        return metrics.confusion_matrix(self.predictions, self.labels, len(self.by_class))
+
+    def precision(self) -> np.ndarray:
+        """Percent of the images predicted as each class that are of it, [C]; NaN where there are none."""
+        matrix = self.confusion
+        predicted = matrix.sum(0)
+        share = np.full(len(matrix), np.nan)
+        return np.divide(100.0 * matrix.diagonal(), predicted, out=share, where=predicted > 0)
+
+
+def paired_gain(before: Evaluation, after: Evaluation, score: str) -> tuple[float, float]:
+    """Points of the score that are gained, and their standard error from the same images' paired outcomes.
+
+    Each image gives -1, 0 or 1. For the class mean their variance is that within a class; a class with a single image
+    has that of all images.
+    """
+    difference = 100.0 * ((after.predictions == after.labels).astype(float) - (before.predictions == before.labels))
+    spread = difference.var(ddof=1) if len(difference) > 1 else 0.0
+    if score == "micro":
+        return float(difference.mean()), math.sqrt(spread / len(difference))
+    images = np.bincount(after.labels, minlength=len(after.by_class))
+    seen = images > 0
+    sums = np.bincount(after.labels, difference, len(images))[seen]
+    squares = np.bincount(after.labels, difference**2, len(images))[seen]
+    images = images[seen]
+    means = sums / images
+    variance = np.where(images > 1, (squares - images * means**2) / np.maximum(images - 1, 1), spread)
+    return float(means.mean()), float(np.sqrt((variance.clip(0) / images).sum()) / len(images))
+
+
+# --- the result -----------------------------------------------------------------------------------------------
+
+
+def worth(gain: float, error: float) -> bool:
+    """Whether a gain is beyond two of its standard errors."""
+    return gain > 2 * error
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """Balanced heads, and what they are worth.
+
+    Attributes:
+        table: a row a method: method, hyper-parameters, validation (the score), temperature, then many, medium, few,
+            all, class mean and ECE, all in percent; what it gains over the head as it was and over logit adjustment at
+            tau 1, each beside its paired standard error, in points of the score; edge (values at an end of their
+            grid), seconds.
+        best: the method with the best validation score, of equals the first.
+        warnings: what to be careful about, a line each.
+        names, class_counts: of the classes, [C].
+        score: "macro" or "micro".
+        tested_on: "test", or "validation" where there is no test set: then figures are of the images that chose.
+        heads: weight [C, D] and bias [C] or None by method, of the owner's type.
+        evaluations: by method.
+        about: everything that was chosen and what it was chosen on, for `chosen.json`.
+        layer: the head's name in the owner's state dict.
+    """
+
+    table: pd.DataFrame
+    best: str
+    warnings: tuple[str, ...]
+    names: tuple[str, ...]
+    class_counts: np.ndarray
+    score: str
+    tested_on: str
+    heads: Mapping[str, tuple[Tensor, Tensor | None]]
+    evaluations: Mapping[str, Evaluation]
+    about: Mapping[str, Any]
+    layer: str = ""
+
+    def parts(self, method: str | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weight [C, D] and bias [C] or None of a method's head; the best one's without a name.
+
+        Raises:
+            InputError: there is no such method in the table.
+        """
+        method = self.best if method is None else method
+        if method not in self.heads:
+            hint = nearest(str(method), list(self.heads))
+            raise InputError(f"method: must be one of {', '.join(self.heads)}, got {clip(method)}{hint}")
+        return self.heads[method]
+
+    def head(self, method: str | None = None) -> nn.Linear:
+        """A method's head as a layer for the features as they came, its temperature folded in."""
+        return embeddings.layer_of(*self.parts(method))
+
+    def state(self, method: str | None = None) -> dict[str, Tensor]:
+        """A method's head under the owner's own keys, for `load_state_dict(..., strict=False)`."""
+        prefix = f"{self.layer}." if self.layer else ""
+        values = zip(("weight", "bias"), self.parts(method), strict=True)
+        return {prefix + name: value.cpu() for name, value in values if value is not None}
+
+    def write_into(self, model: Any, layer: str | None = None, method: str | None = None) -> None:
+        """Put a method's head into a model, in place and in the layer's type.
+
+        Args:
+            model: a network, its linear layer itself, or an estimator with `coef_`.
+            layer: the name of the network's layer; without one that of the state dict that the head came from.
+            method: the best one without a name.
+
+        Raises:
+            InputError: there is no such layer, it has another shape, or it has no bias and the method needs one.
+        """
+        layer = self.layer if layer is None else layer
+        if isinstance(model, nn.Module) and not isinstance(model, nn.Linear):
+            modules = dict(model.named_modules())
+            if layer not in modules or layer == "":
+                known = ", ".join(name for name, part in modules.items() if isinstance(part, nn.Linear)) or "none here"
+                raise InputError(f"layer: must be a linear layer of the model ({clip(known)}), got {clip(layer)}")
+            model = modules[layer]
+        embeddings.write(model, *self.parts(method))
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """What the best method gains, a sentence for each of both baselines."""
+        if self.best == FIRST:
+            return ("no method is better than the head as it was on the validation images: not worth it",)
+        row, what = self.table.set_index("method").loc[self.best], f"points of {SCORE_NAMES[self.score]}"
+        lines = []
+        for column, baseline in BASELINES.items():
+            gain, error = row[column], row[f"{column} ±"]
+            line = f"{self.best} gains {gain:+.2f} ± {error:.2f} {what} over {baseline}"
+            lines.append(line + ("" if worth(gain, error) else ": not worth it, within two standard errors"))
+        return tuple(lines)
+
+    @property
+    def per_class(self) -> pd.DataFrame:
+        """A row a class, before and after by the best method.
+
+        Columns: name, group, training images, tested images, accuracy before and after, recall (which is the accuracy
+        after) and precision, both after, and precision before, all in percent; NaN where there is nothing to count.
+        """
+        before, after = self.evaluations[FIRST], self.evaluations[self.best]
+        return pd.DataFrame(
+            {
+                "name": self.names,
+                "group": metrics.group_of(self.class_counts),
+                "training images": self.class_counts,
+                "tested images": np.bincount(after.labels, minlength=len(self.names)),
+                "accuracy before": before.by_class,
+                "accuracy after": after.by_class,
+                "recall": after.by_class,
+                "precision": after.precision(),
+                "precision before": before.precision(),
+            }
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write head.pt (the best), table.csv, per_class.csv and chosen.json, each whole or not at all.
+
+        Raises:
+            InputError: the folder cannot be written to.
+            StorageError: the disk is full.
+        """
+        folder = Path(folder)
+        check_writable(folder)
+        write_weights(folder / "head.pt", self.state())
+        write_text(folder / "table.csv", self.table.to_csv(index=False, float_format="%.6g"))
+        write_text(folder / "per_class.csv", self.per_class.to_csv(index=False, float_format="%.6g"))
+        write_json(folder / "chosen.json", self.about)
+
+
+def absolute(setting: Setting, recipe: Recipe) -> dict[str, Any]:
+    """A setting under the table's names, its learning rate no longer a multiple of the recipe's."""
+    return {SHOWN.get(name, name): value * recipe.lr if name == "lr" else value for name, value in setting.items()}
+
+
+def describe(setting: Setting, recipe: Recipe) -> str:
+    """A setting in words."""
+    shown = absolute(setting, recipe).items()
+    return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in shown)
+
+
+# --- all of it ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be balanced, checked.
+
+    Attributes:
+        head: None where there is none yet.
+        names: of the classes, [C].
+    """
+
+    head: Head | None
+    sets: Sets
+    names: tuple[str, ...]
+
+    def start(self) -> nn.Linear:
+        """The head for scaled features; zeros where there is none."""
+        if self.head is None:
+            shape = len(self.names), self.sets.train.features.shape[1]
+            zeros = torch.zeros(shape, device=self.sets.train.features.device)
+            return embeddings.layer_of(zeros, zeros[:, 0])
+        return self.head.float(self.sets.scale)
+
+    def finished(self, classifier: nn.Linear, heat: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """A classifier of scaled features as the owner's head: for the features as they came, of the owner's type."""
+        weight, bias = classifier.weight.detach() * (self.sets.scale / heat), classifier.bias.detach() / heat
+        if self.head is None:
+            return weight, bias
+        like = self.head.weight.dtype
+        return weight.to(like), None if self.head.bias is None else bias.to(like)
+
+
+def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Problem:
+    """Check everything that the caller brings.
+
+    Args:
+        given: train, validation and test, each a pair or None.
+        options: layer, classes, names, validation_share and seed, see `balance`.
+
+    Raises:
+        InputError: something does not fit.
+    """
+    pairs = {name: embeddings.read_pair(pair, name) for name, pair in given.items() if pair is not None}
+    x, labels = pairs["train"]
+    found = embeddings.read_head(head, options["layer"], x.shape[1])
+    classes = options["classes"] if found is None or found.classes is None else found.classes
+    names = options["names"]
+    order = embeddings.order_of_classes(labels, None if found is None else len(found.weight), classes, names)
+    names = order if names is None else np.asarray(names)
+    if names.ndim != 1 or len(names) != len(order):
+        raise InputError(f"names: must be one for each of {len(order)} classes, got {list(names.shape)}")
+    names = tuple(map(str, names))
+    sets = {name: labelled(*pair, order, name, x) for name, pair in pairs.items()}
+    check_classes(sets["train"], names)
+    if "validation" not in sets:
+        share = check_share(options["validation_share"], found)
+        sets["train"], sets["validation"] = embeddings.split(sets["train"], share, names, options["seed"])
+    elif options["validation_share"] is not None:
+        raise InputError("validation_share: must not be given with validation")
+    embeddings.check_apart({name: sets[name] for name in given if name in sets})
+    if found is not None:
+        found = dataclasses.replace(found, **on_device(found, x.device))
+    return Problem(found, Sets.of(sets["train"], sets["validation"], sets.get("test")), names)
+
+
+def on_device(head: Head, device: torch.device) -> dict[str, Tensor | None]:
+    """A head's parts where the features are."""
+    return {"weight": head.weight.to(device), "bias": None if head.bias is None else head.bias.to(device)}
+
+
+def labelled(x: Tensor, labels: np.ndarray, order: np.ndarray, name: str, like: Tensor) -> Embeddings:
+    """A set whose labels are rows of the head, on the device of the training features.
+
+    Raises:
+        InputError: a label is unknown to training, or the features are of another dimension.
+    """
+    if x.shape[1] != like.shape[1]:
+        raise InputError(f"{name}: features must be [N, {like.shape[1]}] as those of train, got {list(x.shape)}")
+    rows = embeddings.rows_of(labels, order, name)
+    return Embeddings(x.to(like.device), rows.to(like.device), len(order))
+
+
+def check_classes(data: Embeddings, names: Sequence[str]) -> None:
+    """See that every class can be learned.
+
+    Raises:
+        InputError: one has no training images.
+    """
+    missing = np.flatnonzero(data.class_counts == 0)
+    if len(missing):
+        raise InputError(
+            f"train: each class must have at least one image, {clip(names[missing[0]])} has none ({len(missing)} such)"
+        )
+
+
+def check_share(share: Any, head: Head | None) -> float:
+    """See that validation images may be taken away from the training ones.
+
+    Raises:
+        InputError: there is no share, or the head has learned from these images.
+    """
+    if head is not None:
+        raise InputError("validation: must be given with a head, which has learned the training images")
+    if share is None:
+        raise InputError("validation: must be given, or without a head validation_share")
+    if not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise InputError(f"validation_share: must be above 0 and below 1, got {clip(share)}")
+    return float(share)
+
+
+def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str, Balancer]:
+    """Methods by name, the first stage before all others; of a head without bias those that need none.
+
+    Raises:
+        InputError: a name is not known, or a named method needs a bias.
+    """
+    wanted = METHODS.get(methods, (methods,)) if isinstance(methods, str) else tuple(methods)
+    for name in wanted:
+        if name not in BALANCERS:
+            hint = nearest(str(name), [*METHODS, *BALANCERS])
+            raise InputError(f"methods: must be fast, all or names of methods, got {clip(name)}{hint}")
+    chosen = {name: BALANCERS[name] for name in dict.fromkeys((FIRST, *wanted))}
+    if head is None or head.bias is not None:
+        return chosen
+    for name in wanted:
+        if name not in NO_BIAS and not isinstance(methods, str):
+            raise InputError(f"methods: must need no bias, as the head has none, got {name}")
+    chosen = {name: method for name, method in chosen.items() if name in NO_BIAS}
+    if "NCM" in chosen:
+        chosen["NCM"] = Balancer(chosen["NCM"].fit, combinations(metric=["cosine"]))
+    return chosen
+
+
+def careful(problem: Problem, tuned: Mapping[str, Tuned], before: Evaluation) -> tuple[str, ...]:
+    """What a reader of the table should know, a line each.
+
+    Args:
+        before: of the head as it was.
+    """
+    lines, counts = [], problem.sets.validation.class_counts
+    if counts.min() < FEW:
+        rarest, number = problem.names[int(counts.argmin())], int((counts < FEW).sum())
+        lines.append(
+            f"{number} of {len(counts)} classes have fewer than {FEW} validation images ({clip(rarest)} has "
+            f"{counts.min()}): what is chosen on them is mostly chance"
+        )
+    edges = [f"{name} ({', '.join(one.edge)})" for name, one in tuned.items() if one.edge]
+    if edges:
+        lines.append(f"chosen at an edge of the grid, beyond which may be better: {'; '.join(edges)}")
+    if not problem.sets.has_test:
+        lines.append("no test set: figures are of the validation images, which chose, and flatter the methods")
+    if problem.head is not None and before.figures["class mean"] < 110 / len(counts):
+        lines.append(
+            "the head as it was is hardly better than chance: are its rows in the order of the classes, and the "
+            "features those that it had?"
+        )
+    return tuple(lines)
+
+
+def gains(evaluations: Mapping[str, Evaluation], adjusted: Evaluation, score: str) -> pd.DataFrame:
+    """What each method gains over both baselines, a row each."""
+    rows = []
+    for each in evaluations.values():
+        row = {}
+        for column, baseline in zip(BASELINES, (evaluations[FIRST], adjusted), strict=True):
+            row[column], row[f"{column} ±"] = paired_gain(baseline, each, score)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def balance(
+    head: Any,
+    train: Any,
+    validation: Any = None,
+    test: Any = None,
+    *,
+    layer: str | None = None,
+    classes: Any = None,
+    names: Sequence[str] | None = None,
+    score: str = "macro",
+    methods: str | Sequence[str] = "fast",
+    validation_share: float | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> Balanced:
+    """Balance a linear head on embeddings: tune every method on validation, fit a temperature, test once.
+
+    Args:
+        head: a linear layer; a pair of weight [C, D] and bias [C] or None; a fitted estimator of scikit-learn's kind; a
+            state dict or a model, with `layer`; or None, and plain cross-entropy gives the first one.
+        train: features [N, D], arrays or tensors of any float type, and labels [N], integers or strings.
+        validation: as `train`; its images must be others. They choose settings and temperatures.
+        test: as `train`; nothing depends on it but the figures.
+        layer: the head's name in its state dict.
+        classes: [C], what the head's rows are called in the labels, in their order. Without it integers are the rows,
+            and strings stand in alphabetical order.
+        names: [C], what to call the classes.
+        score: "macro", the mean of the classes' accuracies, or "micro", the share of all images.
+        methods: "fast" (in seconds), "all", or names of `methods.BALANCERS`.
+        validation_share: without a head, the share of each class's training images to validate on.
+        seed: of the draws.
+        say: is told each method's outcome in a line.
+
+    Raises:
+        InputError: something does not fit; the message is one line that begins with the argument.
+    """
+    if score not in SCORES:
+        hint = nearest(str(score), list(SCORES))
+        raise InputError(f"score: must be one of {', '.join(SCORES)}, got {clip(score)}{hint}")
+    given = {"train": train, "validation": validation, "test": test}
+    options = {"layer": layer, "classes": classes, "names": names, "validation_share": validation_share, "seed": seed}
+    problem = read(head, given, options)
+    chosen = choose_methods(methods, problem.head)
+    result = run(problem, chosen, recipe_for(len(problem.sets.train), seed), score, say or (lambda line: None))
+    for line in result.warnings:
+        warnings.warn(line, stacklevel=2)
+    return result
+
+
+def run(
+    problem: Problem, chosen: Mapping[str, Balancer], recipe: Recipe, score: str, say: Callable[[str], None]
+) -> Balanced:
+    """Tune and test some methods on what was checked, see `balance`."""
+    sets = problem.sets
+    first, tuned = problem.start(), {}
+    for name, method in tqdm(chosen.items(), "methods", leave=False, disable=None):
+        if name == FIRST and problem.head is None:
+            method = PLAIN
+        tuned[name] = tune(method, first, sets, recipe, score)
+        first = tuned[name].classifier if name == FIRST else first
+        words = describe(tuned[name].setting, recipe)
+        say(f"{name}: validation {tuned[name].validation:.2f} % {words} ({tuned[name].seconds:.1f} s)")
+    heats = {name: calibrate(one, sets.validation) if name != FIRST else 1.0 for name, one in tuned.items()}
+    heads = {name: problem.finished(one.classifier, heats[name]) for name, one in tuned.items()}
+    if problem.head is not None:
+        heads[FIRST] = problem.head.weight, problem.head.bias
+    return summarise(problem, tuned, heats, heads, recipe, score)
+
+
+def calibrate(one: Tuned, validation: Embeddings) -> float:
+    """The temperature of a tuned classifier."""
+    return temperature(logits_of(one.classifier, validation), validation.labels)
+
+
+def summarise(
+    problem: Problem,
+    tuned: Mapping[str, Tuned],
+    heats: Mapping[str, float],
+    heads: Mapping[str, tuple[Tensor, Tensor | None]],
+    recipe: Recipe,
+    score: str,
+) -> Balanced:
+    """Test every head once, and put all into a result."""
+    sets, counts = problem.sets, problem.sets.train.class_counts
+    layers = {name: in_float32(*parts) for name, parts in heads.items()}
+    evaluations = {name: Evaluation.of(layer, sets.tested, counts) for name, layer in layers.items()}
+    (adjusted,) = logit_adjustment(layers[FIRST], sets.train, recipe, [{"tau": 1.0}])
+    gained = gains(evaluations, Evaluation.of(adjusted, sets.tested, counts), score)
+    rows = [
+        {"method": name, "hyper-parameters": describe(one.setting, recipe), "validation": one.validation}
+        | {"temperature": heats[name], **evaluations[name].figures}
+        for name, one in tuned.items()
+    ]
+    last = {"edge": [", ".join(one.edge) for one in tuned.values()], "seconds": [one.seconds for one in tuned.values()]}
+    table = pd.concat([pd.DataFrame(rows), gained], axis=1).assign(**last)
+    best = max(tuned, key=lambda name: tuned[name].validation)
+    notes = careful(problem, tuned, evaluations[FIRST])
+    told = about(problem, tuned, heats, recipe, {"best": best, "score": score, "warnings": notes})
+    where = "test" if sets.has_test else "validation"
+    layer = problem.head.layer if problem.head else ""
+    return Balanced(table, best, notes, problem.names, counts, score, where, heads, evaluations, told, layer)
+
+
+def in_float32(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A head as a layer for float32 features, its values rounded to the owner's type as they will be used."""
+    weight = weight.float()
+    return embeddings.layer_of(weight, weight.new_zeros(len(weight)) if bias is None else bias.float())
+
+
+def about(
+    problem: Problem, tuned: Mapping[str, Tuned], heats: Mapping[str, float], recipe: Recipe, first: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What was chosen, and on what; `first` comes first."""
+    sets = problem.sets
+    images = {"train": len(sets.train), "validation": len(sets.validation)}
+    images |= {"test": len(sets.tested)} if sets.has_test else {}
+    methods = {
+        name: {"setting": absolute(one.setting, recipe), "validation": one.validation, "temperature": heats[name]}
+        for name, one in tuned.items()
+    }
+    shape = {"classes": len(problem.names), "features": sets.train.features.shape[1], "feature_scale": sets.scale}
+    return {**first, "methods": methods, "images": images, **shape, "recipe": recipe.describe(), "ltr": __version__}
