@@ -6,13 +6,15 @@ from importlib import import_module
 
 from ltr.errors import InputError
 from ltr.runtime.options import nearest
-from ltr.runtime.process import one_line
+from ltr.runtime.process import forgive_output, one_line
 
 COMMANDS = {
     "sweep": "first-stage runs over seeds and weight decays",
+    "balance": "balance a classifier that you have, on your own embeddings",
     "compare": "every second-stage method in one table, tuned on held-out images",
     "ship": "write the features that come with the package",
     "report": "tables of results, benchmarks and comparisons",
+    "doctor": "what this machine makes of the job, in a minute",
     "bench": "time this package beside a plain reference",
 }
 
@@ -40,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def console() -> None:
-    """The console script: errors in one line."""
+    """The console script: errors in one line, output that any terminal or reader takes."""
     sys.excepthook = one_line
+    forgive_output()
     main()
 
 

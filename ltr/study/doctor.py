@@ -1,0 +1,146 @@
+"""What this machine makes of the paper's job, in under a minute:
+
+    python -m ltr doctor [--backbone resnet34] [--device cuda] [--data-root data]
+
+It names device and engine, trains a few steps in each way that the machine has (plain, captured, compiled), says how
+far they end from the plain ones and how fast they are, looks for the images, memory and disk space, and tells how many
+hours the job would take. All options are the first script's.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ltr import datasets, first_stage, models, recipes, training
+from ltr.errors import InputError
+from ltr.runs import device_name
+from ltr.runtime.engine import Engine
+from ltr.runtime.options import short
+from ltr.settings import FirstStage
+from ltr.study.bench import drawn
+
+BATCH = 64
+STEPS = 4  # of each way, the first of which is not timed
+JOB_STEPS = 2  # of the asked network, which may take seconds each
+NEED_GB = 2  # for the runs of one job
+
+
+def ways(how: Engine) -> dict[str, Engine]:
+    """The plain way, and those that the chosen one is made of."""
+    plain = Engine(how.device, deterministic=how.deterministic)
+    found = {"plain, float32": plain}
+    if how.precision != "fp32":
+        found[f"plain, {how.precision}"] = dataclasses.replace(plain, precision=how.precision)
+    if how.graph:
+        found["captured"] = dataclasses.replace(plain, graph=True)
+    found["compiled"] = dataclasses.replace(plain, compile=True)
+    found["as chosen"] = how
+    return found
+
+
+def small_network() -> models.CifarResNet:
+    """The narrow network with one block a stage: compiled in seconds, of the same layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return models.CifarResNet(100, (16, 32, 64), (1, 1, 1), projection=False)
+
+
+def trained(model: models.Network, how: Engine, steps: int) -> tuple[training.Trainer, float]:
+    """A training after some steps on drawn images, and the seconds of one; the first step is not timed."""
+    model.to(how.device, memory_format=torch.channels_last)
+    data = drawn()
+    whole = dataclasses.replace(data, train=data.train.take(np.arange(steps * BATCH)))
+    images = first_stage.ImageData(whole, how.device)
+    images.class_counts = data.class_counts
+    trainer = training.Trainer(model, images, recipes.Recipe(epochs=1, batch_size=BATCH, lr=0.01), engine=how)
+    with how.backend():
+        trainer.prepare()
+        trainer.begin_epoch()
+        queue = trainer.train_steps()
+        next(queue)
+        wait(how.device)
+        start = time.perf_counter()
+        for _ in islice(queue, steps - 1):
+            pass
+        wait(how.device)
+    return trainer, (time.perf_counter() - start) / (steps - 1)
+
+
+def wait(device: torch.device) -> None:
+    """Let the device finish what was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
+    """The largest difference of two models' weights."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((a.detach() - b.detach()).abs().max()) for a, b in pairs)
+
+
+def compare_ways(how: Engine) -> Iterator[dict[str, Any]]:
+    """A row for each way to run a step: whether it ran as asked, its speed, and how far it ends from the plain way."""
+    plain = None
+    for name, engine in ways(how).items():
+        trainer, seconds = trained(small_network(), engine, STEPS)
+        plain = plain or trainer
+        yield {
+            "steps": name,
+            "ran as": str(trainer.engine),
+            "ready (s)": round(trainer.prepare_seconds, 1),
+            "step (ms)": round(1000 * seconds, 1),
+            "largest difference": f"{difference(trainer.model, plain.model):.1e}",
+        }
+
+
+def hours_of_the_job(settings: FirstStage) -> float:
+    """Hours of both first-stage trainings, from a few steps of the asked network; tests come on top."""
+    _, seconds = trained(models.build_model(settings.backbone, 100), settings.engine, JOB_STEPS)
+    steps = -(-len(drawn().train) // BATCH)
+    return 2 * settings.epochs * steps * seconds / 3600
+
+
+def memory(device: torch.device) -> str:
+    """Free and whole memory of the device."""
+    if device.type == "cuda":
+        free, whole = torch.cuda.mem_get_info(device)
+        return f"{free / 2**30:.1f} of {whole / 2**30:.1f} GiB free on the GPU"
+    return "the host's (see your system's monitor)"
+
+
+def images_at_hand(settings: FirstStage) -> str:
+    """Whether the images can be read, in a sentence."""
+    try:
+        return f"{datasets.load(**settings.data).name}, ready in {short(settings.data_root)}"
+    except datasets.Absent as error:
+        return f"not there ({short(error)})"
+    except InputError as error:
+        return f"cannot be used ({short(error)})"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line.
+
+    Raises:
+        InputError: an option is not allowed.
+    """
+    asked = [word for word in arguments if word.startswith("--preset")]
+    settings = FirstStage.parse([*arguments, *([] if asked else ["--preset", "paper"])])
+    how = settings.engine
+    print(f"device: {device_name(how.device)}, torch {torch.__version__}")
+    print(f"engine: {'; '.join([str(how), *how.notices])}")
+    print(f"memory: {memory(how.device)}")
+    free = shutil.disk_usage(next(path for path in (settings.out, *settings.out.parents) if path.exists())).free
+    print(f"disk: {free / 2**30:.1f} GiB free for {short(settings.out)}, of which a job needs about {NEED_GB}")
+    print(f"images: {images_at_hand(settings)}", flush=True)
+    print(f"\n{STEPS} steps of a small network, batch {BATCH}, from the same weights:", flush=True)
+    print(pd.DataFrame(compare_ways(how)).to_string(index=False), flush=True)
+    job = f"{settings.backbone}, {settings.epochs} epochs, without and with weight decay"
+    print(f"\n{job}: about {hours_of_the_job(settings):.1f} hours, and the tests")
