@@ -32,6 +32,7 @@ from tqdm import tqdm
 from ltr import __version__, embeddings, metrics
 from ltr.embeddings import Embeddings, Head, features
 from ltr.errors import InputError, clip
+from ltr.losses import cross_entropy
 from ltr.methods import BALANCERS, Balancer, Setting, Settings, combinations, logit_adjustment, train
 from ltr.methods import LR as LEARNING_RATES
 from ltr.recipes import Recipe
@@ -46,6 +47,7 @@ FIRST = "first stage alone"
 ADJUSTMENT = "logit adjustment"
 BASELINES = {"gain": "the head as it was", "gain over LA": "logit adjustment at tau 1"}
 SCORES = {"macro": "class mean", "micro": "all"}  # by the table's columns
+LIKELIHOOD = "likelihood"  # chooses the first head where there is none
 SCORE_NAMES = {"macro": "class-mean accuracy", "micro": "accuracy"}
 SHOWN = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
 METHODS = {"fast": (FIRST, "tau-norm", ADJUSTMENT, "NCM"), "all": tuple(BALANCERS)}
@@ -79,10 +81,16 @@ def logits_of(classifier: nn.Linear, data: Embeddings) -> Tensor:
 
 
 def validate(classifier: nn.Linear, data: Embeddings, score: str) -> float:
-    """The score of a classifier in percent; minus infinity where training diverged, so that it is never chosen."""
+    """The score of a classifier, in percent; minus infinity where training diverged, so that it is never chosen.
+
+    Args:
+        score: one of `SCORES`, or `LIKELIHOOD`, whose score is the mean logarithm of the labels' probabilities.
+    """
     logits, labels = logits_of(classifier, data).cpu().numpy(), data.labels.cpu().numpy()
     if not np.isfinite(logits).all():
         return -math.inf
+    if score == LIKELIHOOD:
+        return -float(cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)))
     if score == "micro":
         return metrics.group_accuracy(logits, labels, data.class_counts)["all"]
     return float(np.nanmean(metrics.per_class_accuracy(logits, labels)))  # NaN for a class without images
@@ -202,6 +210,15 @@ def tune(method: Balancer, first: nn.Linear, sets: Sets, recipe: Recipe, score: 
 def is_instant(method: Balancer) -> bool:
     """Whether a method learns nothing."""
     return method.fit in {BALANCERS[name].fit for name in AT_ONCE}
+
+
+def first_head(start: nn.Linear, sets: Sets, recipe: Recipe, score: str) -> Tuned:
+    """The first head where there is none: plain cross-entropy, chosen by its likelihood on the validation images.
+
+    Their accuracy would choose one trained far too long, whose probabilities say nothing that could be adjusted.
+    """
+    found = tune(PLAIN, start, sets, recipe, LIKELIHOOD)
+    return dataclasses.replace(found, validation=validate(found.classifier, sets.validation, score))
 
 
 def plain(first: nn.Linear, data: Embeddings, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
@@ -679,9 +696,10 @@ def run(
     first, tuned = problem.start(), {}
     for name, method in tqdm(chosen.items(), "methods", leave=False, disable=None):
         if name == FIRST and problem.head is None:
-            method = PLAIN
-        tuned[name] = tune(method, first, sets, recipe, score)
-        first = tuned[name].classifier if name == FIRST else first
+            tuned[name] = first_head(first, sets, recipe, score)
+            first = tuned[name].classifier
+        else:
+            tuned[name] = tune(method, first, sets, recipe, score)
         words = describe(tuned[name].setting, recipe)
         say(f"{name}: validation {tuned[name].validation:.2f} % {words} ({tuned[name].seconds:.1f} s)")
     heats = {name: calibrate(one, sets.validation) if name != FIRST else 1.0 for name, one in tuned.items()}

@@ -1,0 +1,239 @@
+"""One page on what balancing did: report.html, a single file with its figures inside, for a desk and for a phone."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ltr import metrics, plots
+from ltr.balance import FIRST, SCORE_NAMES, Balanced
+from ltr.metrics import GROUPS, percent
+
+BEFORE = "before"
+SHOWN = 8  # classes that gain or lose most, and mistakes
+DPI = 160  # sharp on a phone's screen
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:0 auto;max-width:70rem;padding:1rem}
+h1{font-size:1.6rem;line-height:1.2;margin:.5rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .5rem;border-top:1px solid #ddd;
+padding-top:1rem}p{margin:.5rem 0}.verdict{background:#eef4fa;border-left:4px solid #0072B2;padding:.6rem 1rem}
+.warning{background:#fdf3e7;border-left:4px solid #D55E00;padding:.6rem 1rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;margin:.5rem 0}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e4e4e4;white-space:nowrap}
+th{white-space:normal}
+th:first-child,td:first-child{text-align:left}td.text{text-align:left;white-space:normal;min-width:8rem}
+.facts td{text-align:left;white-space:normal}
+tr.best{background:#eef4fa;font-weight:600}.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
+.pair>*{min-width:0}figure{margin:.8rem 0}figcaption{font-size:.875rem;color:#555}img{width:100%;height:auto;
+max-width:46rem}@media(max-width:45rem){.pair{grid-template-columns:1fr}body{padding:.75rem}th,td{padding:.2rem .4rem}}
+"""
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width,initial-scale=1"><style>{style}</style></head>
+<body>{body}</body></html>
+"""
+
+
+# --- figures --------------------------------------------------------------------------------------------------
+
+
+def picture(figure: Figure, caption: str) -> str:
+    """A figure as an image inside the page; the figure is closed."""
+    with plt.rc_context(plots.STYLE), io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
+        png = base64.b64encode(file.getvalue()).decode()
+    plt.close(figure)
+    text = escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{png}"><figcaption>{text}</figcaption></figure>'
+
+
+def group_figure(result: Balanced) -> str:
+    """Accuracy of each group, before and after."""
+    rows = [{"model": name, **result.evaluations[method].figures} for name, method in both(result).items()]
+    return picture(plots.group_bars(pd.DataFrame(rows)), "Accuracy by training images of the class, and of all images.")
+
+
+def class_figure(result: Balanced) -> str:
+    """Accuracy of each class, before and after."""
+    table = result.per_class
+    shared = {"class_index": range(len(table)), "count": table["training images"]}
+    parts = [
+        pd.DataFrame({"model": name, **shared, "accuracy": result.evaluations[method].by_class})
+        for name, method in both(result).items()
+    ]
+    counts = pd.DataFrame({**shared, "group": table["group"]})
+    caption = "Accuracy by class: each point is a class, lines are moving averages."
+    return picture(plots.per_class_accuracy(pd.concat(parts), counts), caption)
+
+
+def confusion_figure(result: Balanced, name: str) -> str:
+    """The confusion matrix before or after, common classes first."""
+    order = np.argsort(-result.class_counts, kind="stable")
+    matrix = result.evaluations[both(result)[name]].confusion[np.ix_(order, order)]
+    groups = metrics.group_of(result.class_counts[order])
+    edges = [int((groups == "many").sum()), int((groups != "few").sum())]
+    return picture(plots.confusion(matrix, edges), f"Confusion {name}.")
+
+
+def calibration_figure(result: Balanced) -> str:
+    """Confidence against accuracy, before and after."""
+    bins = [result.evaluations[method].bins.assign(model=name) for name, method in both(result).items()]
+    return picture(plots.reliability(pd.concat(bins)), "Calibration: on the diagonal, confidence is accuracy.")
+
+
+def both(result: Balanced) -> dict[str, str]:
+    """Method by what the page calls it."""
+    return {BEFORE: FIRST, f"after ({result.best})": result.best}
+
+
+# --- tables and sentences -------------------------------------------------------------------------------------
+
+
+def table_of(rows: Sequence[Sequence[str]], heading: Sequence[str], best: int | None = None) -> str:
+    """A table of texts, which scrolls by itself where it is too wide; row `best` stands out."""
+    lines = ["<tr>" + "".join(f"<th>{escape(text)}</th>" for text in heading) + "</tr>"]
+    for number, row in enumerate(rows):
+        kind = ' class="best"' if number == best else ""
+        cells = (f"<td{' class=text' if len(text) > 24 else ''}>{escape(text)}</td>" for text in row)
+        lines.append(f"<tr{kind}>{''.join(cells)}</tr>")
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def signed(value: float) -> str:
+    """A change in points, with its sign."""
+    return "–" if np.isnan(value) else f"{value:+.1f}"
+
+
+def one(value: float) -> str:
+    """One decimal, or an en dash where there is no number."""
+    return "–" if np.isnan(value) else f"{value:.1f}"
+
+
+def methods_table(result: Balanced) -> str:
+    """All methods, the best one marked."""
+    figures = ["validation", *GROUPS, "all", "class mean", "ECE"]
+    rows = []
+    for row in result.table.to_dict("records"):
+        gained = [f"{row[name]:+.1f} ± {row[f'{name} ±']:.1f}" for name in ("gain", "gain over LA")]
+        rows.append([row["method"], *gained, *(one(row[name]) for name in figures), row["hyper-parameters"]])
+    heading = ["method", "gain", "over logit adj. at 1", *figures, "hyper-parameters"]
+    return table_of(rows, heading, list(result.table["method"]).index(result.best))
+
+
+def groups_table(result: Balanced) -> str:
+    """Each group before and after."""
+    before, after = (result.evaluations[method].figures for method in (FIRST, result.best))
+    classes = result.per_class.groupby("group").size()
+    rows = [
+        [name, str(classes.get(name, "")), one(before[name]), one(after[name]), signed(after[name] - before[name])]
+        for name in (*GROUPS, "all", "class mean")
+    ]
+    return table_of(rows, ["", "classes", "before", "after", "change"])
+
+
+def classes_table(result: Balanced, gaining: bool) -> str:
+    """The classes that gain most, or lose most."""
+    table = result.per_class.assign(change=lambda rows: rows["accuracy after"] - rows["accuracy before"])
+    table = table[table["change"] > 0 if gaining else table["change"] < 0]
+    if table.empty:
+        return f"<p>No class {'gains' if gaining else 'loses'}.</p>"
+    table = table.sort_values("change", ascending=not gaining, kind="stable").head(SHOWN)
+    rows = [
+        [row["name"], signed(row["change"]), one(row["accuracy before"]), one(row["accuracy after"])]
+        + [str(row["training images"])]
+        for row in table.to_dict("records")
+    ]
+    return table_of(rows, ["gain most" if gaining else "lose most", "change", "before", "after", "training images"])
+
+
+def mistakes_table(result: Balanced) -> str:
+    """The mistakes whose number changed most."""
+    before, after = (result.evaluations[method].confusion for method in (FIRST, result.best))
+    change = (after - before) * ~np.eye(len(after), dtype=bool)
+    order = np.argsort(-np.abs(change), axis=None, kind="stable")[:SHOWN]
+    pairs = [divmod(int(cell), len(after)) for cell in order if change.flat[cell]]
+    if not pairs:
+        return ""
+    rows = [
+        [f"{result.names[true]} taken for {result.names[taken]}", str(before[true, taken]), str(after[true, taken])]
+        for true, taken in pairs
+    ]
+    return table_of(rows, ["mistakes that changed most (images)", "before", "after"])
+
+
+def about_table(result: Balanced) -> str:
+    """What was balanced."""
+    told, counts = result.about, result.class_counts
+    images = ", ".join(f"{number:,} {name}" for name, number in told["images"].items())
+    rows = [
+        [
+            "head",
+            f"{told['features']:,} features, {len(counts):,} classes" + f", layer {result.layer}" * bool(result.layer),
+        ],
+        ["images", images],
+        ["training images of a class", f"{counts.max():,} down to {counts.min():,}"],
+        ["chosen by", f"{SCORE_NAMES[result.score]} on the validation images"],
+        ["figures on", f"the {result.tested_on} images"],
+    ]
+    lines = (f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
+    return f'<table class="facts">{"".join(lines)}</table>'
+
+
+def cost(result: Balanced) -> str:
+    """What balancing takes away, and the time it took."""
+    before, after = (result.evaluations[method].figures for method in (FIRST, result.best))
+    table = result.per_class
+    change = table["accuracy after"] - table["accuracy before"]
+    lines = [f"{int((change < 0).sum())} of {len(table)} classes lose and {int((change > 0).sum())} gain."]
+    if not np.isnan(after["many"] - before["many"]):
+        lines.append(
+            f"Common classes (more than 100 images) change by {signed(after['many'] - before['many'])} points."
+        )
+    lines.append(
+        "Accuracy over all images, as often as they come in this set, changes by "
+        f"{signed(after['all'] - before['all'])} points."
+    )
+    fallen = (table["precision"] - table["precision before"]).dropna()
+    if len(fallen):
+        lines.append(f"Precision falls for {int((fallen < 0).sum())} classes, as more images are taken for rare ones.")
+    lines.append(f"Tuning took {result.table['seconds'].sum():.0f} s. The head has the same size and speed as before.")
+    return f"<p>{escape(' '.join(lines))}</p>"
+
+
+def calibration(result: Balanced) -> str:
+    """Both calibration errors in a sentence."""
+    before, after = (result.evaluations[method].figures["ECE"] for method in (FIRST, result.best))
+    heat = result.table.set_index("method").loc[result.best, "temperature"]
+    return (
+        f"<p>Expected calibration error {percent(before)} % before, {percent(after)} % after; "
+        f"a temperature of {heat:.3g}, fitted on the validation images, is folded into the head.</p>"
+    )
+
+
+def notes(lines: Sequence[str], kind: str) -> str:
+    """A box of sentences; none without sentences."""
+    inside = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'<div class="{kind}">{inside}</div>' if lines else ""
+
+
+def html(result: Balanced) -> str:
+    """The page: what was balanced, who gains and loses, confusion, calibration and the cost."""
+    names = list(both(result))
+    parts = [
+        f"<h1>{escape(f'Balanced by {result.best}')}</h1>",
+        notes(result.verdict, "verdict"),
+        notes(result.warnings, "warning"),
+        "<h2>What was balanced</h2>" + about_table(result),
+        "<h2>Methods</h2><p>Percent; gains in points of the score, ± a paired standard error.</p>"
+        + methods_table(result),
+        "<h2>Who gains, who loses</h2>" + groups_table(result) + group_figure(result) + class_figure(result),
+        f'<div class="pair">{classes_table(result, True)}{classes_table(result, False)}</div>',
+        "<h2>Confusion</h2>",
+        f'<div class="pair">{"".join(confusion_figure(result, name) for name in names)}</div>' + mistakes_table(result),
+        "<h2>Calibration</h2>" + calibration(result) + calibration_figure(result),
+        "<h2>What it costs</h2>" + cost(result),
+    ]
+    return PAGE.format(title=escape(f"Balanced by {result.best}"), style=STYLE, body="".join(parts))
