@@ -25,7 +25,8 @@ padding-top:1rem}p{margin:.5rem 0}.verdict{background:#eef4fa;border-left:4px so
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;margin:.5rem 0}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e4e4e4;white-space:nowrap}
 th{white-space:normal}
-th:first-child,td:first-child{text-align:left}td.text{text-align:left;white-space:normal;min-width:8rem}
+th:first-child,td:first-child{text-align:left}
+td.text,.wordy :is(th,td):last-child{text-align:left;white-space:normal;min-width:8rem}
 .facts td{text-align:left;white-space:normal}
 tr.best{background:#eef4fa;font-weight:600}.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
 .pair>*{min-width:0}figure{margin:.8rem 0}figcaption{font-size:.875rem;color:#555}img{width:100%;height:auto;
@@ -93,13 +94,18 @@ def both(result: Balanced) -> dict[str, str]:
 
 
 def table_of(rows: Sequence[Sequence[str]], heading: Sequence[str], best: int | None = None) -> str:
-    """A table of texts, which scrolls by itself where it is too wide; row `best` stands out."""
+    """A table of texts, which scrolls by itself where it is too wide.
+
+    Args:
+        best: the row that stands out; the last column is words then.
+    """
     lines = ["<tr>" + "".join(f"<th>{escape(text)}</th>" for text in heading) + "</tr>"]
     for number, row in enumerate(rows):
         kind = ' class="best"' if number == best else ""
         cells = (f"<td{' class=text' if len(text) > 24 else ''}>{escape(text)}</td>" for text in row)
         lines.append(f"<tr{kind}>{''.join(cells)}</tr>")
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    words = "" if best is None else ' class="wordy"'
+    return f'<div class="wide"><table{words}>{"".join(lines)}</table></div>'
 
 
 def signed(value: float) -> str:
