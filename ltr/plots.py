@@ -3,7 +3,11 @@
 Every function draws under its own `STYLE` and leaves matplotlib's global settings alone. Colours are
 those of Okabe and Ito (2008), which colour-blind readers tell apart; line style, marker or hatch always
 repeats what the colour says, so that a grey print reads the same. Models keep the order in which a table
-first names them, which also fixes their colours: name them in the same order to compare two figures.
+first names them, which also fixes their colours: name them in the same order to compare two figures. Names
+of models and classes are drawn as they stand, `$` included.
+
+A group without classes and a model whose training diverged have accuracies of NaN: a dash, a line less, or a
+sentence in the place of what cannot be drawn.
 
 Accuracies are in percent. "The paper" is Alshammari et al., CVPR 2022 (arXiv 2203.14197).
 """
@@ -22,6 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
@@ -53,6 +58,7 @@ STYLE: dict[str, Any] = {
 # Blue, vermilion, green, purple, orange, black, sky blue, yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#F0E442")
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 2)))
+MARKS = "osD^"
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oo")
 
 GROUPS = ("many", "medium", "few")
@@ -63,6 +69,7 @@ GROUP_NAMES = {"many": "many (> 100 images)", "medium": "medium (20–100)", "fe
 
 CLASS_AXIS = "class, from common to rare"
 ACCURACY_AXIS = "accuracy (%)"
+NO_CLASS, DIVERGED = "no class in this group", "training diverged"
 SWEEP_TICKS = 8  # so many values of a swept setting have each its own tick
 FIGURE_BYTES = 25_000  # a notebook keeps its figures as text, so a large one bloats it
 NON_INTERACTIVE = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
@@ -88,6 +95,11 @@ def _models(table: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(table["model"]))
 
 
+def _literal(name: Any) -> str:
+    """A name as matplotlib draws it unchanged: between two bare `$` it would read mathematics."""
+    return str(name).replace("$", r"\$")
+
+
 def _line_style(index: int) -> dict[str, Any]:
     """Colour and line style of the model at `index`; the pair repeats after 24 models."""
     return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
@@ -107,7 +119,9 @@ def _moving_average(values: pd.Series) -> pd.Series:
 
 
 def _legend_below(fig: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """One legend under the axes, in as many columns as fit the figure's width."""
+    """One legend under the axes, in as many columns as fit the figure's width; none where nothing was drawn."""
+    if not labels:
+        return
     widths = [0.65 + 0.066 * len(label) for label in labels]  # inches: line and gaps, then the letters
     columns = len(labels)
     while columns > 1 and sum(map(max, np.array_split(widths, columns))) > fig.get_figwidth() - 0.2:
@@ -155,7 +169,30 @@ def _log_ticks(axis: Axis) -> None:
 
 def _tick(value: Any) -> str:
     """A setting's value as a tick label: numbers short, everything else as it prints."""
-    return f"{value:g}" if isinstance(value, (int, float, np.number)) else str(value)
+    return f"{value:g}" if isinstance(value, (int, float, np.number)) else _literal(value)
+
+
+def _say(axes: Axes, words: str) -> None:
+    """A sentence in the middle of axes that have nothing to show."""
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="0.4")
+
+
+def _largest(arrays: Iterable[np.ndarray]) -> float | None:
+    """The largest of all finite values; None, for matplotlib to choose a scale, where training diverged."""
+    values = np.concatenate([np.ravel(array) for array in arrays])
+    values = values[np.isfinite(values)]
+    return float(values.max()) if len(values) else None
+
+
+def ends(order: Sequence[int], number: int = 3) -> list[int]:
+    """The first and the last `number` of a sequence, each element once where there are fewer than twice as many.
+
+    Args:
+        order: classes, say from common to rare.
+        number: from each end.
+    """
+    order = list(order)
+    return order[:number] + order[max(number, len(order) - number) :]
 
 
 @_styled
@@ -187,8 +224,8 @@ def montage(images: np.ndarray, row_labels: Sequence[str], title: str | None = N
 
     Args:
         images: uint8 [R, K, H, W, 3], K images of each of R classes.
-        row_labels: R names, such as "apple (500)".
-        title: a line above the images.
+        row_labels: R names, such as "apple (500)", drawn as they stand.
+        title: a line above the images, drawn so too.
     """
     rows, _, height, _, _ = images.shape
     scale, gap, dpi = (2 if height <= 64 else 1), 4, STYLE["figure.dpi"]
@@ -203,9 +240,9 @@ def montage(images: np.ndarray, row_labels: Sequence[str], title: str | None = N
     axes.axis("off")
     for row, label in enumerate(row_labels):
         middle = (row + 0.5) * canvas.shape[0] / rows - gap / 2
-        axes.text(-8, middle, label, ha="right", va="center")
+        axes.text(-8, middle, _literal(label), ha="right", va="center")
     if title:
-        axes.text(0, -8, title, va="bottom")
+        axes.text(0, -8, _literal(title), va="bottom")
     return fig
 
 
@@ -228,7 +265,9 @@ def learning_curves(history: pd.DataFrame) -> Figure:
             epoch, last = tested["epoch"].iloc[-1], tested["test_accuracy"].iloc[-1]
             axes.plot(epoch, last, "o", color=color, markersize=4, clip_on=False)
             axes.annotate(f"{last:.1f}", (epoch, last), (5, 0), textcoords="offset points", va="center")
-        axes.set(title=name, xlabel="epoch", ylim=(0, 102))
+        elif rows["train_accuracy"].isna().all():
+            _say(axes, DIVERGED)
+        axes.set(title=_literal(name), xlabel="epoch", ylim=(0, 102))
         axes.set_ylabel(ACCURACY_AXIS if axes.get_subplotspec().is_first_col() else "")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.grid(axis="y")
@@ -258,7 +297,7 @@ def per_class_accuracy(table: pd.DataFrame, counts: pd.DataFrame | None = None) 
         rows = _common_to_rare(table[table["model"] == name])
         style = _line_style(index)
         axes.plot(rows.index, rows["accuracy"], ".", color=style["color"], markersize=4, alpha=0.25)
-        axes.plot(rows.index, _moving_average(rows["accuracy"]), **style, linewidth=2, label=name)
+        axes.plot(rows.index, _moving_average(rows["accuracy"]), **style, linewidth=2, label=_literal(name))
     images = _common_to_rare(table[table["model"] == names[0]])["count"]
     behind.fill_between(images.index, images, 0.5, step="mid", color="0.92", linewidth=0)
     behind.set(yscale="log", ylim=(1, images.max() * 1.1), ylabel="training images (grey area)")
@@ -310,12 +349,14 @@ def _class_lines(table: pd.DataFrame, column: str, label: str, counts: pd.DataFr
     fig, axes = plt.subplots(figsize=(7.2, 3.4))
     for index, name in enumerate(_models(table)):
         rows = _common_to_rare(table[table["model"] == name])
-        axes.plot(rows.index, rows[column], **_line_style(index), label=name)
+        axes.plot(rows.index, rows[column], **_line_style(index), label=_literal(name))
     classes = table["class_index"].nunique()
     axes.set(xlabel=CLASS_AXIS, ylabel=label, xlim=(-0.5, classes - 0.5))
     _class_ticks(axes.xaxis)
     axes.grid(axis="y")
-    if log:
+    if table[column].isna().all():
+        _say(axes, DIVERGED)
+    if log and (table[column] > 0).any():
         axes.set_yscale("log")
         _log_ticks(axes.yaxis)
     else:
@@ -337,7 +378,7 @@ def filter_norms(table: pd.DataFrame) -> Figure:
     for axes, column in zip(panels, ("mean", "variance"), strict=True):
         for index, name in enumerate(_models(table)):
             rows = table[table["model"] == name]
-            axes.plot(rows["layer"], rows[column], **_line_style(index), label=name)
+            axes.plot(rows["layer"], rows[column], **_line_style(index), label=_literal(name))
         axes.set(
             xlabel="convolution, from the first to the last", ylabel=f"{column} of the filters' norms", yscale="log"
         )
@@ -359,11 +400,13 @@ def weight_rays(norms: dict[str, np.ndarray], epoch: int) -> Figure:
     """
     fig, panels = plt.subplots(1, len(norms), figsize=(1.9 * len(norms), 2.3), subplot_kw={"projection": "polar"})
     for axes, (name, values) in zip(np.atleast_1d(panels), norms.items(), strict=True):
-        classes = values.shape[1]
+        classes, top = values.shape[1], _largest([values])
         angles = 2 * np.pi * np.arange(classes) / classes
         colors = plt.get_cmap("viridis", 5)(np.linspace(0, 1, classes))  # few colours keep an animation small
-        axes.vlines(angles, 0, values[min(epoch, len(values) - 1)], colors=colors, linewidth=2)
-        axes.set(ylim=(0, float(values.max())), xticks=[], yticks=[], title=f"{name}, up to {values.max():.2f}")
+        lengths = values[min(epoch, len(values) - 1)]
+        axes.vlines(angles, 0, np.where(np.isfinite(lengths), lengths, 0), colors=colors, linewidth=2)
+        reach = "–" if top is None else f"{top:.2f}"
+        axes.set(ylim=(0, top), xticks=[], yticks=[], title=f"{_literal(name)}, up to {reach}")
         axes.set_theta_zero_location("N")
         axes.set_theta_direction(-1)
         axes.spines["polar"].set_color("0.8")
@@ -381,14 +424,16 @@ def norm_evolution(norms: dict[str, np.ndarray], shared: bool = True, first_epoc
         first_epoch: the epoch of row 0.
     """
     fig, panels = _panels(len(norms), *((4.8, 2.8) if len(norms) == 1 else (2.6, 2.2)))
-    top = max(float(np.nanmax(values)) for values in norms.values())
+    top = _largest(norms.values())
     label = "norm of the class's weights"
     for (name, values), axes in zip(norms.items(), panels, strict=True):
         epochs, classes = values.shape
         extent = (first_epoch - 0.5, first_epoch + epochs - 0.5, classes - 0.5, -0.5)
         limits = {"vmin": 0, "vmax": top} if shared else {"vmin": 0}
         image = axes.imshow(values.T, aspect="auto", extent=extent, cmap="viridis", **limits)
-        axes.set(title=name, xlabel="epoch")
+        if _largest([values]) is None:
+            _say(axes, DIVERGED)
+        axes.set(title=_literal(name), xlabel="epoch")
         axes.set_ylabel(CLASS_AXIS if axes.get_subplotspec().is_first_col() else "")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         _class_ticks(axes.yaxis)
@@ -413,7 +458,7 @@ def group_bars(table: pd.DataFrame) -> Figure:
         places = np.arange(len(columns)) + (index - (number - 1) / 2) * width
         values = row[columns].to_numpy(dtype=float)
         color, hatch = COLORS[index % len(COLORS)], HATCHES[index % len(HATCHES)]
-        look = {"facecolor": color, "hatch": hatch, "edgecolor": "white", "label": row["model"]}
+        look = {"facecolor": color, "hatch": hatch, "edgecolor": "white", "label": _literal(row["model"])}
         axes.bar(places, values, 0.92 * width, **look)
         for place, value in zip(places, values, strict=True):
             text = "–" if np.isnan(value) else f"{value:.1f}"
@@ -423,8 +468,25 @@ def group_bars(table: pd.DataFrame) -> Figure:
     axes.set_xticks(range(len(columns)), [*GROUP_NAMES.values(), "all"])
     axes.tick_params(axis="x", length=0)
     axes.margins(y=0.12 if turn else 0.08)
+    if table[columns].isna().all(axis=None):
+        axes.set_ylim(0, 100)
     _legend_below(fig, *axes.get_legend_handles_labels())
     return fig
+
+
+def _log_settings(axes: Axes, values: pd.Series) -> None:
+    """A log axis for a setting; where a value is 0, linear below the smallest positive one."""
+    positive = values[values > 0]
+    if positive.empty:
+        return
+    if len(positive) < len(values):
+        axes.set_xscale("symlog", linthresh=positive.min(), linscale=0.5)
+    else:
+        axes.set_xscale("log")
+    tried = sorted(values.unique())
+    if len(tried) <= SWEEP_TICKS:  # else powers of ten, which need not be among the values
+        axes.set_xticks(tried, [_tick(value) for value in tried])
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 @_styled
@@ -442,19 +504,15 @@ def sweep(table: pd.DataFrame, x: str, xlabel: str, best: float | None = None, l
     """
     rows = table.sort_values(x)
     fig, axes = plt.subplots(figsize=(5.6, 3.6))
-    for group in [*GROUPS, "all"]:
-        if rows[group].notna().any():
-            color, line, marker = GROUP_COLORS[group], GROUP_LINES[group], GROUP_MARKERS[group]
-            name = GROUP_NAMES.get(group, group)
-            axes.plot(rows[x], rows[group], color=color, linestyle=line, marker=marker, label=name)
-    if log and (rows[x] <= 0).any():
-        axes.set_xscale("symlog", linthresh=rows.loc[rows[x] > 0, x].min(), linscale=0.5)
-    elif log:
-        axes.set_xscale("log")
-    tried = sorted(rows[x].unique())
-    if log and len(tried) <= SWEEP_TICKS:  # else powers of ten, which need not be among the values
-        axes.set_xticks(tried, [_tick(value) for value in tried])
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    measured = [group for group in [*GROUPS, "all"] if rows[group].notna().any()]
+    for group in measured:
+        color, line, marker = GROUP_COLORS[group], GROUP_LINES[group], GROUP_MARKERS[group]
+        name = GROUP_NAMES.get(group, group)
+        axes.plot(rows[x], rows[group], color=color, linestyle=line, marker=marker, label=name)
+    if not measured:
+        _say(axes, DIVERGED)
+    if log:
+        _log_settings(axes, rows[x])
     if best is not None:
         axes.axvline(best, color="0.5", linewidth=1, zorder=0)
         axes.text(best, 1.01, f"chosen: {best:g}", transform=axes.get_xaxis_transform(), ha="center", size=8)
@@ -491,6 +549,20 @@ def heatmap(table: pd.DataFrame, xlabel: str, ylabel: str, label: str) -> Figure
     return fig
 
 
+def _landscape_panel(axes: Axes, cells: pd.DataFrame, marks: Iterable[tuple[float, float]]) -> AxesImage:
+    """Accuracy [weight decays, radii] as colours, and marks at the nearest cells."""
+    image = axes.imshow(cells, aspect="auto", cmap="cividis", origin="lower")
+    radii = ["none" if np.isinf(radius) else f"{radius:.2f}" for radius in cells.columns]
+    axes.set_xticks(range(cells.shape[1]), radii, rotation=90)
+    axes.set_yticks(range(cells.shape[0]), [_tick(decay) for decay in cells.index])
+    for index, (decay, radius) in enumerate(marks):
+        x = len(cells.columns) - 1 if np.isinf(radius) else int(np.abs(cells.columns - radius).argmin())
+        y = int(np.abs(cells.index - decay).argmin())
+        look = {"facecolors": "none", "edgecolors": "white", "linewidths": 1.8, "s": 90}
+        axes.scatter(x, y, marker=MARKS[index % len(MARKS)], **look)
+    return image
+
+
 @_styled
 def landscape(
     table: pd.DataFrame, marks: dict[str, tuple[float, float]], shown: Sequence[str] = ("few", "all")
@@ -498,31 +570,27 @@ def landscape(
     """Accuracy over weight decay and MaxNorm's radius, a panel a group, with chosen points marked.
 
     Args:
-        table: columns weight_decay, max_norm (infinite for none), and those of `shown` (percent), a row a
-            classifier; the values of both settings form a grid.
+        table: columns weight_decay, max_norm (infinite for none), all, and those of `shown` (percent; NaN where
+            training diverged, and for a group without classes), a row a classifier; both settings form a grid.
         marks: name -> (weight decay, radius), drawn at the nearest point of the grid.
         shown: groups.
     """
     fig, panels = plt.subplots(1, len(shown), figsize=(3.9 * len(shown), 3.6), sharey=True, squeeze=False)
     for axes, group in zip(panels[0], shown, strict=True):
-        cells = table.pivot_table(index="weight_decay", columns="max_norm", values=group)
-        image = axes.imshow(cells, aspect="auto", cmap="cividis", origin="lower")
-        axes.set_xticks(
-            range(cells.shape[1]), ["none" if np.isinf(r) else f"{r:.2f}" for r in cells.columns], rotation=90
-        )
-        axes.set_yticks(range(cells.shape[0]), [_tick(decay) for decay in cells.index])
         axes.set(title=GROUP_NAMES.get(group, group), xlabel=r"MaxNorm radius $\delta$")
         axes.spines[:].set_visible(False)
-        for index, (decay, radius) in enumerate(marks.values()):
-            x = len(cells.columns) - 1 if np.isinf(radius) else int(np.abs(cells.columns - radius).argmin())
-            y = int(np.abs(cells.index - decay).argmin())
-            look = {"facecolors": "none", "edgecolors": "white", "linewidths": 1.8, "s": 90}
-            axes.scatter(x, y, marker="osD^"[index % 4], **look)
+        cells = table.groupby(["weight_decay", "max_norm"])[group].mean().unstack()
+        if cells.isna().all(axis=None):
+            axes.set(xticks=[], ylim=(-0.5, len(cells) - 0.5))  # as the other panels, which share the axis
+            axes.set_yticks(range(len(cells)), [_tick(decay) for decay in cells.index])
+            _say(axes, DIVERGED if table["all"].isna().all() else NO_CLASS)
+            continue
+        image = _landscape_panel(axes, cells, marks.values())
         fig.colorbar(image, ax=axes, label=ACCURACY_AXIS)
     panels[0][0].set_ylabel("weight decay")
     look = {"linestyle": "", "markerfacecolor": "none", "color": "black"}
-    handles = [Line2D([], [], marker="osD^"[index % 4], **look) for index in range(len(marks))]
-    _legend_below(fig, handles, list(marks))
+    handles = [Line2D([], [], marker=MARKS[index % len(MARKS)], **look) for index in range(len(marks))]
+    _legend_below(fig, handles, [_literal(name) for name in marks])
     return fig
 
 
@@ -572,10 +640,11 @@ def reliability(bins: pd.DataFrame) -> Figure:
     for index, name in enumerate(_models(bins)):
         rows = bins[(bins["model"] == name) & (bins["weight"] > 0)].sort_values("confidence")
         share = rows["weight"] / rows["weight"].sum()
-        error = 100 * (share * (rows["accuracy"] - rows["confidence"]).abs()).sum()
+        error = 100 * (share * (rows["accuracy"] - rows["confidence"]).abs()).sum(min_count=1, skipna=False)
         style = _line_style(index)
         x, y = 100 * rows["confidence"], 100 * rows["accuracy"]
-        axes.plot(x, y, **style, label=f"{name} (ECE {error:.1f} %)")
+        words = "ECE –" if np.isnan(error) else f"ECE {error:.1f} %"
+        axes.plot(x, y, **style, label=f"{_literal(name)} ({words})")
         axes.scatter(x, y, 6 + 150 * share, color=style["color"], alpha=0.6)
     axes.set(xlabel="confidence (%)", ylabel=ACCURACY_AXIS, xlim=(0, 102), ylim=(0, 102), aspect="equal")
     axes.grid()

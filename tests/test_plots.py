@@ -1,0 +1,185 @@
+"""Figures of awkward tables: names with `$`, a group without classes, models whose training diverged."""
+
+import re
+from collections.abc import Callable
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from ltr import metrics, plots
+
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
+NAN = float("nan")
+CLASSES = 12
+PLAIN, DOLLARS = ("naive", "WD"), ("$x_1$ naive", r"a$\frac{$")  # the second is no formula that can be drawn
+LAST, EVERY = (1.0, NAN), (NAN, NAN)  # factors of a model's numbers: training diverged
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def classes(rarest: int) -> pd.DataFrame:
+    """Counts from 500 down; without few-shot classes where the rarest has 20 images or more."""
+    counts = np.geomspace(500, rarest, CLASSES).round().astype(int)
+    return pd.DataFrame({"class_index": range(CLASSES), "count": counts, "group": metrics.group_of(counts)})
+
+
+def groups(rarest: int, factor: float = 1.0, **columns) -> dict[str, object]:
+    """A row of accuracies; NaN for few-shot classes where there are none."""
+    few = 10.0 if rarest < 20 else NAN
+    return columns | {"many": 70.0 * factor, "medium": 40.0 * factor, "few": few * factor, "all": 50.0 * factor}
+
+
+def curve(name: str, factor: float) -> pd.DataFrame:
+    epochs = np.arange(1, 7)
+    test = np.where(epochs % 3 == 0, 10.0 * epochs * factor, NAN)
+    return pd.DataFrame(
+        {"model": name, "epoch": epochs, "train_accuracy": 15.0 * epochs * factor, "test_accuracy": test}
+    )
+
+
+def figures(
+    names: tuple[str, str] = PLAIN, rarest: int = 5, factors: tuple[float, float] = (1.0, 1.0)
+) -> dict[str, Callable[[], Figure]]:
+    """Every function of `plots`, on tables of two models."""
+    about, models = classes(rarest), list(zip(names, factors, strict=True))
+    falling, decays, radii = np.linspace(90, 10, CLASSES), (0.0, 1e-3, 1e-2), (0.5, 1.0, np.inf)
+    per_class = pd.concat(
+        about.assign(model=name, accuracy=falling * f, norm=falling / 90 * f, likelihood=f / CLASSES)
+        for name, f in models
+    )
+    bins = {"confidence": np.array([0.2, 0.5, 0.9]), "accuracy": np.array([0.1, 0.5, 0.7]), "weight": 1 / 3}
+    layers = {"layer": np.arange(1, 5), "mean": np.arange(1, 5), "variance": np.array([0, 1e-3, 1e-2, 1e-1])}
+    swept = pd.DataFrame([groups(rarest, factors[1], wd=decay) for decay in decays])
+    grid = pd.DataFrame(
+        [groups(rarest, factors[1] + 0.1 * r, weight_decay=d, max_norm=r) for d in decays for r in (0.5, 1.0)]
+        + [groups(rarest, factors[1], weight_decay=d, max_norm=np.inf) for d in decays]
+    )
+    norms = {name: np.linspace(1, 2, 5)[:, None] * f + np.zeros((5, CLASSES)) for name, f in models}
+    edges = [int((about.group == "many").sum()), int((about.group != "few").sum())]
+    return {
+        "class_counts": lambda: plots.class_counts(about),
+        "montage": lambda: plots.montage(np.zeros((2, 3, 8, 8, 3), np.uint8), names, names[0]),
+        "learning_curves": lambda: plots.learning_curves(pd.concat(curve(*model) for model in models)),
+        "per_class_accuracy": lambda: plots.per_class_accuracy(per_class, about),
+        "class_norms": lambda: plots.class_norms(per_class, about),
+        "class_norms, log": lambda: plots.class_norms(per_class, about, log=True),
+        "marginal_likelihoods": lambda: plots.marginal_likelihoods(per_class, about),
+        "filter_norms": lambda: plots.filter_norms(
+            pd.concat(pd.DataFrame(layers).mul(f).assign(model=name, layer=layers["layer"]) for name, f in models)
+        ),
+        "weight_rays": lambda: plots.weight_rays(norms, 3),
+        "norm_evolution": lambda: plots.norm_evolution(norms),
+        "norm_evolution, apart": lambda: plots.norm_evolution(norms, shared=False),
+        "group_bars": lambda: plots.group_bars(pd.DataFrame([groups(rarest, f, model=name) for name, f in models])),
+        "sweep": lambda: plots.sweep(swept, "wd", "weight decay", best=1e-3, log=True),
+        "sweep, nothing but 0": lambda: plots.sweep(swept[:1], "wd", "weight decay", best=0, log=True),
+        "heatmap": lambda: plots.heatmap(
+            pd.DataFrame([[1.0 * f, 2.0 * f] for f in factors], index=names), "radius", "model", "accuracy"
+        ),
+        "landscape": lambda: plots.landscape(grid, {names[0]: (0.0, 0.5), names[1]: (1e-2, radii[-1])}),
+        "confusion": lambda: plots.confusion(3 * np.eye(CLASSES, dtype=int), edges),
+        "reliability": lambda: plots.reliability(
+            pd.concat(pd.DataFrame(bins).mul([f, f, 1]).assign(model=name) for name, f in models)
+        ),
+    }
+
+
+NAMES = list(figures())
+
+
+def words(fig: Figure) -> list[str]:
+    return [text.get_text() for text in fig.findobj(Text) if text.get_text()]
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dollars_in_names_are_drawn_as_they_stand(name):
+    named = [text for text in figures(DOLLARS)[name]().findobj(Text) if re.search("naive|frac", text.get_text())]
+    assert bool(named) == (name not in ("class_counts", "sweep", "sweep, nothing but 0", "confusion"))
+    for text in named:
+        width = text.get_window_extent().width
+        text.set_text(text.get_text().replace(r"\$", "$"))
+        text.set_parse_math(False)
+        assert "$" in text.get_text()
+        assert width == text.get_window_extent().width
+
+
+def test_axes_may_have_formulas():
+    fig = plots.sweep(pd.DataFrame([groups(5, tau=1.0)]), "tau", r"$\tau$")
+    assert r"$\tau$" in words(fig)
+
+
+@pytest.mark.parametrize(
+    ("order", "number", "expected"),
+    [
+        (range(10), 3, [0, 1, 2, 7, 8, 9]),
+        (range(7), 3, [0, 1, 2, 4, 5, 6]),
+        (range(6), 3, [0, 1, 2, 3, 4, 5]),
+        (range(4), 3, [0, 1, 2, 3]),
+        (range(2), 3, [0, 1]),
+        ([], 3, []),
+        (np.array([4, 2, 0, 1, 3]), 1, [4, 3]),
+    ],
+)
+def test_ends_give_each_class_once(order, number, expected):
+    assert plots.ends(order, number) == expected
+
+
+# ---- numbers that are not there
+
+
+@pytest.mark.parametrize("factors", [LAST, EVERY], ids=["one diverged", "both diverged"])
+@pytest.mark.parametrize("name", NAMES)
+def test_diverged_models_show_no_nan(name, factors):
+    assert not [text for text in words(figures(factors=factors)[name]()) if "nan" in text.lower()]
+
+
+@pytest.mark.parametrize("rarest", [50, 300], ids=["no few", "many alone"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_group_without_classes_shows_no_nan(name, rarest):
+    assert not [text for text in words(figures(rarest=rarest)[name]()) if "nan" in text.lower()]
+
+
+def test_a_group_without_classes_has_a_dash_or_a_sentence():
+    drawn = figures(rarest=50)
+    assert words(drawn["group_bars"]()).count("–") == 2
+    assert "few (< 20): 0 classes" in words(drawn["class_counts"]())
+    landscape = words(drawn["landscape"]())
+    assert landscape.count(plots.NO_CLASS) == 1
+    assert plots.DIVERGED not in landscape
+    assert not [text for text in words(drawn["sweep"]()) if text.startswith("few")]
+
+
+def test_diverged_training_has_a_dash_or_a_sentence():
+    drawn = figures(factors=LAST)
+    assert words(drawn["group_bars"]()).count("–") == 4
+    assert "WD (ECE –)" in words(drawn["reliability"]())
+    assert "WD, up to –" in words(drawn["weight_rays"]())
+    for name in ("learning_curves", "norm_evolution", "sweep"):
+        assert words(drawn[name]()).count(plots.DIVERGED) == 1, name
+    assert plots.DIVERGED in words(figures(factors=EVERY)["class_norms, log"]())
+    landscape = words(drawn["landscape"]())
+    assert landscape.count(plots.DIVERGED) == 2
+    assert plots.NO_CLASS not in landscape
+
+
+def test_a_landscape_keeps_the_values_at_which_training_diverged():
+    rows = [groups(5, NAN if decay == 0.1 else 1.0, weight_decay=decay, max_norm=1.0) for decay in (0.0, 0.01, 0.1)]
+    fig = plots.landscape(pd.DataFrame(rows), {"published": (0.1, 1.0)})
+    panel = fig.axes[0]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["0", "0.01", "0.1"]
+    assert panel.collections[0].get_offsets().tolist() == [[0, 2]]
