@@ -8,17 +8,11 @@ it is loaded, not repeated. Of several processes rank 0 alone writes; the others
 
 import contextlib
 import hashlib
+import io
 import json
-import platform
-import re
-import subprocess
-import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,11 +22,27 @@ import torch
 from filelock import FileLock, Timeout
 
 from ltr import metrics
-from ltr.errors import InputError
+from ltr.errors import InputError, clip
 from ltr.metrics import VARIANTS
-from ltr.runtime import distributed
+from ltr.runtime import configs, distributed
 from ltr.runtime.checkpoint import remove_checkpoint
-from ltr.runtime.storage import read_weights, remove_partial, write_json, write_text, write_weights, write_whole
+from ltr.runtime.configs import ANEW
+from ltr.runtime.configs import NoRun as NoRun  # for the commands
+from ltr.runtime.process import device_name as device_name  # for the commands
+from ltr.runtime.process import environment
+from ltr.runtime.storage import (
+    is_table,
+    read_json,
+    read_part,
+    read_table,
+    read_weights,
+    remove_partial,
+    table_text,
+    write_json,
+    write_text,
+    write_weights,
+    write_whole,
+)
 from ltr.training import Outcome
 
 COLUMNS = (
@@ -41,51 +51,9 @@ COLUMNS = (
     "torch,seconds"
 ).split(",")
 COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
-PACKAGES = ("torch", "torchvision", "numpy", "pandas", "matplotlib")
-
-
-def commit() -> str:
-    """The source's git commit, with `+` where tracked files differ from it; `unknown` outside git."""
-    where = Path(__file__).resolve().parent
-    try:
-        return subprocess.run(
-            ["git", "-C", str(where), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def device_name(device: torch.device | str) -> str:
-    """A GPU's own name, or the processor's and the number of threads."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # Linux alone has the file, and knows the processor's name by no other way
-        models = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
-        name = models[0] if models else name
-    return f"{torch.device(device).type} ({name}, {torch.get_num_threads()} threads)"
-
-
-def environment(device: torch.device | str) -> dict[str, str]:
-    """Versions, device and commit, for the config."""
-    versions, processes = {}, distributed.current().size
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    return {
-        "device": f"{processes} x {device_name(device)}" if processes > 1 else device_name(device),
-        "python": sys.version.split()[0],
-        "platform": platform.platform(terse=True),
-        "commit": commit(),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **versions,
-    }
+FIGURES = ("all", *metrics.GROUPS, "ece")
+# What a summary holds, as far as the package reads it.
+SUMMARY = {"seconds": (), **{f"{selection}/{tta}": (*FIGURES, "per_class") for selection, tta in VARIANTS}}
 
 
 class Described(Protocol):
@@ -212,13 +180,43 @@ class Run:
         Raises:
             InputError: the run is not finished, or a file of it cannot be read.
         """
+        if distributed.current().is_main and self.finished:
+            with contextlib.suppress(OSError):  # a tree that is only read
+                remove_checkpoint(self.checkpoint)
         try:
-            if distributed.current().is_main and (self.path / "summary.json").exists():
-                with contextlib.suppress(OSError):  # a tree that is only read
-                    remove_checkpoint(self.checkpoint)
             return Result.read(self.path)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"--out: the run {self.path} cannot be read: {error}; --retrain repeats it") from error
+        except InputError as error:
+            raise InputError(f"{error}; without its folder, the same command trains this run anew") from error
+
+
+def read_norms(path: Path) -> np.ndarray:
+    """Row norms [E + 1, C].
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    norms = np.load(path, allow_pickle=False)
+    if not isinstance(norms, np.ndarray) or norms.ndim != 2 or not len(norms):
+        raise ValueError("it holds no row norms by epoch and class")
+    return norms
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """Rows an epoch.
+
+    Raises:
+        ValueError: it is no such table.
+    """
+    history = pd.read_csv(path)
+    if "epoch" not in history or history.empty:
+        raise ValueError("it has no row of an epoch")
+    return history
+
+
+def read_logits(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float32 [N, C] and labels [N]."""
+    with np.load(path, allow_pickle=False) as stored:
+        return stored["logits"].astype(np.float32), stored["labels"].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -233,20 +231,17 @@ class Result:
 
     @classmethod
     def read(cls, path: Path) -> "Result":
-        """Read the folder's files."""
-        config, summary = (json.loads((path / name).read_text("utf-8")) for name in ("config.json", "summary.json"))
-        norms = np.load(path / "norms.npy", allow_pickle=False)
-        return cls(path, config, summary, pd.read_csv(path / "metrics.csv"), norms)
+        """Read the folder's files.
 
-    def differences(
-        self, wanted: Mapping[str, Any], fingerprint: Mapping[str, str] | None = None
-    ) -> list[tuple[str, Any, Any]]:
-        """In what the run is not as wanted: the setting, what it has, what is wanted."""
-        have = self.config["settings"]
-        differs = [(key, have.get(key), value) for key, value in wanted.items() if have.get(key) != value]
-        if fingerprint and not differs and self.config["data"]["fingerprint"] != fingerprint:
-            differs = [("data_root", "another set of images", "the images loaded here")]
-        return differs
+        Raises:
+            InputError: one is not there, or damaged; the message names it.
+        """
+        if not (path / "summary.json").exists():
+            raise InputError(f"--out: the run {path} is not finished")
+        config = configs.read_config(path)
+        summary = read_part(path / "summary.json", lambda file: read_json(file, SUMMARY))
+        history = read_part(path / "metrics.csv", read_history)
+        return cls(path, config, summary, history, read_part(path / "norms.npy", read_norms))
 
     @property
     def label(self) -> str:
@@ -269,27 +264,29 @@ class Result:
         """Logits [N, C] of the last epoch, plain, and labels [N].
 
         Raises:
-            InputError: they are not there (git has few).
+            InputError: they are not there (git has few), or damaged.
         """
         if not (self.path / "test_logits.npz").exists():
-            raise InputError(f"--out: {self.path} has no test_logits.npz; --retrain repeats the run")
-        with np.load(self.path / "test_logits.npz", allow_pickle=False) as stored:
-            return stored["logits"].astype(np.float32), stored["labels"].astype(np.int64)
+            raise InputError(f"--out: {self.path} has no test_logits.npz; without its folder, this run is trained anew")
+        return read_part(self.path / "test_logits.npz", read_logits)
 
     def weights(self, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """The state dict.
 
         Raises:
-            InputError: weights.pt is not there (larger ones are not in git).
+            InputError: weights.pt is not there (larger ones are not in git), or damaged.
         """
         if not (self.path / "weights.pt").exists():
-            raise InputError(f"--out: {self.path} has no weights.pt; run the first stage with --retrain")
-        return read_weights(self.path / "weights.pt", device)
+            raise InputError(f"--out: {self.path} has no weights.pt; {ANEW}")
+        try:
+            return read_weights(self.path / "weights.pt", device)
+        except InputError as error:
+            raise InputError(f"{error}; {ANEW}") from error
 
     def cached(
         self, name: str, make: Callable[[], pd.DataFrame] | None, settings: Mapping[str, Any] | None = None
     ) -> pd.DataFrame | None:
-        """A further table of this run: read from its folder, or made and written there.
+        """A further table of this run: read from its folder, or made and written there, also in place of a damaged one.
 
         Args:
             name: of the file, without its end.
@@ -301,19 +298,19 @@ class Result:
         """
         name = name if settings is None else f"{name}-{digest(settings)}"
         path, group = self.path / f"{name}.csv", distributed.current()
-        if not group.broadcast(path.exists()):
+        if not group.broadcast(is_table(path)):
             if make is None:
                 return None
             table = make()  # together, since features are
             if group.is_main:
-                write_text(path, table.to_csv(index=False, float_format="%.6g"))
+                write_text(path, table_text(table))
             group.broadcast()
-        return pd.read_csv(path)
+        return read_table(path)
 
     def accuracy(self, selection: str = "last", tta: str = "none") -> dict[str, float]:
         """all, many, medium, few, ece in percent; NaN for an empty group."""
         figures = self.summary[f"{selection}/{tta}"]
-        return {k: float("nan") if figures[k] is None else figures[k] for k in ("all", *metrics.GROUPS, "ece")}
+        return {k: float("nan") if figures[k] is None else figures[k] for k in FIGURES}
 
     def per_class(self, selection: str = "last", tta: str = "none") -> pd.DataFrame:
         """A row a class: model, class_index, count, accuracy (percent), norm."""
@@ -346,19 +343,33 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
+# ---- the runs of a folder
+
+
+# ---- the runs of a folder
+
+
 def finished_runs(folder: Path) -> list[Result]:
     """All finished runs of `exp/demo_1` or `exp/demo_2`, by name; a warning names one that cannot be read."""
     results = []
-    for path in sorted(folder.glob("*/summary.json")):
+    for path in configs.finished_runs(folder):
         try:
-            results.append(Run(path.parent, {}).load())
+            results.append(Run(path, {}).load())
         except InputError as error:
-            warnings.warn(f"{path.parent} is passed over ({error})", stacklevel=2)
+            configs.pass_over(path, error)
     return results
 
 
-class NoRun(InputError):
-    """There is no finished run as wanted."""
+def load_first(path: Path) -> Result:
+    """A finished first stage, for what starts from it.
+
+    Raises:
+        InputError: it is not finished, or a file of it cannot be read.
+    """
+    try:
+        return Result.read(path)
+    except InputError as error:
+        raise InputError(f"{error}; {ANEW}") from error
 
 
 def find(
@@ -367,7 +378,7 @@ def find(
     fingerprint: dict[str, str] | None = None,
     absent: InputError | None = None,
 ) -> Result:
-    """The finished run whose settings hold all that is wanted.
+    """The finished run whose settings hold all that is wanted; others, damaged ones too, are no hindrance.
 
     Args:
         folder: `exp/demo_1` or `exp/demo_2`.
@@ -376,35 +387,10 @@ def find(
         absent: why there is no data at hand, to be said where there is no run either.
 
     Raises:
-        NoRun: there is none; the message says in what the nearest one differs.
-        InputError: there are several; the message names them.
+        NoRun: there is none.
+        InputError: there are several, or a file of it cannot be read.
     """
-    cause = f"{absent}; " if absent else ""
-    wanted = json.loads(json.dumps(wanted, default=str))
-    candidates = finished_runs(folder)
-    if not candidates:
-        raise NoRun(f"{cause}--out: there is no finished run in {folder}")
-    differences = [result.differences(wanted, fingerprint) for result in candidates]
-    fitting = [result for result, differs in zip(candidates, differences, strict=True) if not differs]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        names = ", ".join(result.path.name for result in fitting)
-        differ = differing(fitting)
-        raise InputError(f"{cause}--stage1: must say which of {len(fitting)} runs that differ in {differ}: {names}")
-    nearest = min(range(len(candidates)), key=lambda i: len(differences[i]))
-    key, have, value = differences[nearest][0]
-    option = f"--{key.replace('_', '-')}"
-    nearest_run = candidates[nearest].path.name
-    raise NoRun(f"{cause}{option}: no finished run in {folder} with {value}; {nearest_run} has {have}")
-
-
-def differing(results: Sequence[Result]) -> str:
-    """Names of the settings in which runs differ."""
-    settings = [result.config["settings"] for result in results]
-    names = {name for each in settings for name in each}
-    found = [name for name in sorted(names) if len({json.dumps(each.get(name)) for each in settings}) > 1]
-    return ", ".join(found) or "their images"
+    return load_first(configs.wanted_run(folder, wanted, fingerprint, f"{absent}; " if absent else ""))
 
 
 def find_base(
@@ -422,12 +408,12 @@ def find_base(
         wanted, fingerprint, absent: see `find`.
 
     Raises:
-        InputError: see `find`; or the named run differs from what is wanted.
+        InputError: see `find`; or there is no run of this name, or it differs from what is wanted.
     """
     if name is None:
         return find(folder, wanted, fingerprint, absent)
-    base = Run(folder / name, {}).load()
-    if differs := base.differences(json.loads(json.dumps(wanted, default=str)), fingerprint):
+    base = load_first(configs.named_run(folder, name))
+    if differs := configs.differences(base.config, wanted, fingerprint):
         key, have, value = differs[0]
         raise InputError(f"--stage1: must be a run with {key} {value}, {name} has {have}")
     return base
@@ -437,20 +423,10 @@ def find_naive(folder: Path, base: Result) -> Result | None:
     """The run that differs from a first stage in weight decay alone, which is 0; None where there is none.
 
     Raises:
-        InputError: there are several.
+        InputError: there are several, or a file of it cannot be read.
     """
-    told = {"stage1_weight_decay", "method", "test_every"}
-    wanted = {name: value for name, value in base.config["settings"].items() if name not in told}
-    fingerprint, found = base.config["data"]["fingerprint"], []
-    for result in finished_runs(folder):
-        settings = result.config["settings"]
-        alike = {name: value for name, value in settings.items() if name not in told} == wanted
-        if alike and settings["stage1_weight_decay"] == 0 and result.config["data"]["fingerprint"] == fingerprint:
-            found.append(result)
-    if len(found) > 1:
-        names = ", ".join(result.path.name for result in found)
-        raise InputError(f"--out: must hold one naive run beside {base.path.name}, there are {names}")
-    return found[0] if found else None
+    path = configs.naive_run(folder, base.path, base.config)
+    return None if path is None else load_first(path)
 
 
 def open_run(folder: Path, label: str, identity: dict[str, Any], fingerprint: dict[str, str]) -> Run:
@@ -485,13 +461,20 @@ def variants(results: list[Result]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+# ---- results.csv
+
+
 def append_results(path: Path, results: list[Result]) -> pd.DataFrame:
-    """Put the rows of these runs into results.csv, in place of rows they had there; return the table."""
+    """Put the rows of these runs into results.csv, in place of rows they had there; return the table.
+
+    Raises:
+        InputError: there is a results.csv that is none.
+    """
     group = distributed.current()
     if group.is_main:
         merge_results(path, results)
     group.broadcast()
-    return pd.read_csv(path)
+    return read_table(path)
 
 
 def merge_results(path: Path, results: list[Result]) -> None:
@@ -500,9 +483,13 @@ def merge_results(path: Path, results: list[Result]) -> None:
     with FileLock(f"{path}.lock"):
         remove_partial(path.parent, path.name)
         table = pd.DataFrame([row for result in results for row in result.rows()], columns=COLUMNS)
+        table = read_table(io.StringIO(table_text(table)))  # of the types that the file's columns have
         if path.exists():
-            old = pd.read_csv(path)
+            old = read_table(path)
+            if "run" not in old:
+                raise InputError(f"--out: {path} must have the columns of a results.csv, got {clip(', '.join(old))}")
             old = old[~old.run.isin(table.run)]
-            table = pd.concat([old, table], ignore_index=True) if len(old) else table
+            parts = [part for part in (old, table) if len(part)]
+            table = pd.concat(parts, ignore_index=True) if parts else table
         table = table.sort_values(["dataset", "imbalance_factor", "backbone", "run", "selection", "tta"])
-        write_text(path, table.to_csv(index=False, float_format="%.6g"))
+        write_text(path, table_text(table))

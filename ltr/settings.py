@@ -1,17 +1,11 @@
 """Settings of the two stages: their options, presets, and a run's identity.
 
-Only this module looks at the command line and the environment, torchrun's included. In Jupyter the same options
-come as one string in `LTR_ARGS`. Relative folders are the caller's; a checkout's defaults lie at its root.
+They come from the command line, in Jupyter from one string in `LTR_ARGS` (`process.begin`). Relative folders are the
+caller's; a checkout's defaults lie at its root.
 """
 
-import atexit
-import contextlib
 import dataclasses
-import json
-import os
 import re
-import shlex
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +17,7 @@ import torch
 from ltr import datasets, losses, models, recipes
 from ltr.data import augment
 from ltr.errors import InputError, clip
-from ltr.runtime import distributed, engine, process
+from ltr.runtime import configs, distributed, engine, process
 from ltr.runtime.options import (
     ROOT,
     Once,
@@ -33,13 +27,12 @@ from ltr.runtime.options import (
     flag,
     folder,
     join_negative,
-    nearest,
     option,
     real,
     short,
     whole,
 )
-from ltr.runtime.process import begin_script, check_folder, usable_device
+from ltr.runtime.process import usable_device
 
 BASES = ("trained", "shipped")
 OUT = {"demo": ROOT / "build" / "demo", "paper": ROOT / "exp"}
@@ -156,28 +149,22 @@ class Common:
         In a script, bad input from here on ends in one line and exit code 2; where torchrun started several
         processes, they meet here and part when the script ends.
         """
-        interactive = "ipykernel" in sys.modules
-        job = distributed.ALONE if interactive else begin_script(os.environ)
-        arguments = from_environment() if interactive else sys.argv[1:]
-        settings = cls.parse(arguments).for_job(job)
-        at_the_end = contextlib.ExitStack()
-        at_the_end.enter_context(job.join(settings.device))
-        atexit.register(at_the_end.close)
-        if settings.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "build" / "compiled"))  # compile once
-        process.use_physical_cores()
-        check_folder(settings.out)
-        if not any(word.startswith("--preset") for word in arguments):
-            print(
-                f"no --preset given: {settings.preset}, as CUDA is {'' if settings.preset == 'paper' else 'not '}there"
-            )
+        job, words = process.begin()
+        settings = cls.parse(words).for_job(job)
+        process.set_up(job, settings.device, settings.out, settings.deterministic)
+        if not {settings.preset, f"--preset={settings.preset}"} & {*words}:  # none was given, or it gave way
+            print(f"--preset {settings.preset}, as {settings.reason_of_preset}")
         print(settings)
         print(f"engine: {'; '.join([str(settings.engine), *settings.engine.notices])}")
         if job.process_group.size > 1:
             shared = f"{job.process_group.size} processes share each batch of {settings.batch_size} images"
             print(f"{shared}, so the learning rate stays {settings.lr:g}")
         return settings
+
+    @property
+    def reason_of_preset(self) -> str:
+        """Why the preset is this one, where it was not given."""
+        return "CUDA is there" if self.preset == "paper" else "CUDA is not there"
 
     def for_job(self: S, job: distributed.Job) -> S:
         """The settings of one process of a job.
@@ -301,20 +288,6 @@ class FirstStage(Common):
         return recipes.Recipe(weight_decay=weight_decay, **{name: getattr(self, name) for name in names})
 
 
-def run_settings(path: Path) -> dict[str, Any]:
-    """Settings of a run by its folder.
-
-    Raises:
-        InputError: there is no such run.
-    """
-    try:
-        return json.loads((path / "config.json").read_text("utf-8"))["settings"]
-    except (OSError, ValueError, KeyError) as error:
-        here = sorted(found.parent.name for found in path.parent.glob("*/summary.json"))
-        hint = nearest(path.name, here)
-        raise InputError(f"--stage1: must be a finished run in {path.parent}, got {clip(path.name)}{hint}") from error
-
-
 def shipped(backbone: str) -> dict[str, Any]:
     """Settings of the first stage whose features ship for a backbone.
 
@@ -323,7 +296,11 @@ def shipped(backbone: str) -> dict[str, Any]:
     """
     found = {}
     for path in sorted((ROOT / "exp" / "demo_1").glob("*/features.npz")):
-        settings = run_settings(path.parent)
+        try:
+            settings = configs.read_config(path.parent)["settings"]
+        except InputError as error:
+            configs.pass_over(path.parent, error)
+            continue
         found[settings["backbone"]] = settings
     if backbone not in found:
         names = ", ".join(found) or "none yet"
@@ -366,7 +343,8 @@ class SecondStage(Common):
                 own | given | {"preset": "paper", "out": given.get("out", ROOT / "build" / "shipped")}
             )
         if "stage1" in given:
-            first = run_settings(given.get("out", OUT[given["preset"]]) / "demo_1" / given["stage1"])
+            stages = given.get("out", OUT[given["preset"]]) / "demo_1"
+            first = configs.read_config(configs.named_run(stages, given["stage1"]))["settings"]
             given = {name: first[name] for name in OF_THE_BASE if name in first} | given
         return super().filled(given)
 
@@ -374,6 +352,11 @@ class SecondStage(Common):
     def first_stages(self) -> Path:
         """The folder of the first stage's runs."""
         return (ROOT / "exp" if self.base == "shipped" else self.out) / "demo_1"
+
+    @property
+    def reason_of_preset(self) -> str:
+        """See the common one; shipped features are of the paper's job."""
+        return "the shipped features are of its job" if self.base == "shipped" else super().reason_of_preset
 
     @property
     def base_settings(self) -> dict[str, Any]:
@@ -398,15 +381,3 @@ class SecondStage(Common):
         """How to train a classifier: what all share, and loss, lr, weight_decay and schedule of its mode."""
         shared = {name: getattr(self, name) for name in ("epochs", "batch_size", "momentum", "seed")}
         return recipes.Recipe(**shared, **of_the_mode)
-
-
-def from_environment() -> list[str]:
-    """The words of `LTR_ARGS`.
-
-    Raises:
-        InputError: a quotation in it does not end.
-    """
-    try:
-        return shlex.split(os.environ.get("LTR_ARGS", ""))
-    except ValueError as error:
-        raise InputError(f"LTR_ARGS: must be options as on a command line ({error})") from error

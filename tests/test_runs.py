@@ -1,8 +1,11 @@
 """A run's folder: whole files, loading, finding, results.csv."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -159,11 +162,238 @@ def test_large_weights_are_kept_out_of_git(tmp_path, outcome, data, monkeypatch)
     assert (finished(tmp_path, outcome, data, "large").path / ".gitignore").read_text() == "weights.pt\n"
 
 
-def test_a_damaged_run_is_named(tmp_path, outcome, data):
+def test_results_of_any_name_come_back_and_nothing_doubles(tmp_path, outcome, data):
+    """A data folder's name is data, also where pandas would read a number, a truth value or nothing."""
+    path, names = tmp_path / "results.csv", ["007", "1.10", "1e3", "NA", "None", "null", "True", "inf", "nan", "cats"]
+    for name in names * 2:
+        named = dataclasses.replace(data, name=name)
+        table = runs.append_results(path, [finished(tmp_path, outcome, named, f"of-{name.lower()}")])
+    assert sorted(table.dataset) == sorted(names * 4)
+    assert not table.duplicated(["run", "selection", "tta"]).any()
+    before = path.read_text()
+    runs.append_results(path, [])
+    assert path.read_text() == before
+
+
+def test_a_results_csv_of_something_else_is_refused(tmp_path, outcome, data):
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"^--out: \S+results\.csv must have the columns of a results\.csv, got a, b$"):
+        runs.append_results(tmp_path / "results.csv", [finished(tmp_path, outcome, data)])
+
+
+# ---- damaged runs
+
+
+FILES = ("config.json", "summary.json", "metrics.csv", "norms.npy")
+
+
+def become_archive(path) -> None:
+    """A file of NumPy's, but of several arrays."""
+    np.savez(path.with_name("archive.npz"), np.zeros(3))
+    shutil.move(path.with_name("archive.npz"), path)
+
+
+def become_folder(path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 3]),
+    "binary": lambda path: path.write_bytes(b"\xff\xfe\x00" * 9),
+    "null": lambda path: path.write_text("null"),
+    "a list": lambda path: path.write_text("[1, 2]"),
+    "without parts": lambda path: path.write_text("{}"),
+    "an archive": become_archive,
+    "a folder": become_folder,
+}
+DAMAGED = [(file, damage) for file in FILES for damage in DAMAGES]
+
+
+def damage(result: runs.Result, file: str, kind: str) -> None:
+    DAMAGES[kind](result.path / file)
+
+
+@pytest.fixture
+def stages(tmp_path, outcome, data):
+    """Three finished first stages: one with weight decay, the naive one beside it, and one of another seed."""
+    same = {"stage1_weight_decay": 0.1, "seed": 0}
+    return [
+        finished(tmp_path, outcome, data, "wd", **same),
+        finished(tmp_path, outcome, data, "naive", **same | {"stage1_weight_decay": 0, "method": "naive"}),
+        finished(tmp_path, outcome, data, "other", **same | {"seed": 7}),
+    ]
+
+
+WANTED = {"stage1_weight_decay": 0.1, "seed": 0}
+
+
+@pytest.mark.parametrize(("file", "kind"), DAMAGED)
+def test_a_damaged_run_hinders_no_other(stages, tmp_path, file, kind):
+    base, naive, other = stages
+    damage(other, file, kind)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert runs.find(tmp_path, WANTED).path == base.path
+        assert runs.find_base(tmp_path, base.path.name, WANTED).path == base.path
+        assert runs.find_naive(tmp_path, base).path == naive.path
+        found = runs.finished_runs(tmp_path)
+    assert [result.path for result in found] == [naive.path, base.path]
+    assert all(
+        f"{other.path} is passed over (--out: {other.path / file} cannot be read" in str(w.message) for w in said
+    )
+    assert len(said) == (3 if file == "config.json" else 1)  # of the others `find` reads no more than the config
+
+
+@pytest.mark.parametrize(("file", "kind"), DAMAGED)
+def test_of_a_damaged_run_that_is_wanted_the_file_is_named_and_what_helps(stages, tmp_path, outcome, data, file, kind):
+    base, naive, _ = stages
+    damage(base, file, kind)
+    says = rf"^--out: {base.path}/{file} cannot be read: .+; without its folder, the .+ trains this run anew$"
+    for find in (lambda: runs.find_base(tmp_path, base.path.name, WANTED), runs.Run(base.path, {}).load):
+        with pytest.raises(InputError, match=says) as caught:
+            find()
+        assert "\n" not in str(caught.value)
+    if file != "config.json":  # by which it is known to be the wanted one
+        with pytest.raises(InputError, match=says):
+            runs.find(tmp_path, WANTED)
+    else:
+        with pytest.warns(UserWarning, match="is passed over"), pytest.raises(runs.NoRun) as caught:
+            runs.find(tmp_path, WANTED)
+        assert f"but the config.json of {base.path.name} cannot be read: without its folder" in str(caught.value)
+    shutil.rmtree(base.path)
+    assert runs.find(tmp_path, WANTED | {"seed": 7})
+    finished(tmp_path, outcome, data, "wd", **WANTED)
+    assert runs.find(tmp_path, WANTED).path == base.path
+
+
+@pytest.mark.parametrize(("file", "kind"), DAMAGED)
+def test_a_damaged_naive_run_is_named(stages, tmp_path, file, kind):
+    base, naive, _ = stages
+    damage(naive, file, kind)
+    if file == "config.json":  # nobody knows that it is the naive one
+        with pytest.warns(UserWarning, match="is passed over"):
+            assert runs.find_naive(tmp_path, base) is None
+    else:
+        with pytest.raises(InputError, match=rf"^--out: {naive.path}/{file} cannot be read: .+; without its folder, "):
+            runs.find_naive(tmp_path, base)
+
+
+@pytest.mark.parametrize("file", ["config.json", "metrics.csv", "norms.npy"])
+def test_a_missing_file_is_named(stages, tmp_path, file):
+    (stages[0].path / file).unlink()
+    with pytest.raises(
+        InputError, match=rf"^--out: {stages[0].path}/{file} cannot be read: No such file or directory;"
+    ):
+        runs.find_base(tmp_path, stages[0].path.name, WANTED)
+
+
+def test_a_run_without_a_summary_is_no_finished_one(stages, tmp_path):
+    base, naive, _ = stages
+    (base.path / "summary.json").unlink()
+    with pytest.raises(runs.NoRun, match=r"^--stage1-weight-decay: no finished run .* with 0\.1; naive-\w+ has 0"):
+        runs.find(tmp_path, WANTED)
+    with pytest.raises(InputError, match=rf"^--stage1: must be a finished run in {tmp_path}, got {base.path.name}"):
+        runs.find_base(tmp_path, base.path.name, WANTED)
+    (naive.path / "summary.json").unlink()
+    assert runs.find_naive(tmp_path, base) is None
+
+
+@pytest.mark.parametrize("file", ["weights.pt", "test_logits.npz"])
+@pytest.mark.parametrize("kind", ["absent", *DAMAGES])
+def test_weights_and_logits_that_cannot_be_read_are_named(tmp_path, outcome, data, file, kind):
     result = finished(tmp_path, outcome, data)
-    (result.path / "summary.json").write_text("{")
-    with pytest.raises(InputError, match=rf"^--out: .*{result.path.name}.*--retrain"):
-        runs.Run(result.path, {}).load()
+    if kind == "absent":
+        (result.path / file).unlink()
+    else:
+        damage(result, file, kind)
+    with pytest.raises(InputError, match=rf"^--out: \S+ .*{file}|^--out: \S+{file} ") as caught:
+        assert result.weights() if file == "weights.pt" else result.test_logits
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["empty", "binary", "an archive"])
+def test_a_damaged_further_table_is_made_anew(tmp_path, outcome, data, kind):
+    result = finished(tmp_path, outcome, data)
+    assert result.cached("norms", lambda: pd.DataFrame({"made": [1]})).made.tolist() == [1]
+    damage(result, "norms.csv", kind)
+    assert result.cached("norms", None) is None
+    assert result.cached("norms", lambda: pd.DataFrame({"made": [2]})).made.tolist() == [2]
+
+
+# ---- which run
+
+
+def test_several_first_stages_that_fit_are_named(stages, tmp_path, outcome, data):
+    base, _, other = stages
+    says = rf"^--stage1: must say which of 2 runs that differ in seed: {other.path.name}, {base.path.name}$"
+    for find in (runs.find, lambda folder, wanted: runs.find_base(folder, None, wanted)):
+        with pytest.raises(InputError, match=says) as caught:
+            find(tmp_path, {"stage1_weight_decay": 0.1})
+        assert not isinstance(caught.value, runs.NoRun)
+    twice = finished(
+        tmp_path, outcome, dataclasses.replace(data, train=data.train.take(np.arange(300))), "wd", **WANTED
+    )
+    with pytest.raises(InputError, match=r"^--stage1: must say which of 2 runs that differ in their images: "):
+        runs.find(tmp_path, WANTED)
+    assert runs.find(tmp_path, WANTED, data.describe()["fingerprint"]).path == base.path
+    assert runs.find_base(tmp_path, twice.path.name, WANTED).path == twice.path
+
+
+def test_a_named_first_stage_is_taken_where_it_is_as_wanted(stages, tmp_path, data):
+    base, _, other = stages
+    fingerprint = data.describe()["fingerprint"]
+    for run in (base, other):
+        found = runs.find_base(tmp_path, run.path.name, {"stage1_weight_decay": 0.1}, fingerprint)
+        assert found.path == run.path
+    with pytest.raises(InputError, match=rf"^--stage1: must be a run with seed 0, {other.path.name} has 7$"):
+        runs.find_base(tmp_path, other.path.name, WANTED)
+    with pytest.raises(InputError, match=r"^--stage1: must be a run with data_root the images loaded here, .* another"):
+        runs.find_base(tmp_path, base.path.name, WANTED, {"train": "other"})
+
+
+def test_a_name_that_is_not_there_is_answered_with_the_nearest(stages, tmp_path):
+    base = stages[0].path.name
+    for name in (base[:-1], base.upper(), f"{tmp_path}/{base}", f"{base}/"):
+        with pytest.raises(InputError, match=rf"^--stage1: must be a finished run in \S+, got .+mean {base}\?\)$"):
+            runs.find_base(tmp_path, name, WANTED)
+    with pytest.raises(InputError, match=r"^--stage1: must be a finished run in \S+, got xyz$"):
+        runs.find_base(tmp_path, "xyz", WANTED)
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        ({"test_every": 3}, True),  # decides no weight of the network
+        ({"seed": 1}, False),
+        ({"lr": 0.5}, False),
+        ({"loss": "smooth"}, False),
+        ({"mix": "mixup"}, False),
+        ({"warm_up": 2}, False),
+        ({"nesterov": True}, False),
+        ({"stage1_epochs": 9}, False),
+        ({"stage1_weight_decay": 1e-9}, False),
+    ],
+)
+def test_naive_and_base_differ_in_weight_decay_alone(tmp_path, outcome, data, change, fits):
+    base = finished(tmp_path, outcome, data, lr=0.1, loss="ce", stage1_weight_decay=0.1)
+    naive = {"lr": 0.1, "loss": "ce", "stage1_weight_decay": 0.0, "method": "naive"}
+    other = finished(tmp_path, outcome, data, "naive", **naive | change)
+    found = runs.find_naive(tmp_path, base)
+    assert (found.path if found else None) == (other.path if fits else None)
+
+
+def test_a_naive_run_is_of_the_same_images_and_the_only_one(stages, tmp_path, outcome, data):
+    base, naive, _ = stages
+    other = dataclasses.replace(data, train=data.train.take(np.arange(300)))
+    settings = naive.config["settings"]
+    finished(tmp_path, outcome, other, "naive", **settings)
+    assert runs.find_naive(tmp_path, base).path == naive.path
+    again = finished(tmp_path, outcome, data, "naive", **settings | {"test_every": 2})
+    with pytest.raises(InputError, match=r"^--out: must hold one naive run beside wd-\w+, there are ") as caught:
+        runs.find_naive(tmp_path, base)
+    assert {naive.path.name, again.path.name} <= set(str(caught.value).replace(",", "").split())
 
 
 def test_where_there_are_no_images_either_both_causes_are_said(tmp_path):

@@ -62,7 +62,7 @@ def test_without_a_preset_a_machine_without_cuda_gets_the_demo(monkeypatch):
 
 
 def test_jupyter_takes_the_options_from_the_environment(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr(process, "in_ipython", lambda: True)
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
     monkeypatch.setenv("LTR_ARGS", f"--preset demo --epochs 7 --out '{tmp_path / 'a folder'}'")
     read = FirstStage.read()
@@ -151,6 +151,12 @@ def test_scripts_have_help(script):
     assert "--imbalance-factor" in done.stdout
 
 
+def config(settings: dict) -> dict:
+    """What a finished first stage's config.json holds."""
+    data = {"name": "tiny", "class_counts": [9, 3], "fingerprint": {"train": "a"}}
+    return {"settings": {"method": "WD"} | settings, "data": data, "environment": {"device": "cpu", "torch": "2.10"}}
+
+
 @pytest.fixture
 def shipping(tmp_path, monkeypatch):
     """A package with which the features of one first stage ship."""
@@ -158,7 +164,7 @@ def shipping(tmp_path, monkeypatch):
     run.mkdir(parents=True)
     (run / "features.npz").touch()
     kept = {"backbone": "resnet32", "dataset": "folder", "imbalance_factor": 50.0, "seed": 3, "stage1_epochs": 7}
-    (run / "config.json").write_text(json.dumps({"settings": kept | {"lr": 0.5, "loss": "ce", "method": "WD"}}))
+    (run / "config.json").write_text(json.dumps(config(kept | {"lr": 0.5, "loss": "ce"})))
     monkeypatch.setattr(settings, "ROOT", tmp_path)
     return tmp_path
 
@@ -180,6 +186,106 @@ def test_features_that_do_not_ship_are_one_line(shipping):
     (shipping / "exp" / "demo_1" / "wd_1" / "features.npz").unlink()
     with pytest.raises(InputError, match="none yet"):
         SecondStage.parse(["--base", "shipped"])
+
+
+def test_a_shipping_run_that_cannot_be_read_hinders_no_other(shipping):
+    (shipping / "exp" / "demo_1" / "broken").mkdir()
+    for name in ("features.npz", "config.json"):
+        (shipping / "exp" / "demo_1" / "broken" / name).write_text("{")
+    with pytest.warns(UserWarning, match=r"broken is passed over \(--out: \S+config\.json cannot be read"):
+        assert SecondStage.parse(["--base", "shipped"]).seed == 3
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """A folder of two finished first stages, and the words that name it."""
+    for name, factor in (("wd_one", 50.0), ("wd_two", 20.0)):
+        run = tmp_path / "demo_1" / name
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text("{}")
+        (run / "config.json").write_text(json.dumps(config({"imbalance_factor": factor, "backbone": "resnet34"})))
+    return ["--preset", "demo", "--out", str(tmp_path)]
+
+
+def test_a_named_first_stage_brings_its_settings_along(stages):
+    chosen = SecondStage.parse([*stages, "--stage1", "wd_two"])
+    assert (chosen.imbalance_factor, chosen.backbone, chosen.stage1) == (20.0, "resnet34", "wd_two")
+    assert SecondStage.parse([*stages, "--stage1", "wd_two", "--imbalance-factor", "3"]).imbalance_factor == 3
+
+
+@pytest.mark.parametrize("name", ["wd_tow", "wd-two", "WD_TWO", "wd_two/", "../demo_1/wd_two", "demo_1/wd_two"])
+def test_a_first_stage_that_is_not_there_is_answered_with_the_nearest(stages, name):
+    with pytest.raises(InputError, match=r"^--stage1: must be a finished run in \S+demo_1, got .*mean wd_two\?\)$"):
+        SecondStage.parse([*stages, "--stage1", name])
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "a\0b", "\udcff", "x" * 300, "none/at/all"])
+def test_what_is_no_name_of_a_run_is_refused(stages, name):
+    with pytest.raises(InputError, match=r"^--stage1: must be a finished run in ") as caught:
+        SecondStage.parse([*stages, "--stage1", name])
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", "{}", '{"settings": {}}', '{"settings": 3}'])
+def test_a_named_first_stage_that_cannot_be_read_names_the_file(stages, tmp_path, content):
+    (tmp_path / "demo_1" / "wd_two" / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"^--out: \S+wd_two/config\.json cannot be read: .+"):
+        SecondStage.parse([*stages, "--stage1", "wd_two"])
+
+
+def said(monkeypatch, capsys, stage, words: str, cuda: bool) -> str:
+    """The first line that `read` prints."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr(process, "in_ipython", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setenv("LTR_ARGS", words)
+    stage.read()
+    return capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("", ("--preset demo, as CUDA is not there", "--preset paper, as CUDA is there")),
+        ("--base shipped", ("--preset paper, as the shipped features are of its job",) * 2),
+        ("--base shipped --preset demo", ("--preset paper, as the shipped features are of its job",) * 2),
+        ("--preset demo", ("settings: --preset demo",) * 2),
+        ("--preset=paper", ("settings: --preset paper",) * 2),
+    ],
+)
+def test_the_first_line_says_why_the_preset_is_so(shipping, monkeypatch, capsys, words, says, cuda):
+    line = said(monkeypatch, capsys, SecondStage, f"{words} --device cpu --out {shipping / 'out'}", cuda)
+    assert line.startswith(says[cuda])
+    assert ("as " in line) == ("as " in says[cuda])
+
+
+@pytest.mark.parametrize(
+    ("text", "windows", "words"),
+    [
+        (r"--out C:\Users\me\data --epochs 3", False, ["--out", r"C:\Users\me\data", "--epochs", "3"]),
+        (r"--out C:\Users\me\data --epochs 3", True, ["--out", r"C:\Users\me\data", "--epochs", "3"]),
+        (r"--out \\server\share --epochs 3", True, ["--out", r"\\server\share", "--epochs", "3"]),
+        ("--out C:\\data\\ --epochs 3", True, ["--out", "C:\\data\\", "--epochs", "3"]),
+        ('--out "C:\\my data\\" --epochs 3', True, ["--out", "C:\\my data\\", "--epochs", "3"]),
+        (r"--out 'C:\my data'", True, ["--out", r"C:\my data"]),
+        (r'--out "C:\my data"', False, ["--out", r"C:\my data"]),
+        (r"--out 'C:\my data'", False, ["--out", r"C:\my data"]),
+        (r"--out my\ data/it\'s", False, ["--out", "my data/it's"]),
+        (r'--out "a \"b\" c"', False, ["--out", 'a "b" c']),
+        (r"--out a\\b", False, ["--out", r"a\b"]),
+        ("--out a\\", False, ["--out", "a\\"]),
+        ("", False, []),
+    ],
+)
+def test_backslashes_of_paths_survive_in_jupyters_options(text, windows, words):
+    assert options.split_words(text, windows) == words
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_a_quotation_that_does_not_end_is_one_line(windows):
+    with pytest.raises(InputError, match=r"^LTR_ARGS: must be options as on a command line \(No closing quotation\)$"):
+        options.split_words("--out 'a folder", windows)
 
 
 def test_where_the_features_come_from_is_no_part_of_a_trained_runs_identity():

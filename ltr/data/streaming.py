@@ -25,6 +25,7 @@ from ltr.data.images import LabelledImages, decode
 from ltr.data.loader import Loader, MemoryLoader, cut, epoch_generator
 from ltr.errors import InputError
 from ltr.runtime import distributed
+from ltr.runtime.process import script_set_aside
 
 CROP, RESIZE = 224, 256  # pixels
 THUMBNAIL = 64  # pixels of a side, for a look at a few images
@@ -213,16 +214,16 @@ class StreamLoader:
 
     def read(self, draws: tuple[int, int] | None, plan: Sequence[list[int]]) -> Iterator[Tensor | str]:
         """The planned batches, decoded ahead by the workers."""
-        return iter(
-            DataLoader(
-                Decoded(self.images, draws, *self.sides),
-                batch_size=None,  # the plan has whole batches
-                sampler=plan,
-                num_workers=min(self.workers, len(plan)),
-                pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(),  # else it would draw from the global one
-            )
+        loader = DataLoader(
+            Decoded(self.images, draws, *self.sides),
+            batch_size=None,  # the plan has whole batches
+            sampler=plan,
+            num_workers=min(self.workers, len(plan)),
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the global one
         )
+        with script_set_aside():
+            return iter(loader)  # starts the workers
 
     def normalise(self, images: Tensor | str) -> Tensor:
         """uint8 [B, 3, H, W] to normalised float on the device, in channels-last memory.

@@ -9,6 +9,7 @@ import difflib
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,8 +17,18 @@ from typing import Any, NoReturn
 from ltr.errors import InputError, clip
 
 PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def is_checkout(folder: Path) -> bool:
+    """Whether a folder is the root of this package's source, by its pyproject.toml."""
+    try:
+        return f'\nname = "{PACKAGE.name}"\n' in (folder / "pyproject.toml").read_text("utf-8")
+    except (OSError, ValueError):
+        return False
+
+
 # Where the defaults of folders lie: a checkout's root; installed elsewhere, the folder that one works in.
-ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
+ROOT = PACKAGE.parent if is_checkout(PACKAGE.parent) else Path.cwd()
 
 
 def whole(text: str) -> int:
@@ -113,6 +124,31 @@ def join_negative(arguments: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def doubled(match: re.Match) -> str:
+    """Backslashes that stand for themselves, doubled for `shlex`; what is kept, as it is."""
+    return match[0] if match["kept"] else match[0].replace("\\", "\\\\")
+
+
+def split_words(text: str, windows: bool = os.name == "nt") -> list[str]:
+    r"""The words of a string as of a command line, but that paths may have backslashes: C:\data.
+
+    A backslash before an ordinary character stands for itself, on Windows each one that is not in single quotes.
+
+    Args:
+        text: of `LTR_ARGS`.
+        windows: whether this is Windows.
+
+    Raises:
+        InputError: a quotation in it does not end.
+    """
+    shell = r"""(?P<kept>'[^']*'|"(?:\\.|[^"\\])*"|\\[\\\s"'])|\\"""
+    plain = r"""(?P<kept>'[^']*')|"[^"]*"|\\"""
+    try:
+        return shlex.split(re.sub(plain if windows else shell, doubled, text))
+    except ValueError as error:
+        raise InputError(f"LTR_ARGS: must be options as on a command line ({error})") from error
 
 
 class Once(argparse.Action):

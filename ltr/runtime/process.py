@@ -1,21 +1,32 @@
-"""How a process begins and ends: its device, its folder, its meeting with torchrun's others, errors in one line."""
+"""How a process begins and ends: its options' words, its device, its folder, its meeting with torchrun's others, what
+it prints where, errors in one line; and what it is, for the record."""
 
+import atexit
 import contextlib
+import io
 import os
+import platform
+import re
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
 
 from ltr.errors import InputError, TrainingError, clip
 from ltr.runtime import distributed
+from ltr.runtime.options import ROOT, split_words
 
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "matplotlib")
 GO_ON = "interrupted; the same command goes on from the last saved epoch"
 LOST = "another process of this job is gone or stuck; the same command goes on from the last saved epoch"
 
@@ -68,6 +79,42 @@ def check_folder(path: Path) -> None:
             raise InputError(f"--out: must be a folder that all processes see, got {path}")
 
 
+# ---- how a script or a notebook begins
+
+
+def in_ipython() -> bool:
+    """Whether IPython runs this process: a notebook's kernel, Spyder's, the console of an IDE."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
+
+
+def is_launcher(arguments: Sequence[str]) -> bool:
+    """Whether a command line is a kernel's own, not that of a script which IPython runs (`%run script.py --epochs 3`).
+
+    Args:
+        arguments: `sys.argv` in IPython.
+    """
+    program = Path(arguments[0] if arguments else "")
+    launches = program.stem == "__main__" or program.stem.endswith("launcher") or "-f" in arguments
+    return launches or program.suffix != ".py"
+
+
+def begin() -> tuple[distributed.Job, list[str]]:
+    """Begin a script or a notebook.
+
+    Returns:
+        the processes that run it, and the words of its options: in a notebook those of `LTR_ARGS`.
+
+    Raises:
+        InputError: see `distributed.connect` and `split_words`.
+    """
+    if not in_ipython():
+        return begin_script(os.environ), sys.argv[1:]
+    if is_launcher(sys.argv):
+        return distributed.ALONE, split_words(os.environ.get("LTR_ARGS", ""))
+    return distributed.ALONE, sys.argv[1:]
+
+
 def begin_script(environment: Mapping[str, str]) -> distributed.Job:
     """Meet torchrun's other processes, and let errors and SIGTERM end a script in one line.
 
@@ -80,16 +127,89 @@ def begin_script(environment: Mapping[str, str]) -> distributed.Job:
     sys.excepthook = one_line
     job = distributed.connect(environment)
     job.mute()
+    forgive_output()
     sys.excepthook = partial(one_line, job=job)
     signal.signal(signal.SIGTERM, partial(terminate, job=job))
     return job
+
+
+def set_up(job: distributed.Job, device: str, out: Path, deterministic: bool) -> None:
+    """Join the other processes until this one ends, and see to what libraries read when they start. Together.
+
+    Args:
+        job: of `begin`.
+        device: where this process trains.
+        out: the folder to write to.
+        deterministic: see `Engine`.
+
+    Raises:
+        InputError: see `check_folder`.
+    """
+    at_the_end = contextlib.ExitStack()
+    at_the_end.enter_context(job.join(device))
+    atexit.register(at_the_end.close)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "build" / "compiled"))  # compile once
+    use_physical_cores()
+    check_folder(out)
+
+
+@contextlib.contextmanager
+def script_set_aside() -> Iterator[None]:
+    """While it lasts, processes that are started do not run this one's script again.
+
+    Where they are not forked (Windows, macOS, Python from 3.14 on), multiprocessing lets each run the file of the main
+    module first, for the sake of functions that live there. What workers of this package run lives in the package, and
+    a notebook's script has nothing that would keep its training from beginning anew.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+# ---- what is printed, and how a process ends
+
+
+def forgive_output() -> None:
+    """Print what the streams cannot encode as question marks, and end quietly where nobody reads any more."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before Python began, as by `2>&-`; progress bars want one
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
+        elif isinstance(stream, io.TextIOWrapper):
+            try:
+                "–\udcff".encode(stream.encoding, stream.errors)  # of a table's empty cell, and of a file's odd name
+            except UnicodeEncodeError:
+                stream.reconfigure(errors="replace")
+    atexit.register(flush_output)
+
+
+def flush_output() -> None:
+    """Print what is still to be printed, to nowhere where the reader has left, as `head` does."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+        except ValueError:  # somebody has closed it
+            continue
 
 
 def one_line(
     kind: type[BaseException], error: BaseException, trace: Any, job: distributed.Job = distributed.ALONE
 ) -> None:
     """An exception hook for scripts: one line, and exit code 2 for bad input, 1 for failed training or a full
-    disk, 130 for Ctrl-C. Of several processes the first to fail says why."""
+    disk, 130 for Ctrl-C. Of several processes the first to fail says why. Nothing, and 141 as of other programs, where
+    nobody reads what is printed."""
+    if isinstance(error, BrokenPipeError) and job.process_group.size == 1:
+        flush_output()
+        raise SystemExit(128 + 13)  # SIGPIPE's number, which Windows does not know
     codes = {InputError: 2, TrainingError: 1, OSError: 1, KeyboardInterrupt: 130}
     for known, code in codes.items():
         if isinstance(error, known):
@@ -119,3 +239,51 @@ def physical_cores() -> int:
 def use_physical_cores() -> None:
     """Let PyTorch run no more threads than there are physical cores; fewer stay fewer (OMP_NUM_THREADS)."""
     torch.set_num_threads(min(torch.get_num_threads(), physical_cores()))
+
+
+# ---- what this process is
+
+
+def commit() -> str:
+    """The source's git commit, with `+` where tracked files differ from it; `unknown` where git does not track it.
+
+    An installed package may lie inside the repository of something else.
+    """
+    source = Path(__file__).resolve()
+    git = ["git", "-C", str(source.parent)]
+    how = {"capture_output": True, "text": True, "check": True, "timeout": 10}
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", source.name], **how)
+        described = subprocess.run([*git, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"], **how)
+        return described.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def device_name(device: torch.device | str) -> str:
+    """A GPU's own name, or the processor's and the number of threads."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux alone has the file, and knows the processor's name by no other way
+        models = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
+        name = models[0] if models else name
+    return f"{torch.device(device).type} ({name}, {torch.get_num_threads()} threads)"
+
+
+def environment(device: torch.device | str) -> dict[str, str]:
+    """Versions, device and commit, for a run's config."""
+    versions, processes = {}, distributed.current().size
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "device": f"{processes} x {device_name(device)}" if processes > 1 else device_name(device),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(terse=True),
+        "commit": commit(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **versions,
+    }

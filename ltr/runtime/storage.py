@@ -5,7 +5,7 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,36 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path, parts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """JSON of these parts, each with entries of these names, or without any.
+
+    Raises:
+        ValueError: it has not all of them.
+        OSError: it cannot be read.
+    """
+    content = json.loads(path.read_text("utf-8"))
+    for part, entries in parts.items():
+        if not isinstance(content, dict) or part not in content:
+            raise ValueError(f"it has no {part}")
+        for entry in entries:
+            if not isinstance(content[part], dict) or entry not in content[part]:
+                raise ValueError(f"its {part} has no {entry}")
+    return content
+
+
+def read_part(path: Path, read: Callable[[Path], Any]) -> Any:
+    """A file of a run, as `read` reads it.
+
+    Raises:
+        InputError: it is not there, or damaged; the message names it.
+    """
+    try:
+        return read(path)
+    except Exception as error:  # a damaged file raises whatever its damage leads to
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"--out: {path} cannot be read: {reason}") from error
+
+
 def read_table(path: Path | io.StringIO, option: str = "--out") -> pd.DataFrame:
     """A table of the package: results.csv, comparison.csv, and the tuning's tables of the same columns.
 
@@ -78,6 +108,13 @@ def read_table(path: Path | io.StringIO, option: str = "--out") -> pd.DataFrame:
     except ValueError as error:  # of pandas' parser, or of text that is not UTF-8
         reason = " ".join(str(error).split())
         raise InputError(f"{option}: {path} must be a table of comma-separated values ({reason})") from error
+
+
+def is_table(path: Path) -> bool:
+    """Whether a table is there and whole."""
+    with contextlib.suppress(OSError, InputError):
+        return len(read_table(path).columns) > 0
+    return False
 
 
 def table_text(table: pd.DataFrame) -> str:
@@ -106,5 +143,5 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, An
     """
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise InputError(f"--out: {path} is damaged or holds no plain weights") from error
