@@ -6,7 +6,6 @@ writes `features.npz` into the folder of the first stage with weight decay, at m
 script's, and say which first stage. `--base shipped` on the second notebook starts from such a file.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,25 +101,21 @@ def read(path: Path, about: Mapping[str, Any], device: torch.device | str = "cpu
     return features
 
 
-def network(settings: SecondStage, run: runs.Result) -> models.CifarResNet:
-    """The network of a finished first stage, on the settings' device."""
-    model = models.build_model(settings.backbone, len(run.class_counts))
-    model.load_state_dict(run.weights())
-    return model.to(settings.device, memory_format=torch.channels_last)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """The command line.
 
     Raises:
         InputError: an option is not allowed, or there is no such first stage.
     """
-    settings = SecondStage.parse(sys.argv[1:] if arguments is None else arguments)
+    settings = SecondStage.parse(arguments)
+    if settings.base != "trained":
+        raise InputError(f"--base: must be trained, whose features are to ship, got {settings.base}")
     data = datasets.load(**settings.data)
-    wanted = settings.first_stage(settings.stage1_weight_decay)
-    run = runs.find(settings.out / "demo_1", wanted, data.describe()["fingerprint"])
+    fingerprint = data.describe()["fingerprint"]
+    run = runs.find_base(settings.first_stages, settings.stage1, settings.base_settings, fingerprint)
+    network = models.restore(settings.backbone, len(run.class_counts), run.weights(), settings.device)
     draws = settings.batch_size, settings.seed, settings.engine
-    features = second_stage.FrozenFeatures(network(settings, run), data, settings.device, "paper", *draws)
+    features = second_stage.FrozenFeatures(network, data, settings.device, "paper", *draws)
     passes = write(run.path / NAME, features, settings.epochs)
     size = (run.path / NAME).stat().st_size / 1e6
     print(short(f"{run.path / NAME}: {passes} passes of {len(features):,} images, {size:.1f} MB"))

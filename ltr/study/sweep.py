@@ -89,7 +89,7 @@ def summary(results: Sequence[runs.Result]) -> pd.DataFrame:
     return pd.concat([groups.mean(), deviation], axis=1).round(2).sort_index(axis=1).assign(seeds=groups.size())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """The command line.
 
     Raises:
