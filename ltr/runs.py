@@ -28,7 +28,6 @@ from ltr.runtime import configs, distributed
 from ltr.runtime.checkpoint import remove_checkpoint
 from ltr.runtime.configs import ANEW
 from ltr.runtime.configs import NoRun as NoRun  # for the commands
-from ltr.runtime.process import device_name as device_name  # for the commands
 from ltr.runtime.process import environment
 from ltr.runtime.storage import (
     is_table,

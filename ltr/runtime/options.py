@@ -165,6 +165,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the message."""
+        required = "the following arguments are required: "
+        if message.startswith(required):
+            raise InputError(f"{message.removeprefix(required)}: must be given")
         message = message.replace("argument ", "", 1).replace("expected one argument", "must have a value")
         raise InputError(message.replace("ignored explicit argument", "must have no value, got"))
 

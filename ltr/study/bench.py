@@ -9,7 +9,6 @@ same network, batch, images and arithmetic. Pixels are drawn, since their conten
 A row whose device is not here stays `not measured`. Times are medians of `--repeat` repetitions.
 """
 
-import argparse
 import dataclasses
 import statistics
 import subprocess
@@ -31,13 +30,13 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from ltr import first_stage, models, recipes, runs, second_stage, stack, training
+from ltr import first_stage, models, recipes, second_stage, stack, training
 from ltr.datasets import STATISTICS, LabelledImages, LongTailed, class_counts
 from ltr.errors import InputError
 from ltr.runtime import engine, storage
 from ltr.runtime.engine import Engine
-from ltr.runtime.options import ROOT
-from ltr.runtime.process import usable_device
+from ltr.runtime.options import ROOT, Parser
+from ltr.runtime.process import device_name, usable_device
 
 COLUMNS = "what,backbone,device,images,batch,precision,reference_s,ours_s,ratio,floor_share,peak_mb,torch,date".split(
     ","
@@ -167,7 +166,7 @@ def row(what: str, backbone: str, how: Engine, images: int = 10_847, **measured:
     """A row of the table; the ratio follows from the two times."""
     if {"reference_s", "ours_s"} <= measured.keys():
         measured["ratio"] = measured["reference_s"] / measured["ours_s"]
-    where = {"device": runs.device_name(how.device), "precision": how.precision, "batch": BATCH, "images": images}
+    where = {"device": device_name(how.device), "precision": how.precision, "batch": BATCH, "images": images}
     stamp = {"torch": torch.__version__.split("+")[0], "date": date.today().isoformat()}
     return {"what": what, "backbone": backbone, **where, **measured, **stamp}
 
@@ -342,7 +341,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         InputError: an option is not allowed.
     """
-    parser = argparse.ArgumentParser(prog="ltr bench", description=__doc__.splitlines()[0])
+    parser = Parser(prog="ltr bench", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions, of which the median counts")
     parser.add_argument("--only", default="", help="measure what begins so, as 'stage 2'")
@@ -353,7 +352,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.repeat < 1:
         raise InputError(f"--repeat: must be at least 1, got {options.repeat}")
     device = torch.device(usable_device(options.device))
-    print(f"{runs.device_name(device)}, torch {torch.__version__}", flush=True)
+    print(f"{device_name(device)}, torch {torch.__version__}", flush=True)
     for what, backbone, work in plan(device, options.repeat, options.data_root):
         if backbone not in options.backbones or not what.startswith(options.only):
             continue

@@ -20,9 +20,9 @@ import torch
 
 from ltr import datasets, first_stage, models, recipes, training
 from ltr.errors import InputError
-from ltr.runs import device_name
 from ltr.runtime.engine import Engine
 from ltr.runtime.options import short
+from ltr.runtime.process import device_name
 from ltr.settings import FirstStage
 from ltr.study.bench import drawn
 

@@ -5,7 +5,6 @@ Without `--readme` a file's tables are printed. With it, the part of the README 
 every number there is one of the file.
 """
 
-import argparse
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ import pandas as pd
 from ltr import metrics, recipes
 from ltr.errors import InputError
 from ltr.methods import METHODS
+from ltr.runtime.options import Parser
 from ltr.runtime.storage import read_table, write_text
 from ltr.study import published
 
@@ -533,7 +533,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         InputError: a file is absent, or the README has no place for its table.
     """
-    parser = argparse.ArgumentParser(prog="ltr report", description=__doc__.splitlines()[0])
+    parser = Parser(prog="ltr report", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="+", help="a results.csv or a benchmarks.csv")
     parser.add_argument("--readme", type=Path, help="a file whose tables are written anew")
     options = parser.parse_args(arguments)

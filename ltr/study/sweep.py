@@ -8,7 +8,6 @@ them finished. With `--hold-out` the held-out images take the place of the test 
 `<out>/tuning`: that is how a weight decay is chosen.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +17,7 @@ import torch
 from ltr import datasets, first_stage, models, runs, training
 from ltr.errors import InputError
 from ltr.runtime.engine import Engine
-from ltr.runtime.options import real, whole
+from ltr.runtime.options import Parser, real, whole
 from ltr.settings import FirstStage
 
 AT_ONCE = {"resnet32": 8, "resnet32-wide": 4, "resnet34": 2}  # on CUDA; a CPU gains nothing by sharing its cores
@@ -95,9 +94,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed.
     """
-    parser = argparse.ArgumentParser(
-        prog="ltr sweep", description=__doc__.splitlines()[0], epilog="All else: see the first script."
-    )
+    parser = Parser(prog="ltr sweep", description=__doc__.splitlines()[0], epilog="All else: see the first script.")
     parser.add_argument("--seeds", nargs="+", default=["0"], help="of weights, order, crops and flips")
     parser.add_argument("--weight-decays", nargs="+", default=["0", "0.005"], help="0 is the naive model")
     parser.add_argument("--at-once", default=None, help="runs side by side (default: by backbone on CUDA, 1 on a CPU)")
