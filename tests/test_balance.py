@@ -1,0 +1,668 @@
+"""Balancing a head that the caller brings: tuned on validation alone, folded back exactly, mistakes in one line."""
+
+import dataclasses
+import json
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gaussians import Gaussians
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ltr import balance as module
+from ltr import embeddings, metrics
+from ltr.balance import FIRST, Evaluation, balance, features, paired_gain, temperature
+from ltr.embeddings import Embeddings
+from ltr.errors import InputError
+from ltr.methods import BALANCERS, Balancer, logit_adjustment
+from ltr.recipes import Recipe
+from ltr.runtime.options import ROOT
+from ltr.study import balance as command
+from ltr.study import balance_report, compare
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+C = 12
+NAMES = tuple(f"class {chr(97 + k)}" for k in range(C))
+
+
+def pair(seed: int, of: str = "test") -> tuple[torch.Tensor, np.ndarray]:
+    """Features and labels: a long-tailed set, or a balanced one."""
+    data = Gaussians(seed)
+    return (data.x, data.labels) if of == "train" else (data.test_x, data.test_labels)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return {"train": pair(0, "train"), "validation": pair(1), "test": pair(2)}
+
+
+@pytest.fixture(scope="module")
+def head():
+    return Gaussians(0).naive()
+
+
+@pytest.fixture(scope="module")
+def result(head, sets):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return balance(head, **sets, names=NAMES)
+
+
+@pytest.fixture(scope="module")
+def everything(head, sets):
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setattr(module, "STEPS", 0)
+        return balance(head, **sets, methods="all", score="micro")
+
+
+def logits(layer: nn.Linear, pair_) -> np.ndarray:
+    return layer(torch.as_tensor(pair_[0])).detach().float().numpy()
+
+
+def complaint(*args, **kwargs) -> str:
+    """The one line that a call ends in."""
+    with pytest.raises(InputError) as caught:
+        balance(*args, **kwargs)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert " must " in message
+    return message
+
+
+# ---- what comes out
+
+
+def test_balancing_rescues_rare_classes_and_says_what_it_is_worth(result):
+    table = result.table.set_index("method")
+    assert list(table.index) == list(module.METHODS["fast"])
+    assert table.loc[result.best, "few"] > table.loc[FIRST, "few"] + 20
+    assert table.loc[result.best, "validation"] == table.validation.max()
+    assert table.loc[FIRST, ["gain", "gain ±"]].tolist() == [0.0, 0.0]
+    over_head, over_adjustment = result.verdict
+    assert "over the head as it was" in over_head
+    assert "not worth it" not in over_head
+    assert "over logit adjustment at tau 1" in over_adjustment
+
+
+def test_figures_are_those_of_the_head_that_comes_out(result, sets):
+    for row in result.table.to_dict("records"):
+        z = logits(result.head(row["method"]), sets["test"])
+        expected = metrics.summarise(z, sets["test"][1], result.class_counts)
+        for name in ("all", "many", "medium", "few"):
+            assert row[name] == pytest.approx(expected[name])
+        assert row["ECE"] == pytest.approx(expected["ece"])
+        assert row["class mean"] == pytest.approx(np.mean(metrics.per_class_accuracy(z, sets["test"][1])))
+
+
+def test_the_first_stage_is_the_head_as_it_was(result, head):
+    assert torch.equal(result.head(FIRST).weight, head.weight)
+    assert torch.equal(result.head(FIRST).bias, head.bias)
+
+
+def test_the_temperature_is_folded_in(result, head, sets):
+    row = result.table.set_index("method").loc["logit adjustment"]
+    tau = float(row["hyper-parameters"].split()[1])
+    (adjusted,) = logit_adjustment(head, SimpleNamespace(class_counts=result.class_counts), None, [{"tau": tau}])
+    expected = logits(adjusted, sets["test"]) / row.temperature
+    np.testing.assert_allclose(logits(result.head("logit adjustment"), sets["test"]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_table_as_the_comparisons(everything, head, sets):
+    """On the same arrays, features of the scale that the grids are made for, and by all images.
+
+    The comparison fits a chosen setting anew, alone: the rounding differs, which a large learning rate amplifies.
+    """
+    train, validation, test = (Embeddings(torch.as_tensor(x), torch.as_tensor(y), C) for x, y in sets.values())
+    scale = (module.MEAN_SQUARE / train.mean_square()) ** 0.5
+
+    def stage(held: Embeddings) -> SimpleNamespace:
+        held, first = held.scaled(scale), embeddings.layer_of(head.weight / scale, head.bias)
+        return SimpleNamespace(
+            model=SimpleNamespace(classifier=first),
+            class_counts=train.class_counts,
+            draw=train.scaled(scale).draw,
+            test_labels=held.labels.numpy(),
+            test_logits=lambda classifier, epoch: classifier(held.features).detach().numpy(),
+        )
+
+    compared, _ = compare.compare(stage(validation), stage(test), Recipe(**everything.about["recipe"]))
+    columns = ["method", "hyper-parameters", "many", "medium", "few", "all"]
+    pd.testing.assert_frame_equal(everything.table[columns], compared[columns], check_exact=False, atol=2.0)
+    easy = ~compared.method.isin(["LOS"])
+    pd.testing.assert_frame_equal(everything.table[columns][easy], compared[columns][easy], check_exact=False, atol=0.3)
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_the_scale_of_features_changes_no_conclusion(factor, result, head, sets):
+    scaled = {name: (x * factor, y) for name, (x, y) in sets.items()}
+    other = balance((head.weight / factor, head.bias), **scaled, methods=[*module.METHODS["fast"], "CB", "cRT"])
+    own = balance(head, **sets, methods=[*module.METHODS["fast"], "CB", "cRT"])
+    assert other.best == own.best
+    columns = ["method", "hyper-parameters", "validation", "all", "ECE", "gain"]
+    pd.testing.assert_frame_equal(other.table[columns], own.table[columns], check_exact=False, atol=0.2)
+
+
+def test_nothing_depends_on_the_test_but_the_figures(result, head, sets):
+    x, y = sets["test"]
+    other = balance(head, sets["train"], sets["validation"], (x, np.random.default_rng(0).permutation(y)))
+    columns = ["method", "hyper-parameters", "validation", "temperature"]
+    pd.testing.assert_frame_equal(other.table[columns], result.table[columns])
+    assert (other.table["all"] != result.table["all"]).all()
+
+
+def test_the_score_decides(head, sets):
+    """Validation images of the commonest class alone: by all images nothing beats the head, class by class neither."""
+    x, y = sets["validation"]
+    common = np.flatnonzero((y == 0) | ((y == 11) & (np.arange(len(y)) % 20 == 0)))
+    few = balance(head, sets["train"], (x[common], y[common]), sets["test"], score="micro")
+    mean = balance(head, sets["train"], (x[common], y[common]), sets["test"], score="macro")
+    adjusted = [one.table.set_index("method").loc["logit adjustment", "hyper-parameters"] for one in (few, mean)]
+    assert float(adjusted[0].split()[1]) < float(adjusted[1].split()[1])
+
+
+def test_the_caller_and_the_global_random_state_are_left_alone(head, sets, random_state_untouched):
+    before = {name: value.clone() for name, value in head.state_dict().items()}, sets["train"][0].clone()
+    balance(None, **sets, methods=[*module.METHODS["fast"], "cRT", "LWS"])
+    balance(head, **sets)
+    assert all(torch.equal(before[0][name], value) for name, value in head.state_dict().items())
+    assert torch.equal(before[1], sets["train"][0])
+
+
+def test_progress_is_said(head, sets):
+    lines = []
+    balance(head, **sets, say=lines.append)
+    assert [line.split(":")[0] for line in lines] == list(module.METHODS["fast"])
+
+
+# ---- forms of features, labels and heads
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, torch.bfloat16, torch.float64])
+def test_any_float_type(kind, head, sets):
+    def as_kind(x):
+        return x.to(kind) if isinstance(kind, torch.dtype) else x.numpy().astype(kind)
+
+    other = balance(head, **{name: (as_kind(x), y) for name, (x, y) in sets.items()})
+    assert other.table.set_index("method").loc["NCM", "all"] > 60
+
+
+def test_strings_are_classes_in_alphabetical_order_or_in_the_order_of_names(result, head, sets):
+    named = {name: (x, np.array(NAMES)[y]) for name, (x, y) in sets.items()}
+    assert balance(head, **named).table.drop(columns="seconds").equals(result.table.drop(columns="seconds"))
+    turned = embeddings.layer_of(head.weight.flip(0), head.bias.flip(0))
+    assert balance(turned, **named, names=NAMES[::-1]).table["all"].tolist() == result.table["all"].tolist()
+    other = balance(turned, **named, classes=NAMES[::-1])
+    assert other.table["all"].tolist() == result.table["all"].tolist()
+    assert other.per_class.name.tolist() == list(NAMES[::-1])
+
+
+def test_a_column_of_a_data_frame_will_do(head, sets):
+    named = {name: (x.numpy(), pd.Series(np.array(NAMES)[y], dtype=object)) for name, (x, y) in sets.items()}
+    assert balance(head, **named).per_class.name.tolist() == list(NAMES)
+
+
+def test_a_head_is_a_layer_a_pair_a_state_dict_or_a_model(result, head, sets):
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, C))
+    model[1].load_state_dict(head.state_dict())
+    state = {f"head.fc.{name}": value for name, value in head.state_dict().items()} | {"stem.weight": torch.ones(3, 2)}
+    forms = [((head.weight, head.bias), None), (state, "head.fc"), (state, None), (model, "1")]
+    for form, layer in forms:
+        other = balance(form, **sets, layer=layer)
+        assert other.table["all"].tolist() == result.table["all"].tolist()
+        if layer is not None:
+            assert list(other.state()) == [f"{layer}.weight", f"{layer}.bias"]
+
+
+def test_a_head_comes_back_in_its_own_type(head, sets):
+    other = balance((head.weight.double(), head.bias.double()), **sets)
+    assert {value.dtype for value in other.state("NCM").values()} == {torch.float64}
+    half = balance((head.weight.half(), head.bias.half()), **sets)
+    assert half.head().weight.dtype == torch.float16
+
+
+def test_a_head_without_bias_gets_methods_that_need_none(head, sets):
+    other = balance((head.weight, None), **sets, methods="all")
+    assert set(other.table.method) == set(module.NO_BIAS)
+    assert all(other.head(name).bias is None for name in other.heads)
+    assert other.table.set_index("method").loc["NCM", "hyper-parameters"] == "metric cosine"
+    layer = nn.Linear(10, C, bias=False)
+    other.write_into(layer)
+    assert torch.equal(layer.weight, other.head().weight)
+
+
+def test_without_a_head_plain_cross_entropy_comes_first(sets):
+    other = balance(None, **sets)
+    row = other.table.set_index("method").loc[FIRST]
+    assert "lr" in row["hyper-parameters"]
+    assert row["all"] > 40
+    assert other.table["all"].max() > row["all"]
+
+
+def test_a_share_of_the_training_images_validates(sets):
+    other = balance(None, sets["train"], test=sets["test"], validation_share=0.2)
+    counts, images = np.bincount(sets["train"][1]), other.about["images"]
+    assert images["train"] + images["validation"] == counts.sum()
+    assert images["validation"] == sum(max(1, round(0.2 * int(count))) for count in counts)
+
+
+@given(st.lists(st.integers(2, 40), min_size=2, max_size=6), st.floats(0.01, 0.99), st.integers(0, 99))
+def test_a_split_takes_of_each_class_one_at_least_and_never_all(counts, share, seed):
+    labels = torch.as_tensor(np.repeat(np.arange(len(counts)), counts))
+    data = Embeddings(torch.arange(len(labels), dtype=torch.float32)[:, None], labels, len(counts))
+    rest, taken = embeddings.split(data, share, [str(k) for k in range(len(counts))], seed)
+    assert rest.class_counts.min() >= 1
+    assert taken.class_counts.min() >= 1
+    assert sorted(torch.cat([rest.features, taken.features]).flatten().tolist()) == list(range(len(labels)))
+
+
+# ---- writing back
+
+
+def test_a_head_is_written_into_a_model_by_name(result, sets):
+    model = nn.Sequential(nn.Identity(), nn.Linear(10, C))
+    result.write_into(model, "1")
+    torch.testing.assert_close(model(sets["test"][0]), result.head()(sets["test"][0]))
+    result.write_into(model[1], method="tau-norm")
+    assert torch.equal(model[1].weight, result.head("tau-norm").weight)
+
+
+def test_a_layer_without_bias_takes_no_method_that_needs_one(result):
+    layer = nn.Linear(10, C, bias=False)
+    before = layer.weight.detach().clone()
+    with pytest.raises(InputError, match="^layer: must have a bias"):
+        result.write_into(layer, method="logit adjustment")
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        (nn.Sequential(nn.Linear(10, C)), "fc"),
+        (nn.Sequential(nn.Linear(10, C)), None),
+        (nn.Linear(11, C), None),
+        (nn.Sequential(nn.ReLU()), "0"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(10, C)), None),
+    ],
+)
+def test_what_cannot_be_written_into_is_refused(result, model, layer):
+    with pytest.raises(InputError, match="^layer: must be"):
+        result.write_into(model, layer)
+
+
+def test_an_unknown_method_is_answered_with_the_nearest(result):
+    with pytest.raises(InputError, match=r"^method: must be one of .*did you mean tau-norm\?"):
+        result.head("tau norm")
+
+
+def test_a_balanced_model_can_be_traced_and_exported(result, sets):
+    model = nn.Sequential(nn.Identity(), nn.Linear(10, C)).eval()
+    result.write_into(model, "1")
+    x = sets["test"][0][:4]
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
+
+
+# ---- choosing, warning, worth
+
+
+def grid(settings, scores, best):
+    return module.at_edge(settings, settings, scores, best)
+
+
+def test_the_edge_of_a_grid():
+    taus = [{"tau": float(tau)} for tau in range(4)]
+    assert grid(taus, [1, 2, 3, 4], 3) == ("tau",)
+    assert grid(taus, [4, 3, 2, 1], 0) == ()  # nothing below 0
+    assert grid(taus, [1, 4, 2, 1], 1) == ()
+    assert grid([{"lr": 1.0}, {"lr": 10.0}, {"lr": 100.0}], [5, 5, 1], 0) == ()  # one inside is as good
+    assert grid([{"lr": 1.0}, {"lr": 10.0}], [5, 1], 0) == ("lr",)
+    assert grid([{"metric": "cosine"}], [5], 0) == ()
+    assert grid([{"weight_decay": 0.0, "lr": 1.0}, {"weight_decay": 1.0, "lr": 1.0}], [1, 5], 1) == ("weight decay",)
+
+
+def test_warnings(head, sets):
+    x, y = sets["validation"]
+    keep = np.flatnonzero((y != 3) | (np.arange(len(y)) % 25 == 0))
+    with pytest.warns(UserWarning, match=r"1 of 12 classes have fewer than 5 validation images \(3 has 4\)"):
+        other = balance(head, sets["train"], (x[keep], y[keep]))
+    assert any(line.startswith("no test set") for line in other.warnings)
+    assert other.tested_on == "validation"
+    wrong = balance((head.weight.roll(1, 0), head.bias.roll(1, 0)), **sets)
+    assert any("hardly better than chance" in line for line in wrong.warnings)
+
+
+def test_a_setting_that_diverges_is_never_chosen(head, sets):
+    problem = module.read(head, sets, dict.fromkeys(("layer", "classes", "names", "validation_share", "seed")))
+
+    def diverges(first, data, recipe, settings):
+        return [embeddings.layer_of(first.weight + one["value"], first.bias) for one in settings]
+
+    method = Balancer(diverges, [{"value": np.nan}, {"value": 0.0}, {"value": np.inf}])
+    recipe = module.recipe_for(len(problem.sets.train))
+    assert module.tune(method, problem.start(), problem.sets, recipe, "macro").setting == {"value": 0.0}
+
+
+def test_a_large_grid_is_thinned_and_a_small_one_is_not(head, sets, monkeypatch):
+    problem = module.read(head, sets, dict.fromkeys(("layer", "classes", "names", "validation_share", "seed")))
+    seen = []
+
+    def fit(first, data, recipe, settings):
+        seen.append((recipe.epochs, len(settings)))
+        return [embeddings.layer_of(first.weight, first.bias + one["lr"] * torch.arange(C)) for one in settings]
+
+    method, recipe = Balancer(fit, [{"lr": i / 10} for i in range(40)]), module.recipe_for(len(problem.sets.train))
+    whole = module.tune(method, problem.start(), problem.sets, recipe, "macro")
+    monkeypatch.setattr(module, "LARGE", 0)
+    thinned = module.tune(method, problem.start(), problem.sets, recipe, "macro")
+    assert seen == [(recipe.epochs, 40), (1, 40), (recipe.epochs, 4)]
+    assert thinned.setting == whole.setting
+
+
+def test_settings_in_pieces_are_settings_at_once(head, sets, monkeypatch):
+    whole = balance(head, **sets, methods=["LWS"])
+    monkeypatch.setattr(module, "ROOM", 1)
+    pieces = balance(head, **sets, methods=["LWS"])
+    columns = ["hyper-parameters", "validation", "all"]
+    pd.testing.assert_frame_equal(whole.table[columns], pieces.table[columns], check_exact=False, atol=0.2)
+
+
+def test_the_temperature_is_the_most_likely():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(4000, 5, generator=generator)
+    labels = torch.multinomial(z.softmax(1), 1, generator=generator).squeeze(1)
+    assert temperature(z, labels) == pytest.approx(1.0, abs=0.06)
+    assert temperature(40 * z, labels) == pytest.approx(40 * temperature(z, labels), rel=1e-3)
+    certain = 3.0 * nn.functional.one_hot(labels, 5).float()
+    assert 0 < temperature(certain, labels) < 1
+    assert temperature(torch.zeros(3, 2), torch.tensor([0, 1, 1])) == 1.0
+
+
+def outcome(hits: list[int], labels: list[int]) -> Evaluation:
+    """Predictions that are right where a hit stands."""
+    predictions = np.where(np.array(hits, bool), labels, (np.array(labels) + 1) % 2)
+    return Evaluation(predictions, np.array(labels), np.zeros(2), {}, pd.DataFrame())
+
+
+def test_the_paired_gain_by_hand():
+    labels = [0, 0, 0, 0, 1, 1]
+    before, after = outcome([1, 1, 0, 0, 0, 0], labels), outcome([1, 1, 1, 0, 1, 0], labels)
+    gain, error = paired_gain(before, after, "macro")
+    assert gain == pytest.approx(100 * (1 / 4 + 1 / 2) / 2)
+    assert error == pytest.approx(100 * ((0.25 / 4 + 0.5 / 2) ** 0.5) / 2)
+    gain, error = paired_gain(before, after, "micro")
+    assert gain == pytest.approx(100 / 3)
+    assert error == pytest.approx(100 * np.std([0, 0, 1, 0, 1, 0], ddof=1) / 6**0.5)
+    assert paired_gain(before, before, "macro") == (0.0, 0.0)
+
+
+def test_not_worth_it_within_two_standard_errors(result):
+    table = result.table.set_index("method")
+    table.loc[result.best, ["gain", "gain ±"]] = 1.9, 1.0
+    poor = dataclasses.replace(result, table=table.reset_index())
+    assert poor.verdict[0].endswith("not worth it, within two standard errors")
+    assert "not worth it" in dataclasses.replace(result, best=FIRST).verdict[0]
+
+
+# ---- files
+
+
+def test_files(result, tmp_path, sets):
+    result.save(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "chosen.json", "head.pt", "per_class.csv", "table.csv"
+    ]  # fmt: skip
+    state = torch.load(tmp_path / "out" / "head.pt", weights_only=True)
+    assert torch.equal(state["weight"], result.head().weight)
+    per_class = pd.read_csv(tmp_path / "out" / "per_class.csv")
+    assert per_class.name.tolist() == list(NAMES)
+    assert per_class["training images"].tolist() == result.class_counts.tolist()
+    z = logits(result.head(), sets["test"])
+    np.testing.assert_allclose(per_class["accuracy after"], metrics.per_class_accuracy(z, sets["test"][1]), atol=1e-3)
+    predicted = np.bincount(z.argmax(1), minlength=C)
+    hits = metrics.confusion_matrix(z.argmax(1), sets["test"][1], C).diagonal()
+    np.testing.assert_allclose(per_class["precision"], 100 * hits / predicted, atol=1e-3)
+    chosen = json.loads((tmp_path / "out" / "chosen.json").read_text())
+    assert chosen["best"] == result.best
+    assert set(chosen["methods"]) == set(result.table.method)
+
+
+@pytest.fixture
+def folder(tmp_path, sets, head, monkeypatch):
+    """npz files, a model's weights, and the folder to work in."""
+    for name, (x, y) in sets.items():
+        np.savez(tmp_path / f"{name}.npz", features=x.numpy(), labels=np.array(NAMES)[y], names=np.array(NAMES))
+    state = {f"fc.{name}": value for name, value in head.state_dict().items()}
+    torch.save({"state_dict": {**state, "conv.weight": torch.zeros(2, 3, 3, 3)}, "epoch": 3}, tmp_path / "model.pt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SETS = ["--train", "train.npz", "--validation", "validation.npz", "--test", "test.npz"]
+HEAD = ["--head", "model.pt", "--layer", "fc"]
+
+
+def test_the_command(folder, capsys, result):
+    command.main([*SETS, *HEAD, "--out", "balanced"])
+    said = capsys.readouterr().out
+    for line in (*result.verdict, *result.table.method):
+        assert line in said
+    written = {path.name for path in (folder / "balanced").iterdir()}
+    assert written == {"head.pt", "table.csv", "per_class.csv", "chosen.json", "report.html"}
+    state = torch.load(folder / "balanced" / "head.pt", weights_only=True)
+    assert list(state) == ["fc.weight", "fc.bias"]
+    torch.testing.assert_close(state["fc.weight"], result.head().weight)
+    page = (folder / "balanced" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r'(src|href)="(?!data:)', page)  # a single file
+    for words in ("What was balanced", "Who gains, who loses", "Confusion", "Calibration", "What it costs", NAMES[-1]):
+        assert words in page
+    assert str(folder) not in page + said
+
+
+def test_names_are_shown_as_they_are(result):
+    named = dataclasses.replace(result, names=tuple(f"<script>{k}&" for k in range(C)))
+    page = balance_report.classes_table(named, True) + balance_report.mistakes_table(named)
+    assert "<script>" not in page
+    assert "&lt;script&gt;11&amp;" in page
+
+
+def test_the_command_without_a_head(folder, capsys, monkeypatch):
+    monkeypatch.setattr(balance_report, "html", lambda result: "")
+    command.main(["--train", "train.npz", "--validation-share", "0.3", "--score", "micro"])
+    assert "no test set" in capsys.readouterr().out
+    assert list(torch.load(folder / "balanced" / "head.pt", weights_only=True)) == ["weight", "bias"]
+
+
+class Evil:
+    """Would leave a file behind if it were ever unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("unpickled"),)
+
+
+def damaged(folder: Path) -> None:
+    """Files that are wrong in some way."""
+    (folder / "text.npz").write_text("no archive")
+    (folder / "pickle.npz").write_bytes(pickle.dumps(Evil()))
+    np.save(folder / "array.npy", np.ones(3))
+    labels = np.zeros(2, int)
+    np.savez(folder / "objects.npz", features=np.array([Evil()]), labels=labels)
+    np.savez(folder / "lacking.npz", features=np.ones((2, 2)))
+    np.savez(folder / "longer.npz", features=np.ones((2, 10)), labels=np.arange(3))
+    np.savez(folder / "nan.npz", features=np.array([[1.0] * 10, [np.nan] * 10]), labels=np.array(NAMES[:2]))
+    np.savez(folder / "stranger.npz", features=np.random.default_rng(5).normal(size=(2, 10)), labels=["x", NAMES[0]])
+    np.savez(folder / "narrow.npz", features=np.random.default_rng(5).normal(size=(2, 3)), labels=NAMES[:2])
+    whole = (folder / "train.npz").read_bytes()
+    (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (folder / "flipped.npz").write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
+    torch.save(nn.Linear(2, 2), folder / "module.pt")
+    (folder / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save([1, 2], folder / "list.pt")
+    torch.save({"fc.weight": torch.zeros(C, 9)}, folder / "nine.pt")
+    torch.save({"fc.weight": torch.zeros(5, 10)}, folder / "five.pt")
+
+
+BAD = [
+    ([], "--train"),
+    (["--train", "absent.npz"], "--train"),
+    (["--train", "."], "--train"),
+    *([["--train", f"{name}"], "--train"] for name in ("text.npz", "pickle.npz", "array.npy", "objects.npz")),
+    *([["--train", f"{name}.npz"], "--train"] for name in ("lacking", "longer", "nan", "cut", "flipped")),
+    (["--train", "train.npz"], "--validation"),
+    (["--train", "train.npz", *HEAD], "--validation"),
+    (["--train", "train.npz", *HEAD, "--validation-share", "0.2"], "--validation"),
+    ([*SETS, "--validation-share", "0.2"], "--validation-share"),
+    (["--train", "train.npz", "--validation-share", "0"], "--validation-share"),
+    (["--train", "train.npz", "--validation-share", "nan"], "--validation-share"),
+    (["--train", "train.npz", "--validation", "train.npz"], "--validation"),
+    (["--train", "train.npz", "--validation", "validation.npz", "--test", "validation.npz"], "--test"),
+    (["--train", "train.npz", "--validation", "stranger.npz"], "--validation"),
+    (["--train", "train.npz", "--validation", "narrow.npz"], "--validation"),
+    (["--train", "train.npz", "--validation", "nan.npz"], "--validation"),
+    ([*SETS, "--layer", "fc"], "--layer"),
+    ([*SETS, "--head", "model.pt", "--layer", "conv"], "--layer"),
+    ([*SETS, "--head", "model.pt", "--layer", "f"], "--layer"),
+    *([[*SETS, "--head", f"{name}.pt"], "--head"] for name in ("absent", "module", "evil", "list", "five")),
+    ([*SETS, "--head", "nine.pt", "--layer", "fc"], "--head"),
+    ([*SETS, "--head", "train.npz"], "--head"),
+    ([*SETS, "--score", "mean"], "--score"),
+    ([*SETS, "--methods", "slow"], "--methods"),
+    ([*SETS, "--seed", "-1"], "--seed"),
+    ([*SETS, "--out", "train.npz"], "--out"),
+    ([*SETS, "--out", "train.npz/below"], "--out"),
+    ([*SETS, "--trian", "x"], "--trian"),
+    ([*SETS, *SETS], "--train"),
+]
+
+
+@pytest.mark.parametrize(("words", "option"), BAD, ids=[" ".join(words) or "nothing" for words, _ in BAD])
+def test_mistakes_are_one_line_and_write_nothing(words, option, folder):
+    damaged(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match=f"^{option}: ") as caught:
+        command.main(words)
+    assert str(caught.value).isprintable()
+    assert " must " in str(caught.value)
+    assert str(folder) not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_mistakes_have_exit_code_2(folder):
+    words = [sys.executable, "-m", "ltr", "balance", "--train", "absent.npz"]
+    done = subprocess.run(words, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --train: must be")
+    assert done.stderr.count("\n") == 1
+
+
+# ---- mistakes in the call
+
+
+def test_mistakes_name_their_row(head, sets):
+    x, y = sets["train"]
+    broken = x.clone()
+    broken[7, 3] = torch.inf
+    assert complaint(head, (broken, y), sets["validation"]).endswith("in row 7")
+    message = complaint(
+        head, sets["train"], (torch.cat([sets["validation"][0], x[4:5]]), np.append(sets["validation"][1], 0))
+    )
+    assert "row 1200 is its row 4 (1 shared)" in message
+    other = sets["validation"][1].copy()
+    other[5] = 99
+    assert "got 99 in row 5" in complaint(head, sets["train"], (sets["validation"][0], other))
+
+
+def test_mistakes_of_shape_and_kind(head, sets):
+    x, y = sets["train"]
+    rest = {"validation": sets["validation"]}
+    for train in ((x, y[:-1]), (x[0], y), (x, y.astype(float)), (x > 0, y), (x[:0], y[:0]), x, (x, y[:, None])):
+        assert complaint(head, train, **rest).startswith("train: ")
+    missing = np.flatnonzero(y != 5)
+    assert "5 has none" in complaint(head, (x[missing], y[missing]), **rest)
+    assert complaint(head, (x, y + 1), **rest).startswith("train: labels")
+    assert complaint(head, (x, np.array(NAMES)[y]), **rest).startswith("validation: labels")
+    for bad in (nn.Linear(9, C), nn.Linear(10, 11), nn.Conv2d(10, C, 1), "fc", (torch.ones(C), None), 3):
+        assert re.match("(head|layer|train): ", complaint(bad, sets["train"], **rest))
+    assert complaint((head.weight, torch.zeros(3)), sets["train"], **rest).startswith("head: bias")
+    assert complaint((head.weight * torch.nan, None), sets["train"], **rest).startswith("head: weight")
+    binary = SimpleNamespace(coef_=np.ones((1, 10)), intercept_=np.ones(1), classes_=np.arange(2))
+    assert complaint(binary, sets["train"], **rest).startswith("head: coef_ must have a row for each class")
+
+
+def test_mistakes_of_options(head, sets):
+    assert "did you mean macro?" in complaint(head, **sets, score="makro")
+    assert "did you mean tau-norm?" in complaint(head, **sets, methods=["taunorm"])
+    assert complaint((head.weight, None), **sets, methods=["CB"]).startswith("methods: must need no bias")
+    assert complaint(head, **sets, names=NAMES[1:]).startswith("names: ")
+    assert complaint(head, **sets, classes=[0] * C).startswith("classes: ")
+    assert complaint(head, **sets, classes=range(11)).startswith("head: ")
+    assert complaint(None, sets["train"], validation_share=2).startswith("validation_share: ")
+    lonely = np.concatenate([[0], np.flatnonzero(sets["train"][1] != sets["train"][1][0])])
+    assert "has 1" in complaint(None, (sets["train"][0][lonely], sets["train"][1][lonely]), validation_share=0.5)
+
+
+# ---- features of a model
+
+
+class Net(nn.Module):
+    """A network with dropout and a frozen part in evaluation mode, whose head is not its last registered layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+        self.body = nn.Linear(4, 6)
+        self.frozen = nn.BatchNorm1d(6).eval()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.head(self.drop(self.frozen(self.body(x)).relu()))
+
+
+def test_features_are_what_the_head_gets(random_state_untouched):
+    with torch.random.fork_rng():
+        net = Net().train()
+        images = torch.randn(7, 4)
+    net.frozen.eval()
+    loader = [(images[:4], torch.tensor([0, 1, 2, 0])), (images[4:], torch.tensor([1, 1, 2]))]
+    x, y, layer = features(net, loader)
+    assert layer == "head"
+    assert y.tolist() == [0, 1, 2, 0, 1, 1, 2]
+    assert net.training
+    assert net.drop.training
+    assert not net.frozen.training
+    torch.testing.assert_close(net.eval()(images), net.head(x))
+    assert not net.head._forward_pre_hooks
+    assert not x.requires_grad
+
+
+def test_features_keep_labels_that_are_strings():
+    _, y, _ = features(Net(), [(torch.ones(2, 4), ["a", "b"]), (torch.ones(1, 4), ("c",))])
+    assert y.tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("loader", [[], [torch.ones(2, 4)], [{"x": 1}]])
+def test_a_loader_that_gives_something_else_is_refused(loader):
+    with pytest.raises(InputError, match="^loader: must"):
+        features(Net(), loader)
+
+
+def test_a_model_with_no_linear_output_is_refused():
+    for model in (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), nn.Sequential(nn.Conv1d(4, 3, 1), nn.Flatten())):
+        with pytest.raises(InputError, match="^model: must end in a linear layer"):
+            features(model, [(torch.ones(2, 4, 1) if isinstance(model[0], nn.Conv1d) else torch.ones(2, 4), [0, 1])])
+
+
+def test_every_method_is_there(everything):
+    assert everything.table.method.tolist() == list(BALANCERS)
