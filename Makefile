@@ -59,7 +59,7 @@ table-1: .venv/.installed
 	for seed in $(SEEDS); do \
 		$(BIN)/python scripts/$(TWO).py --preset paper $(OF) --stage1-epochs $(EPOCHS) --seed $$seed $(ARGS2) || exit; \
 	done
-	$(BIN)/python -m ltr report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme README.md
+	$(BIN)/python -m ltr report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme exp/README.md
 
 # Execute the notebooks in place; finished runs are loaded.
 notebooks: .venv/.installed
@@ -69,9 +69,9 @@ notebooks: .venv/.installed
 scripts: .venv/.installed
 	$(BIN)/jupyter nbconvert --to script --no-prompt --log-level=WARN --output-dir scripts notebooks/*.ipynb
 
-# Rewrite the tables of the README from the tables in exp/.
+# Rewrite the tables of exp/README.md from the tables in exp/.
 tables: .venv/.installed
-	$(BIN)/python -m ltr report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme README.md
+	$(BIN)/python -m ltr report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme exp/README.md
 
 clean:
 	rm -rf build .venv

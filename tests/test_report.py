@@ -214,7 +214,7 @@ def test_a_comparison_has_a_table_for_each_first_stage():
 
 @pytest.mark.parametrize("name", ["results", "benchmarks", "comparison"])
 def test_the_readmes_tables_are_those_of_the_files(name):
-    readme = (ROOT / "README.md").read_text("utf-8")
+    readme = (ROOT / "exp" / "README.md").read_text("utf-8")
     for place, text in report.tables(ROOT / "exp" / f"{name}.csv").items():
         found = report.block(place).search(readme)
         assert found[0] == f"{found[1]}{text}{found[2]}", "run `make tables`"
