@@ -255,7 +255,8 @@ def learning_curves(history: pd.DataFrame) -> Figure:
             The number in a panel is the last tested epoch's.
     """
     names = _models(history)
-    fig, panels = _panels(len(names), *((4.6, 2.7) if len(names) == 1 else (2.7, 2.2)))
+    width, height = (4.6, 2.7) if len(names) == 1 else (2.7, 2.2)
+    fig, panels = _panels(len(names), width, height)
     for index, (name, axes) in enumerate(zip(names, panels, strict=True)):
         rows, color = history[history["model"] == name].sort_values("epoch"), COLORS[index % len(COLORS)]
         tested = rows.dropna(subset=["test_accuracy"])
@@ -423,7 +424,8 @@ def norm_evolution(norms: dict[str, np.ndarray], shared: bool = True, first_epoc
         shared: one colour scale for all panels; otherwise each panel has its own bar.
         first_epoch: the epoch of row 0.
     """
-    fig, panels = _panels(len(norms), *((4.8, 2.8) if len(norms) == 1 else (2.6, 2.2)))
+    width, height = (4.8, 2.8) if len(norms) == 1 else (2.6, 2.2)
+    fig, panels = _panels(len(norms), width, height)
     top = _largest(norms.values())
     label = "norm of the class's weights"
     for (name, values), axes in zip(norms.items(), panels, strict=True):
@@ -555,6 +557,8 @@ def _landscape_panel(axes: Axes, cells: pd.DataFrame, marks: Iterable[tuple[floa
     radii = ["none" if np.isinf(radius) else f"{radius:.2f}" for radius in cells.columns]
     axes.set_xticks(range(cells.shape[1]), radii, rotation=90)
     axes.set_yticks(range(cells.shape[0]), [_tick(decay) for decay in cells.index])
+    if cells.isna().any(axis=None):
+        axes.set_facecolor("0.8")  # of cells where training diverged, so that a white mark shows on them
     for index, (decay, radius) in enumerate(marks):
         x = len(cells.columns) - 1 if np.isinf(radius) else int(np.abs(cells.columns - radius).argmin())
         y = int(np.abs(cells.index - decay).argmin())
