@@ -234,8 +234,8 @@ PLAIN = Balancer(plain, combinations(weight_decay=[0.0, 5e-4, 5e-3], lr=LEARNING
 def temperature(logits: Tensor, labels: Tensor) -> float:
     r"""The T > 0 whose softmax of z / T gives the labels their largest likelihood.
 
-    The slope in :math:`\beta = 1 / T` rises with it, so its zero is found by bisection, between a hundredth and a
-    hundred of the logits' own scale: where every image is right, none would be large enough.
+    The slope in :math:`\beta = 1 / T` rises with it, so its zero is found by bisection, between a thousandth and a
+    thousand over an image's spread of logits: where every image is right, none would be large enough.
 
     Args:
         logits: [N, C].
@@ -243,14 +243,15 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
 
     Source: Guo et al. 2017, section 4.2.
     """
+    logits = logits - logits.mean(1, keepdim=True)  # what all classes share says nothing
     size = float(logits.std())
     if not size or not math.isfinite(size):
         return 1.0
     wanted = logits.gather(1, labels[:, None]).mean()
-    low, high = math.log(0.01 / size), math.log(100 / size)
-    for _ in range(25):
+    low, high = math.log(1e-3 / size), math.log(1e3 / size)
+    for _ in range(18):  # to a ten-thousandth
         middle = (low + high) / 2
-        expected = ((math.exp(middle) * logits).softmax(1) * logits).sum(1).mean()
+        expected = torch.linalg.vecdot((math.exp(middle) * logits).softmax(1), logits).mean()
         low, high = (middle, high) if expected < wanted else (low, middle)
     return math.exp(-(low + high) / 2)
 
@@ -287,10 +288,12 @@ class Evaluation:
         by_class = metrics.per_class_accuracy(logits, labels)
         seen = np.bincount(labels, minlength=len(counts)) > 0
         figures = metrics.group_accuracy(logits, labels, counts) | {"class mean": float(by_class[seen].mean())}
-        figures["ECE"] = metrics.expected_calibration_error(logits, labels)
+        bins = metrics.reliability(logits, labels)
+        gap = (bins["weight"] * (bins["confidence"] - bins["accuracy"]).abs()).sum()
+        figures["ECE"] = 100.0 * float(gap) if len(bins) else math.nan
         order = ("many", "medium", "few", "all", "class mean", "ECE")
         figures = {name: figures[name] for name in order}
-        return cls(logits.argmax(1), labels, by_class, figures, metrics.reliability(logits, labels))
+        return cls(logits.argmax(1), labels, by_class, figures, bins)
 
     @property
     def confusion(self) -> np.ndarray:
