@@ -223,6 +223,10 @@ class Deferred:
         """Set the weights of the next epoch, before which this share of training is done."""
         self.now.copy_(self.weights if done >= self.start else torch.ones_like(self.weights))
 
+    def weight_of(self, labels: Tensor) -> Tensor:
+        """What a batch with these labels [B] weighs in the mean over several: the sum of its weights."""
+        return self.now[labels].sum()
+
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.loss(logits, labels, self.now)
 

@@ -146,23 +146,30 @@ class TrainingStep:
         with self.engine.autocast():  # the network may run in bfloat16, the loss stays in float32
             logits = forward(inputs)
         logits = logits.float()
-        loss = self.loss_of(logits, labels) if shard else logits.sum()  # no images: zero, and so are its gradients
+        loss = self.loss_of(logits, labels, size)
         self.optimizer.zero_grad(set_to_none=True)
-        self.for_mean_over_processes(loss, len(shard), size).backward()
+        loss.backward()
         self.optimizer.step()  # adds weight decay to the gradient, then momentum
         self.project("step")
         self.count(loss, logits, labels, size)
 
-    def loss_of(self, logits: Tensor, labels: Tensor | Mixed) -> Tensor:
+    def loss_of(self, logits: Tensor, labels: Tensor | Mixed, size: int) -> Tensor:
         """The loss of a batch; of mixed images that of both labels, by their shares."""
         if not isinstance(labels, Mixed):
-            return self.loss(logits, labels)
-        share = labels.share.mean()  # the same for a whole batch
-        return share * self.loss(logits, labels.first) + (1 - share) * self.loss(logits, labels.second)
+            return self.mean_loss(logits, labels, size)
+        share = labels.share.mean() if len(labels.share) else 1.0  # the same for a whole batch
+        first, second = (self.mean_loss(logits, each, size) for each in (labels.first, labels.second))
+        return share * first + (1 - share) * second
 
-    def for_mean_over_processes(self, loss: Tensor, images: int, size: int) -> Tensor:
-        """A shard's loss, scaled so that the processes' mean of its gradients is the batch's, whatever their shards."""
-        return loss if self.group.size == 1 else loss * (images * self.group.size / size)
+    def mean_loss(self, logits: Tensor, labels: Tensor, size: int) -> Tensor:
+        """The loss of a batch of `size`; of a shard of it, scaled so that the processes' mean is the batch's."""
+        loss = self.loss(logits, labels) if len(labels) else logits.sum()  # no images: zero, and so are its gradients
+        if self.group.size == 1:
+            return loss
+        if isinstance(self.loss, Deferred):  # a mean by class weights, of which each shard has another sum
+            weight = self.loss.weight_of(labels)
+            return loss * (weight * self.group.size / self.group.sum(weight))
+        return loss * (len(labels) * self.group.size / size)
 
     def project(self, when: str) -> None:
         """Bring the classifier's rows back to their constraint, if it is held now."""
@@ -173,7 +180,7 @@ class TrainingStep:
         """Add a step's loss and hits to the epoch's, and move on in its order."""
         labels = labels.first if isinstance(labels, Mixed) else labels
         hits = (logits.detach().argmax(1) == labels).sum()
-        self.sums += torch.stack([loss.detach() * len(logits), hits])
+        self.sums += torch.stack([loss.detach() * (size / self.group.size), hits])
         self.position += size
 
     def begin_epoch(self, epoch: int) -> None:

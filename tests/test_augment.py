@@ -130,7 +130,7 @@ def test_the_loss_of_mixed_images_is_that_of_mixed_labels(small):  # noqa: F811
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     labels = losses.Mixed(torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([1, 1, 3, 0, 2, 2]), torch.full((6,), 0.7))
     soft = 0.7 * F.one_hot(labels.first, 4) + 0.3 * F.one_hot(labels.second, 4)
-    torch.testing.assert_close(trainer.step.loss_of(logits, labels), F.cross_entropy(logits, soft))
+    torch.testing.assert_close(trainer.step.loss_of(logits, labels, 6), F.cross_entropy(logits, soft))
 
 
 def test_repeated_images_are_cropped_anew(small):  # noqa: F811
@@ -187,4 +187,4 @@ def test_a_step_waits_for_nothing_on_its_device(small, choice):  # noqa: F811
     trainer = training.Trainer(models.build_model("resnet32", 4), ImageData(small, "cpu"), Recipe(1, batch_size=24))
     trainer.step.loss = losses.build_loss(loss, torch.tensor([32, 16, 12, 4]), "meta")
     assert images.shape == (24, 3, 8, 8)
-    assert trainer.step.loss_of(torch.zeros(24, 4, device="meta"), labels).shape == ()
+    assert trainer.step.loss_of(torch.zeros(24, 4, device="meta"), labels, 24).shape == ()

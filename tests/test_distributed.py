@@ -151,7 +151,9 @@ def test_logits_and_features_of_streamed_images_are_those_of_one_process(whole, 
 
 
 @several
-@pytest.mark.parametrize("what", ["trained", "trained classifier", "streamed training"])
+@pytest.mark.parametrize(
+    "what", ["trained", "trained, deferred", "trained, mixed", "trained classifier", "streamed training"]
+)
 def test_training_without_batch_norm_is_that_of_one_process(whole, alone, what):
     for process in whole[1]:
         torch.testing.assert_close(process["computed"][what], alone[what], rtol=1e-4, atol=1e-5, equal_nan=True)

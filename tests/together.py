@@ -51,9 +51,9 @@ def network(batch_norm: bool = True, classes: int = 4) -> models.CifarResNet:
     return model.to(memory_format=torch.channels_last)
 
 
-def trained(model: nn.Module, data: training.Data, loss: str = "ce") -> dict[str, Any]:
-    """What three epochs with weight decay and MaxNorm end with."""
-    recipe = recipes.Recipe(3, BATCH, lr=0.05, weight_decay=5e-3, loss=loss)
+def trained(model: nn.Module, data: training.Data, loss: str = "ce", epochs: int = 3) -> dict[str, Any]:
+    """What a few epochs with weight decay and MaxNorm end with."""
+    recipe = recipes.Recipe(epochs, BATCH, lr=0.05, weight_decay=5e-3, loss=loss)
     outcome = training.fit(model, data, recipe, regularizers.MaxNorm(0.4))
     history = torch.tensor(outcome.history.drop(columns="seconds").to_numpy())
     return {"weights": outcome.weights, "history": history, "logits": torch.tensor(outcome.logits["last", "flip"])}
@@ -91,6 +91,10 @@ def computed() -> dict[str, Any]:
         found[f"{mode} features"] = [*frozen.draw(BATCH, 0, 1), frozen.test_features(1, True)]
     found["trained classifier"] = trained(models.copy_classifier(network()), features("paper"), "cb-ce")
     found["trained"] = trained(network(batch_norm=False), first_stage.ImageData(small_set(), "cpu"))
+    # The last of five epochs weighs the classes.
+    found["trained, deferred"] = trained(network(False), first_stage.ImageData(small_set(), "cpu"), "ce-drw", 5)
+    mixed = first_stage.ImageData(small_set(), "cpu", mix="mixup")
+    found["trained, mixed"] = trained(network(False), mixed, "ce-drw", 5)
     found["batch-norm"] = trained(network(), first_stage.ImageData(small_set(), "cpu"))
     return found
 
@@ -109,18 +113,18 @@ def streamed(root: Path) -> dict[str, Any]:
         return found | {"streamed training": trained(model, images)}
 
 
-def first_stage(settings: FirstStage) -> runs.Result:
+def train_first_stage(settings: FirstStage) -> runs.Result:
     """The first notebook's way through a run, and its table."""
     data = small_set()
-    label, identity = settings.model("WD", settings.weight_decay)
+    label, identity = settings.run_key("WD", settings.weight_decay)
     run = runs.open_run(settings.out / "demo_1", label, identity, data.describe()["fingerprint"])
-    if settings.retrain or not run.finished:
-        run.begin(data, settings.device, settings.retrain)
+
+    def train() -> training.Outcome:
         images = (FatalImages if "KILL" in os.environ else first_stage.ImageData)(data, settings.device)
         recipe = settings.recipe(settings.weight_decay)
-        outcome = training.fit(network(), images, recipe, None, run.checkpoint, "WD", settings.engine)
-        run.save(outcome, data.class_counts)
-    result = run.load()
+        return training.fit(network(), images, recipe, None, run.checkpoint, "WD", settings.engine)
+
+    result = run.load_or_train(data, train, settings.device, data.class_counts, settings.retrain)
     runs.append_results(settings.out / "results.csv", [result])
     print("finished", flush=True)
     return result
@@ -136,13 +140,13 @@ def note_writes(event: str, arguments: tuple) -> None:
 if __name__ == "__main__":
     sys.addaudithook(note_writes)
     settings = FirstStage.read()
-    first_stage(settings)
+    train_first_stage(settings)
     if folder := os.environ.get("CHECKS"):
         from matplotlib import pyplot  # the other tests need not wait for it
 
         from ltr import plots
 
-        plots.show(pyplot.figure(), settings.figures / "figure.png")
+        plots.show(pyplot.figure(), settings.figures_folder / "figure.png")
         group = distributed.current()
         below = [path for path in written if path.startswith(str(settings.out))]
         of_files = streamed(Path(os.environ["TREE"]))

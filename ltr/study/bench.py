@@ -1,7 +1,7 @@
 """What the fast path is worth: it and a plain reference, timed in turn in one run.
 
     python -m ltr bench                        # what this machine can measure, into exp/benchmarks.csv
-    python -m ltr bench --only stage-1 --backbones resnet34
+    python -m ltr bench --only 'stage 1' --backbones resnet34
 
 The reference trains as the released code does: torchvision's transforms on PIL images in a DataLoader with
 workers, eager, float32 (TF32 where PyTorch's defaults use it), a test after every epoch. Both sides have the
@@ -265,7 +265,7 @@ def peak_mb(backbone: str, how: Engine) -> float:
         torch.cuda.reset_peak_memory_stats(how.device)
         training.train_epoch(ready(trainer(drawn(), backbone, how)))
         return torch.cuda.max_memory_allocated(how.device) / 1e6
-    code = f"from ltr import bench; bench.show_peak({backbone!r}, {str(how.device)!r}, {how.precision!r})"
+    code = f"from ltr.study import bench; bench.show_peak({backbone!r}, {str(how.device)!r}, {how.precision!r})"
     child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return float(child.stdout.split()[-1])
 
