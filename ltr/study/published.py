@@ -54,7 +54,7 @@ RELEASED = {
 
 WEIGHT_BALANCING = "Alshammari et al. 2022"
 DECAYED = f"{WEIGHT_BALANCING}, with weight decay"
-RERUN = "rerun by others"
+RERUN = "rerun by BagofTricks-LT"
 # Method, network, all at each of `FACTORS`, source. Best test epochs, recipes and augmentations differ: a figure says
 # how far a method is known to go, not what it adds here.
 METHODS = [
@@ -65,7 +65,7 @@ METHODS = [
     ("CB + WD", "resnet34", 52.42, 57.47, 67.96, DECAYED),
     ("CB + MaxNorm", "resnet34", 50.20, NAN, NAN, DECAYED),
     ("CB + WD + MaxNorm", "resnet34", 53.35, 57.71, 68.67, DECAYED),
-    ("Balanced Softmax", "resnet34", 52.8, NAN, NAN, f"{RERUN}, with weight decay"),
+    ("Balanced Softmax", "resnet34", 52.8, NAN, NAN, "a later paper's rerun, with weight decay"),
     ("LOS", "resnet34", 54.9, 58.8, 69.7, "Sun et al. 2025"),
     ("isotonic norms (SAMN)", "resnet32-wide", 54.0, 58.3, 70.1, "Zhang et al. 2026"),
     ("first stage alone", "resnet32", 38.3, 43.9, 55.7, f"{RERUN}, small weight decay"),
