@@ -493,7 +493,7 @@ class Problem:
             shape = len(self.names), self.sets.train.features.shape[1]
             zeros = torch.zeros(shape, device=self.sets.train.features.device)
             return embeddings.layer_of(zeros, zeros[:, 0])
-        return self.head.float(self.sets.scale)
+        return self.head.layer_for(self.sets.scale)
 
     def finished(self, classifier: nn.Linear, heat: float = 1.0) -> tuple[Tensor, Tensor | None]:
         """A classifier of scaled features as the owner's head: for the features as they came, of the owner's type."""
@@ -538,8 +538,9 @@ def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Pro
 
 
 def on_device(head: Head, device: torch.device) -> dict[str, Tensor | None]:
-    """A head's parts where the features are."""
-    return {"weight": head.weight.to(device), "bias": None if head.bias is None else head.bias.to(device)}
+    """Copies of a head's parts where the features are: the caller may write over what was brought."""
+    bias = None if head.bias is None else head.bias.to(device, copy=True)
+    return {"weight": head.weight.to(device, copy=True), "bias": bias}
 
 
 def labelled(x: Tensor, labels: np.ndarray, order: np.ndarray, name: str, like: Tensor) -> Embeddings:

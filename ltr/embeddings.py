@@ -22,6 +22,18 @@ from ltr.errors import InputError, clip
 # --- embeddings and labels ------------------------------------------------------------------------------------
 
 
+def as_array(values: Any, name: str, what: str) -> np.ndarray:
+    """Values as an array.
+
+    Raises:
+        InputError: their rows are of different lengths.
+    """
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{name}: {what} must be an array, got {clip(type(values).__name__)} ({error})") from error
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """Features of images and their classes; what methods of the second stage learn from.
@@ -72,7 +84,7 @@ def read_features(values: Any, name: str) -> Tensor:
         values = values.detach()
         number = not (values.is_complex() or values.dtype == torch.bool)
     else:
-        values = np.asarray(values)
+        values = as_array(values, name, "features")
         number = values.dtype.kind in "fiu"
     if values.ndim != 2 or 0 in values.shape or not number:
         raise InputError(f"{name}: features must be numbers [N, D], got {values.dtype} {list(values.shape)}")
@@ -92,7 +104,7 @@ def read_labels(values: Any, size: int, name: str) -> np.ndarray:
     Raises:
         InputError: they are neither, or not as many as the features.
     """
-    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else as_array(values, name, "labels")
     if values.dtype == object and all(isinstance(value, str) for value in values.flat):
         values = values.astype(str)  # a column of a data frame
     if values.ndim != 1 or values.dtype.kind not in "iuU":
@@ -141,7 +153,7 @@ def order_of_classes(labels: np.ndarray, rows: int | None, classes: Any = None, 
     if text != (order.dtype.kind == "U"):
         raise InputError(f"classes: must be of the labels' kind, got {order.dtype} for labels of {labels.dtype}")
     if rows is not None and len(order) != rows:
-        hint = "" if classes is not None else "; classes gives the order of rows"
+        hint = "" if classes is not None else "; classes (in a file: names) gives the order of rows"
         raise InputError(f"head: must have a row for each of {len(order)} classes, got {rows} rows{hint}")
     if len(order) < 2:
         raise InputError(f"train: must have at least 2 classes, got {len(order)}")
@@ -237,8 +249,8 @@ class Head:
     layer: str = ""
 
     def __post_init__(self) -> None:
-        if self.weight.dim() != 2 or not self.weight.is_floating_point() or len(self.weight) < 2:
-            got = f"{self.weight.dtype} {list(self.weight.shape)}"
+        if self.weight is None or self.weight.dim() != 2 or not self.weight.is_floating_point() or len(self.weight) < 2:
+            got = "None" if self.weight is None else f"{self.weight.dtype} {list(self.weight.shape)}"
             raise InputError(f"head: weight must be numbers [C, D] with a row for each of several classes, got {got}")
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
             raise InputError(f"head: bias must be [{len(self.weight)}], got {list(self.bias.shape)}")
@@ -247,7 +259,7 @@ class Head:
             if values is not None and not values.isfinite().all():
                 raise InputError(f"head: {name} must be finite, got NaN or infinity")
 
-    def float(self, scale: float = 1.0) -> nn.Linear:
+    def layer_for(self, scale: float) -> nn.Linear:
         """In float32, for features that are `scale` times the owner's; zeros where it has no bias."""
         weight = self.weight.float()
         bias = weight.new_zeros(len(weight)) if self.bias is None else self.bias.float()
@@ -300,6 +312,20 @@ def from_estimator(estimator: Any) -> Head:
     return Head(weight, bias, np.asarray(estimator.classes_))
 
 
+def from_pair(weight: Any, bias: Any, layer: str) -> Head:
+    """A head of arrays or tensors.
+
+    Raises:
+        InputError: they are something else.
+    """
+    try:
+        parts = [None if values is None else torch.as_tensor(values).detach() for values in (weight, bias)]
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{clip(type(weight).__name__)} and {clip(type(bias).__name__)}"
+        raise InputError(f"head: must be numbers, weight [C, D] and bias [C] or None, got {got}") from error
+    return Head(*parts, layer=layer)
+
+
 def read_head(head: Any, layer: str | None, features: int) -> Head | None:
     """A head in any of its forms.
 
@@ -323,8 +349,7 @@ def read_head(head: Any, layer: str | None, features: int) -> Head | None:
     elif isinstance(head, Mapping):
         found = from_state(head, layer, features)
     elif isinstance(head, (tuple, list)) and len(head) == 2:
-        weight, bias = (None if values is None else torch.as_tensor(values).detach() for values in head)
-        found = Head(weight, bias, layer=layer or "")
+        found = from_pair(*head, layer or "")
     else:
         forms = "a linear layer, (weight, bias or None), an estimator with coef_, or a state dict and a layer's name"
         raise InputError(f"head: must be {forms}, got {clip(type(head).__name__)}")

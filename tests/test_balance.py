@@ -277,6 +277,15 @@ def test_a_head_is_written_into_a_model_by_name(result, sets):
     assert torch.equal(model[1].weight, result.head("tau-norm").weight)
 
 
+def test_writing_over_the_head_does_not_change_the_result(head, sets):
+    layer = embeddings.layer_of(head.weight, head.bias)
+    result = balance(layer, **sets)
+    result.write_into(layer)
+    assert torch.equal(result.head(FIRST).weight, head.weight)
+    result.write_into(layer, method=FIRST)
+    assert torch.equal(layer.bias, head.bias)
+
+
 def test_a_layer_without_bias_takes_no_method_that_needs_one(result):
     layer = nn.Linear(10, C, bias=False)
     before = layer.weight.detach().clone()
@@ -499,6 +508,7 @@ def damaged(folder: Path) -> None:
     labels = np.zeros(2, int)
     np.savez(folder / "objects.npz", features=np.array([Evil()]), labels=labels)
     np.savez(folder / "lacking.npz", features=np.ones((2, 2)))
+    np.savez(folder / "names.npz", features=np.eye(3, 10), labels=["a", "b", "c"], names=["a", "b", "b"])
     np.savez(folder / "longer.npz", features=np.ones((2, 10)), labels=np.arange(3))
     np.savez(folder / "nan.npz", features=np.array([[1.0] * 10, [np.nan] * 10]), labels=np.array(NAMES[:2]))
     np.savez(folder / "stranger.npz", features=np.random.default_rng(5).normal(size=(2, 10)), labels=["x", NAMES[0]])
@@ -518,7 +528,7 @@ BAD = [
     (["--train", "absent.npz"], "--train"),
     (["--train", "."], "--train"),
     *([["--train", f"{name}"], "--train"] for name in ("text.npz", "pickle.npz", "array.npy", "objects.npz")),
-    *([["--train", f"{name}.npz"], "--train"] for name in ("lacking", "longer", "nan", "cut", "flipped")),
+    *([["--train", f"{name}.npz"], "--train"] for name in ("lacking", "longer", "nan", "cut", "flipped", "names")),
     (["--train", "train.npz"], "--validation"),
     (["--train", "train.npz", *HEAD], "--validation"),
     (["--train", "train.npz", *HEAD, "--validation-share", "0.2"], "--validation"),
@@ -587,13 +597,32 @@ def test_mistakes_name_their_row(head, sets):
 def test_mistakes_of_shape_and_kind(head, sets):
     x, y = sets["train"]
     rest = {"validation": sets["validation"]}
-    for train in ((x, y[:-1]), (x[0], y), (x, y.astype(float)), (x > 0, y), (x[:0], y[:0]), x, (x, y[:, None])):
+    for train in (
+        (x, y[:-1]),
+        (x[0], y),
+        (x, y.astype(float)),
+        (x > 0, y),
+        ([[1.0], [1.0, 2.0]], [0, 1]),
+        (x, [[0], [1, 2]]),
+        (x[:0], y[:0]),
+        x,
+        (x, y[:, None]),
+    ):
         assert complaint(head, train, **rest).startswith("train: ")
     missing = np.flatnonzero(y != 5)
     assert "5 has none" in complaint(head, (x[missing], y[missing]), **rest)
     assert complaint(head, (x, y + 1), **rest).startswith("train: labels")
     assert complaint(head, (x, np.array(NAMES)[y]), **rest).startswith("validation: labels")
-    for bad in (nn.Linear(9, C), nn.Linear(10, 11), nn.Conv2d(10, C, 1), "fc", (torch.ones(C), None), 3):
+    for bad in (
+        nn.Linear(9, C),
+        nn.Linear(10, 11),
+        nn.Conv2d(10, C, 1),
+        "fc",
+        (torch.ones(C), None),
+        ("w", "b"),
+        ([[1], [2, 3]], None),
+        3,
+    ):
         assert re.match("(head|layer|train): ", complaint(bad, sets["train"], **rest))
     assert complaint((head.weight, torch.zeros(3)), sets["train"], **rest).startswith("head: bias")
     assert complaint((head.weight * torch.nan, None), sets["train"], **rest).startswith("head: weight")

@@ -165,8 +165,13 @@ def run(options: Options) -> Balanced:
         try:
             return balance(**inputs, **told, say=lambda line: print(line, flush=True))
         except InputError as error:
-            name, _, message = str(error).partition(":")
-            raise InputError(f"{flag(name)}:{message}") from error
+            raise InputError(of_options(str(error))) from error
+
+
+def of_options(message: str) -> str:
+    """A message about an argument as one about the option that gave it."""
+    name, _, rest = message.partition(":")
+    return f"--train: {message}" if name in ("names", "classes") else f"{flag(name)}:{rest}"
 
 
 def shown(result: Balanced) -> str:
