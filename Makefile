@@ -1,4 +1,4 @@
-# make demo | test | check | reproduce | table-1 | notebooks | scripts | tables. ARGS="--backbone resnet34 ..." adds options.
+# make demo | test | check | soak | reproduce | table-1 | notebooks | scripts | tables. ARGS="--backbone resnet34 ..." adds options.
 PYTHON ?= python3
 ARGS ?=
 ARGS1 ?= $(ARGS)
@@ -9,20 +9,21 @@ EPOCHS ?= 320
 SEEDS ?= 0 1 2
 OF = --backbone $(BACKBONE) --imbalance-factor $(IMBALANCE_FACTOR)
 BIN := .venv/bin
+INSTALL ?= $(BIN)/python -m pip install --quiet
 ONE := demo1_first-stage-training
 TWO := demo2_second-stage-training
 EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 \
 	--ExecutePreprocessor.record_timing=False --log-level=WARN
 
-.PHONY: demo test check reproduce table-1 notebooks scripts tables clean
+.PHONY: demo test check soak reproduce table-1 notebooks scripts tables clean
 
 .venv/.installed: requirements.txt pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	touch $@
 
 .venv/.developer: .venv/.installed
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(INSTALL) -e ".[dev]"
 	touch $@
 
 # Both notebooks on the embedded set, into build/demo; nothing that is in git changes.
@@ -42,11 +43,15 @@ demo: .venv/.installed
 test: .venv/.developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # The same without the tests that run whole scripts, notebooks or several processes.
-check: override ARGS += -m "not slow"
+check: override ARGS += -m "not slow and not soak"
 check: test
+
+# Real kills of the real scripts, twenty times.
+soak: .venv/.developer
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak $(ARGS)
 
 # The paper's job; CIFAR-100 is downloaded by torchvision where it is not in data/.
 reproduce: .venv/.installed

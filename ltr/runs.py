@@ -248,6 +248,12 @@ class Result:
         settings = self.config["settings"]
         return settings["method"] + (f" ({settings['mode']})" if settings.get("mode") else "")
 
+    @property
+    def row(self) -> tuple[str, str]:
+        """Method and mode of a second stage, as tables order them."""
+        settings = self.config["settings"]
+        return settings["method"], settings.get("mode") or ""
+
     def provenance(self) -> str:
         """Which run it is, on what it ran and for how long."""
         device, seconds = self.config["environment"]["device"], self.summary["seconds"]

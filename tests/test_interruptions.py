@@ -1,7 +1,7 @@
 """The real scripts, stopped and started again, end where uninterrupted ones end.
 
-SIGTERM and Ctrl-C are answered. SIGKILL, twenty times over both stages, cannot be: what holds after it holds
-because of what lay on the disk.
+SIGTERM and Ctrl-C are answered. SIGKILL, six times over both stages (`make soak`: twenty), cannot be: what holds after
+it holds because of what lay on the disk.
 """
 
 import json
@@ -65,7 +65,11 @@ def count_finished(out: Path) -> int:
 
 
 # Each stage's kills: what to wait for, and the largest share of a whole run's time to wait beyond it.
-PLAN = (
+SIX = (
+    [(working, 0.2), (saving, 0.0), (between, 0.0)],
+    [(working, 0.2), (saving, 0.0), (evaluating, 0.0)],
+)
+TWENTY = (
     [(working, 0.2)] * 5 + [(saving, 0.0)] * 4 + [(between, 0.0), (evaluating, 0.0), (between, 0.02)],
     [(working, 0.2)] * 4 + [(saving, 0.0)] * 2 + [(evaluating, 0.0), (between, 0.01)] * 2,
 )
@@ -147,10 +151,10 @@ def assert_loadable(out: Path) -> None:
             assert load_checkpoint(folder / "checkpoint.pt")
 
 
-def survive(out: Path, times: list[float]) -> Iterator[tuple[str, str]]:
+def survive(out: Path, times: list[float], plan: tuple) -> Iterator[tuple[str, str]]:
     """Run both scripts with all their kills; yields each kill's kind ("" for none) and what the script had shown."""
     chance, log = random.Random(7), out / "log"
-    for stage, kills in enumerate(PLAN):
+    for stage, kills in enumerate(plan):
         for moment, share in kills if stage else sorted(kills, key=lambda kill: kill[0] is between):
             hit = kill_at(start(stage, out, log), moment, chance.uniform(0.1, 1) * share * times[stage], out, log)
             assert_loadable(out)
@@ -159,9 +163,12 @@ def survive(out: Path, times: list[float]) -> Iterator[tuple[str, str]]:
         yield "", log.read_text()
 
 
-def test_twenty_kills_change_nothing(uninterrupted, tmp_path, report):
+@pytest.mark.parametrize(
+    ("plan", "least"), [(SIX, 5), pytest.param(TWENTY, 20, marks=pytest.mark.soak)], ids=["six", "twenty"]
+)
+def test_kills_change_nothing(uninterrupted, tmp_path, report, plan, least):
     expected, times, _ = uninterrupted
-    killed, shown = zip(*survive(tmp_path, times), strict=True)
+    killed, shown = zip(*survive(tmp_path, times, plan), strict=True)
     kinds = Counter(filter(None, killed))
     epochs = Counter(line.split(":")[0] for log in shown for line in log.splitlines() if ": loss " in line)
     repeated, resumed = sum(epochs.values()) - len(epochs), sum(log.count("resuming at epoch") for log in shown)
@@ -171,8 +178,8 @@ def test_twenty_kills_change_nothing(uninterrupted, tmp_path, report):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert_equal(found[name], value)
-    assert sum(kinds.values()) >= 20
-    assert set(kinds) == {moment.__name__ for kills in PLAN for moment, _ in kills}
+    assert sum(kinds.values()) >= least
+    assert least < 20 or set(kinds) == {moment.__name__ for kills in plan for moment, _ in kills}
     assert resumed
 
 

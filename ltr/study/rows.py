@@ -1,6 +1,6 @@
 """The rows of the paper's Table 1 on one first stage: each is trained, or loaded where it is finished."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -193,22 +193,20 @@ class Rows:
         """What a row takes of a mode's values, see `methods.Method.values`."""
         return METHODS[name].values(self.modes[mode], self.settings.stage1_weight_decay)
 
-    def in_all_modes(self, names: Sequence[str]) -> dict[tuple[str, str], runs.Result]:
-        """Rows by name and mode; where the published values change nothing about a row, it comes once.
+    def in_all_modes(self, names: Sequence[str]) -> Iterator[runs.Result]:
+        """Rows in each mode, one after another; where the published values change nothing about a row, it comes once.
 
         From shipped features the classifier alone learns; on streamed images more layers learn in the paper's mode
         alone, as each epoch reads all images.
         """
-        found = {}
         for mode in self.modes:
             for name in names:
                 layers = METHODS[name].layers
                 possible = layers == 1 or not (self.sources.shipped or (self.sources.streamed and mode != "paper"))
                 same = mode == "published" and self.values(name, mode) == self.values(name, "paper")
                 if possible and not same:
-                    found[name, mode] = self.learned(name, mode)
+                    yield self.learned(name, mode)
         self.sources.maps.clear()
-        return found
 
 
 def open_rows(settings: SecondStage, data: LongTailed | None, absent: Exception | None = None) -> Rows:
