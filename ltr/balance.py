@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltr import __version__, embeddings, metrics
-from ltr.embeddings import Embeddings, Head, features
+from ltr.embeddings import Brought, Embeddings, Head, features
 from ltr.errors import InputError, clip
 from ltr.losses import cross_entropy
 from ltr.methods import BALANCERS, Balancer, Setting, Settings, combinations, logit_adjustment, train
@@ -487,6 +487,11 @@ class Problem:
     sets: Sets
     names: tuple[str, ...]
 
+    @classmethod
+    def of(cls, brought: Brought) -> "Problem":
+        """Scale the features of what was brought."""
+        return cls(brought.head, Sets.of(brought.train, brought.validation, brought.test), brought.names)
+
     def start(self) -> nn.Linear:
         """The head for scaled features; zeros where there is none."""
         if self.head is None:
@@ -504,92 +509,14 @@ class Problem:
         return weight.to(like), None if self.head.bias is None else bias.to(like)
 
 
-def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Problem:
-    """Check everything that the caller brings.
-
-    Args:
-        given: train, validation and test, each a pair or None.
-        options: layer, classes, names, validation_share and seed, see `balance`.
-
-    Raises:
-        InputError: something does not fit.
-    """
-    pairs = {name: embeddings.read_pair(pair, name) for name, pair in given.items() if pair is not None}
-    x, labels = pairs["train"]
-    found = embeddings.read_head(head, options["layer"], x.shape[1])
-    classes = options["classes"] if found is None or found.classes is None else found.classes
-    names = options["names"]
-    order = embeddings.order_of_classes(labels, None if found is None else len(found.weight), classes, names)
-    names = order if names is None else np.asarray(names)
-    if names.ndim != 1 or len(names) != len(order):
-        raise InputError(f"names: must be one for each of {len(order)} classes, got {list(names.shape)}")
-    names = tuple(map(str, names))
-    sets = {name: labelled(*pair, order, name, x) for name, pair in pairs.items()}
-    check_classes(sets["train"], names)
-    if "validation" not in sets:
-        share = check_share(options["validation_share"], found)
-        sets["train"], sets["validation"] = embeddings.split(sets["train"], share, names, options["seed"])
-    elif options["validation_share"] is not None:
-        raise InputError("validation_share: must not be given with validation")
-    embeddings.check_apart({name: sets[name] for name in given if name in sets})
-    if found is not None:
-        found = dataclasses.replace(found, **on_device(found, x.device))
-    return Problem(found, Sets.of(sets["train"], sets["validation"], sets.get("test")), names)
-
-
-def on_device(head: Head, device: torch.device) -> dict[str, Tensor | None]:
-    """Copies of a head's parts where the features are: the caller may write over what was brought."""
-    bias = None if head.bias is None else head.bias.to(device, copy=True)
-    return {"weight": head.weight.to(device, copy=True), "bias": bias}
-
-
-def labelled(x: Tensor, labels: np.ndarray, order: np.ndarray, name: str, like: Tensor) -> Embeddings:
-    """A set whose labels are rows of the head, on the device of the training features.
-
-    Raises:
-        InputError: a label is unknown to training, or the features are of another dimension.
-    """
-    if x.shape[1] != like.shape[1]:
-        raise InputError(f"{name}: features must be [N, {like.shape[1]}] as those of train, got {list(x.shape)}")
-    rows = embeddings.rows_of(labels, order, name)
-    return Embeddings(x.to(like.device), rows.to(like.device), len(order))
-
-
-def check_classes(data: Embeddings, names: Sequence[str]) -> None:
-    """See that every class can be learned.
-
-    Raises:
-        InputError: one has no training images.
-    """
-    missing = np.flatnonzero(data.class_counts == 0)
-    if len(missing):
-        raise InputError(
-            f"train: each class must have at least one image, {clip(names[missing[0]])} has none ({len(missing)} such)"
-        )
-
-
-def check_share(share: Any, head: Head | None) -> float:
-    """See that validation images may be taken away from the training ones.
-
-    Raises:
-        InputError: there is no share, or the head has learned from these images.
-    """
-    if head is not None:
-        raise InputError("validation: must be given with a head, which has learned the training images")
-    if share is None:
-        raise InputError("validation: must be given, or without a head validation_share")
-    if not isinstance(share, (int, float)) or not 0 < share < 1:
-        raise InputError(f"validation_share: must be above 0 and below 1, got {clip(share)}")
-    return float(share)
-
-
 def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str, Balancer]:
     """Methods by name, the first stage before all others; of a head without bias those that need none.
 
     Raises:
         InputError: a name is not known, or a named method needs a bias.
     """
-    wanted = METHODS.get(methods, (methods,)) if isinstance(methods, str) else tuple(methods)
+    family = METHODS.get(methods) if isinstance(methods, str) else None
+    wanted = family or ((methods,) if isinstance(methods, str) else tuple(methods))
     for name in wanted:
         if name not in BALANCERS:
             hint = nearest(str(name), [*METHODS, *BALANCERS])
@@ -598,7 +525,7 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
     if head is None or head.bias is not None:
         return chosen
     for name in wanted:
-        if name not in NO_BIAS and not isinstance(methods, str):
+        if name not in NO_BIAS and family is None:
             raise InputError(f"methods: must need no bias, as the head has none, got {name}")
     chosen = {name: method for name, method in chosen.items() if name in NO_BIAS}
     if "NCM" in chosen:
@@ -684,7 +611,7 @@ def balance(
         raise InputError(f"score: must be one of {', '.join(SCORES)}, got {clip(score)}{hint}")
     given = {"train": train, "validation": validation, "test": test}
     options = {"layer": layer, "classes": classes, "names": names, "validation_share": validation_share, "seed": seed}
-    problem = read(head, given, options)
+    problem = Problem.of(embeddings.read(head, given, options))
     chosen = choose_methods(methods, problem.head)
     result = run(problem, chosen, recipe_for(len(problem.sets.train), seed), score, say or (lambda line: None))
     for line in result.warnings:

@@ -7,7 +7,7 @@ and nothing has been done yet. Row k of a head belongs to class k of `classes`, 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -183,6 +183,21 @@ def digests(features: Tensor) -> dict[bytes, int]:
     for row, values in enumerate(features.cpu().numpy()):
         found.setdefault(hashlib.blake2b(values.tobytes(), digest_size=16).digest(), row)
     return found
+
+
+def check_once(data: Embeddings) -> None:
+    """See that no training image stands there twice, where a share of them is to validate.
+
+    Raises:
+        InputError: two rows of features are equal.
+    """
+    found = digests(data.features)
+    if len(found) < len(data):
+        again = min(set(range(len(data))) - set(found.values()))
+        raise InputError(
+            f"validation_share: train must have no row of features twice, but row {again} is there before "
+            f"({len(data) - len(found)} such)"
+        )
 
 
 def check_apart(sets: Mapping[str, Embeddings]) -> None:
@@ -381,6 +396,106 @@ def write(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
         layer.weight.copy_(weight)
         if layer.bias is not None:
             layer.bias.copy_(bias)
+
+
+# --- both -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Brought:
+    """Everything that is to be balanced, checked.
+
+    Attributes:
+        head: None where there is none yet.
+        test: None where there is none.
+        names: of the classes, [C].
+    """
+
+    head: Head | None
+    train: Embeddings
+    validation: Embeddings
+    test: Embeddings | None
+    names: tuple[str, ...]
+
+
+def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Brought:
+    """Check everything that the caller brings.
+
+    Args:
+        given: train, validation and test, each a pair or None.
+        options: layer, classes, names, validation_share and seed, see `balance`.
+
+    Raises:
+        InputError: something does not fit.
+    """
+    pairs = {name: read_pair(pair, name) for name, pair in given.items() if pair is not None}
+    x, labels = pairs["train"]
+    found = read_head(head, options["layer"], x.shape[1])
+    classes = options["classes"] if found is None or found.classes is None else found.classes
+    names = options["names"]
+    order = order_of_classes(labels, None if found is None else len(found.weight), classes, names)
+    names = order if names is None else np.asarray(names)
+    if names.ndim != 1 or len(names) != len(order):
+        raise InputError(f"names: must be one for each of {len(order)} classes, got {list(names.shape)}")
+    names = tuple(map(str, names))
+    sets = {name: labelled(*pair, order, name, x) for name, pair in pairs.items()}
+    check_classes(sets["train"], names)
+    if "validation" not in sets:
+        share = check_share(options["validation_share"], found)
+        check_once(sets["train"])
+        sets["train"], sets["validation"] = split(sets["train"], share, names, options["seed"])
+    elif options["validation_share"] is not None:
+        raise InputError("validation_share: must not be given with validation")
+    check_apart({name: sets[name] for name in given if name in sets})
+    if found is not None:
+        found = replace(found, **on_device(found, x.device))
+    return Brought(found, sets["train"], sets["validation"], sets.get("test"), names)
+
+
+def on_device(head: Head, device: torch.device) -> dict[str, Tensor | None]:
+    """Copies of a head's parts where the features are: the caller may write over what was brought."""
+    bias = None if head.bias is None else head.bias.to(device, copy=True)
+    return {"weight": head.weight.to(device, copy=True), "bias": bias}
+
+
+def labelled(x: Tensor, labels: np.ndarray, order: np.ndarray, name: str, like: Tensor) -> Embeddings:
+    """A set whose labels are rows of the head, on the device of the training features.
+
+    Raises:
+        InputError: a label is unknown to training, or the features are of another dimension.
+    """
+    if x.shape[1] != like.shape[1]:
+        raise InputError(f"{name}: features must be [N, {like.shape[1]}] as those of train, got {list(x.shape)}")
+    rows = rows_of(labels, order, name)
+    return Embeddings(x.to(like.device), rows.to(like.device), len(order))
+
+
+def check_classes(data: Embeddings, names: Sequence[str]) -> None:
+    """See that every class can be learned.
+
+    Raises:
+        InputError: one has no training images.
+    """
+    missing = np.flatnonzero(data.class_counts == 0)
+    if len(missing):
+        raise InputError(
+            f"train: each class must have at least one image, {clip(names[missing[0]])} has none ({len(missing)} such)"
+        )
+
+
+def check_share(share: Any, head: Head | None) -> float:
+    """See that validation images may be taken away from the training ones.
+
+    Raises:
+        InputError: there is no share, or the head has learned from these images.
+    """
+    if head is not None:
+        raise InputError("validation: must be given with a head, which has learned the training images")
+    if share is None:
+        raise InputError("validation: must be given, or without a head validation_share")
+    if not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise InputError(f"validation_share: must be above 0 and below 1, got {clip(share)}")
+    return float(share)
 
 
 # --- features of a model --------------------------------------------------------------------------------------

@@ -70,6 +70,12 @@ def logits(layer: nn.Linear, pair_) -> np.ndarray:
     return layer(torch.as_tensor(pair_[0])).detach().float().numpy()
 
 
+def problem_of(head: nn.Linear, sets: dict) -> module.Problem:
+    """What `balance` makes of its arguments."""
+    options = dict.fromkeys(("layer", "classes", "names", "validation_share", "seed"))
+    return module.Problem.of(embeddings.read(head, sets, options))
+
+
 def complaint(*args, **kwargs) -> str:
     """The one line that a call ends in."""
     with pytest.raises(InputError) as caught:
@@ -352,7 +358,7 @@ def test_warnings(head, sets):
 
 
 def test_a_setting_that_diverges_is_never_chosen(head, sets):
-    problem = module.read(head, sets, dict.fromkeys(("layer", "classes", "names", "validation_share", "seed")))
+    problem = problem_of(head, sets)
 
     def diverges(first, data, recipe, settings):
         return [embeddings.layer_of(first.weight + one["value"], first.bias) for one in settings]
@@ -363,7 +369,7 @@ def test_a_setting_that_diverges_is_never_chosen(head, sets):
 
 
 def test_a_large_grid_is_thinned_and_a_small_one_is_not(head, sets, monkeypatch):
-    problem = module.read(head, sets, dict.fromkeys(("layer", "classes", "names", "validation_share", "seed")))
+    problem = problem_of(head, sets)
     seen = []
 
     def fit(first, data, recipe, settings):
@@ -634,10 +640,15 @@ def test_mistakes_of_options(head, sets):
     assert "did you mean macro?" in complaint(head, **sets, score="makro")
     assert "did you mean tau-norm?" in complaint(head, **sets, methods=["taunorm"])
     assert complaint((head.weight, None), **sets, methods=["CB"]).startswith("methods: must need no bias")
+    assert complaint((head.weight, None), **sets, methods="CB").startswith("methods: must need no bias")
     assert complaint(head, **sets, names=NAMES[1:]).startswith("names: ")
     assert complaint(head, **sets, classes=[0] * C).startswith("classes: ")
     assert complaint(head, **sets, classes=range(11)).startswith("head: ")
     assert complaint(None, sets["train"], validation_share=2).startswith("validation_share: ")
+    twice = torch.cat([sets["train"][0], sets["train"][0][4:5]]), np.append(sets["train"][1], sets["train"][1][4])
+    message = complaint(None, twice, validation_share=0.2)
+    assert message.startswith("validation_share: ")
+    assert f"row {len(sets['train'][1])} is there before (1 such)" in message
     lonely = np.concatenate([[0], np.flatnonzero(sets["train"][1] != sets["train"][1][0])])
     assert "has 1" in complaint(None, (sets["train"][0][lonely], sets["train"][1][lonely]), validation_share=0.5)
 
