@@ -481,16 +481,19 @@ class Problem:
     Attributes:
         head: None where there is none yet.
         names: of the classes, [C].
+        repeated: test images that stand in another set too.
     """
 
     head: Head | None
     sets: Sets
     names: tuple[str, ...]
+    repeated: int
 
     @classmethod
     def of(cls, brought: Brought) -> "Problem":
         """Scale the features of what was brought."""
-        return cls(brought.head, Sets.of(brought.train, brought.validation, brought.test), brought.names)
+        sets = Sets.of(brought.train, brought.validation, brought.test)
+        return cls(brought.head, sets, brought.names, brought.repeated)
 
     def start(self) -> nn.Linear:
         """The head for scaled features; zeros where there is none."""
@@ -551,6 +554,8 @@ def careful(problem: Problem, tuned: Mapping[str, Tuned], before: Evaluation) ->
         lines.append(f"chosen at an edge of the grid, beyond which may be better: {'; '.join(edges)}")
     if not problem.sets.has_test:
         lines.append("no test set: figures are of the validation images, which chose, and flatter the methods")
+    if problem.repeated:
+        lines.append(f"{problem.repeated} test images stand in training or validation too")
     if problem.head is not None and before.figures["class mean"] < 110 / len(counts):
         lines.append(
             "the head as it was is hardly better than chance: are its rows in the order of the classes, and the "

@@ -353,6 +353,12 @@ def test_warnings(head, sets):
         other = balance(head, sets["train"], (x[keep], y[keep]))
     assert any(line.startswith("no test set") for line in other.warnings)
     assert other.tested_on == "validation"
+    x, y = sets["test"]
+    repeated = torch.cat([x, sets["train"][0][:2]]), np.append(y, sets["train"][1][:2])
+    assert (
+        "2 test images stand in training or validation too"
+        in balance(head, sets["train"], sets["validation"], repeated).warnings
+    )
     wrong = balance((head.weight.roll(1, 0), head.bias.roll(1, 0)), **sets)
     assert any("hardly better than chance" in line for line in wrong.warnings)
 
@@ -617,6 +623,7 @@ def test_mistakes_of_shape_and_kind(head, sets):
         assert complaint(head, train, **rest).startswith("train: ")
     missing = np.flatnonzero(y != 5)
     assert "5 has none" in complaint(head, (x[missing], y[missing]), **rest)
+    assert complaint(head, None, **rest).startswith("train: ")
     assert complaint(head, (x, y + 1), **rest).startswith("train: labels")
     assert complaint(head, (x, np.array(NAMES)[y]), **rest).startswith("validation: labels")
     for bad in (
