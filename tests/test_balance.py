@@ -505,6 +505,23 @@ def test_the_command_without_a_head(folder, capsys, monkeypatch):
     assert list(torch.load(folder / "balanced" / "head.pt", weights_only=True)) == ["weight", "bias"]
 
 
+def test_the_command_on_a_head_without_bias(folder, capsys, monkeypatch):
+    monkeypatch.setattr(balance_report, "html", lambda result: "")
+    torch.save({"fc.weight": torch.load("model.pt", weights_only=True)["state_dict"]["fc.weight"]}, "weight.pt")
+    command.main([*SETS, "--head", "weight.pt"])
+    assert list(torch.load(folder / "balanced" / "head.pt", weights_only=True)) == ["fc.weight"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_page_of_few_classes_and_missing_validation_images(classes):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(classes), 6)
+    x = rng.normal(size=(len(labels), 4)) + labels[:, None]
+    result = balance(None, (x, labels), (x[:6] + 0.1, labels[:6]), methods="all")
+    assert np.isnan(result.per_class["accuracy after"][1])
+    assert "What it costs" in balance_report.html(result)
+
+
 class Evil:
     """Would leave a file behind if it were ever unpickled."""
 

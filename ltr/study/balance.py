@@ -69,7 +69,8 @@ def parse(arguments: Sequence[str]) -> Options:
     fields = {field.name: field for field in dataclasses.fields(Options)}
     for name, field in fields.items():
         default = "none" if field.default is None else field.default
-        text = f"{field.metadata['help']}: {allowed(field.metadata)} (default: {default})"
+        kind = "a file" if field.metadata["read"] is file else allowed(field.metadata)
+        text = f"{field.metadata['help']}: {kind} (default: {default})"
         parser.add_argument(flag(name), action=Once, metavar=name.upper(), help=text)
     given = vars(parser.parse_args(join_negative(arguments)))
     values = {name: check(name, text, fields[name].metadata) for name, text in given.items() if text is not None}
@@ -171,7 +172,9 @@ def run(options: Options) -> Balanced:
 def of_options(message: str) -> str:
     """A message about an argument as one about the option that gave it."""
     name, _, rest = message.partition(":")
-    return f"--train: {message}" if name in ("names", "classes") else f"{flag(name)}:{rest}"
+    if name in ("names", "classes"):
+        return f"--train: {message}"
+    return flag(name) + ":" + rest.replace("validation_share", flag("validation_share"))
 
 
 def shown(result: Balanced) -> str:
