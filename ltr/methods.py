@@ -427,11 +427,11 @@ class Method:
             values["max_norm"] = values["max_norm_every"] = None
         return values
 
-    def constrain(self, mode: Mapping[str, Any]) -> Constraint | None:
-        """The row's constraint with a mode's radius; None where it has none."""
+    def constrain(self, radius: float | None, every: str) -> Constraint | None:
+        """The row's constraint, with this radius if it has one; None where it has none."""
         if self.constraint == "L2norm":
-            return L2Norm(mode["max_norm_every"])
-        return MaxNorm(mode["max_norm"], mode["max_norm_every"]) if self.constraint == "MaxNorm" else None
+            return L2Norm(every)
+        return MaxNorm(radius, every) if self.constraint == "MaxNorm" else None
 
 
 # The order of the table; names are those of `published.TABLE_1`.

@@ -50,7 +50,7 @@ UNUSED = {
     **recipes.LATER,
 }
 # These decide no result; `stage1` is a run's `stage1_run`.
-ELSEWHERE = ("preset", "data_root", "workers", "device", "out", "retrain", "compile", "graph", "stage1")
+ELSEWHERE = ("preset", "data_root", "workers", "device", "out", "retrain", "compile", "graph", "stage1", "tuned_on")
 # What a second stage must share with the first one that it starts from.
 OF_THE_BASE = (
     *("dataset", "imbalance_factor", "profile", "choice", "hold_out", "normalization", "backbone", "seed"),
@@ -329,6 +329,7 @@ class SecondStage(Common):
     max_norm: float = option(None, "MaxNorm's radius", real, above=0)
     tau: float = option(None, "of tau-normalisation", real, low=0, high=10)
     naive_tau: float = option(None, "of tau-normalisation without weight decay in stage 1", real, low=0, high=10)
+    tuned_on: str = option(None, "the run of `ltr tune` whose values every row takes")
 
     preset_values = staticmethod(recipes.second_stage)
 

@@ -60,7 +60,7 @@ print(f"classifier: {tuple(weight.shape)}, norms {norms.min():.2f} to {norms.max
 
 taus = tuple(np.arange(0, 3.01, 0.1).round(1))
 l2norm = rows.normalised("WD + L2norm", 1.0, decayed)
-decayed_tau = rows.tau_normalised("WD + tau-norm", settings.tau, decayed, taus)
+decayed_tau = rows.tau_normalised("WD + tau-norm", rows.tau, decayed, taus)
 naive_tau = []
 if sources.shipped or naive is None:
     print("naive + tau-norm: its features are not here")
@@ -73,7 +73,7 @@ print(runs.table(unlearned).to_string())
 
 swept = pd.DataFrame(taunorm.summary["sweep"])
 plots.show(
-    plots.sweep(swept, "tau", r"$\tau$", best=settings.tau), figures / "demo2_tau-sweep.png"
+    plots.sweep(swept, "tau", r"$\tau$", best=rows.tau), figures / "demo2_tau-sweep.png"
 )
 for result in naive_tau[:1]:  # the one that was tested over all taus
     top = pd.DataFrame(result.summary["sweep"]).sort_values("all").iloc[-1]

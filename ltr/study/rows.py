@@ -5,18 +5,22 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 from torch import nn
 
 from ltr import metrics, models, recipes, regularizers, runs, second_stage, training
 from ltr.data.large_sets import LARGE_SETS
 from ltr.datasets import LongTailed
+from ltr.errors import InputError, clip
 from ltr.first_stage import ImageData
 from ltr.methods import METHODS
 from ltr.runtime.engine import Engine
+from ltr.runtime.storage import read_table
 from ltr.second_stage import Features, FrozenFeatures
 from ltr.settings import SecondStage
 from ltr.study import ship
 
+VALUES = "values.csv"
 MAPS = 2  # last blocks, whose five layers are the most that a row trains
 
 
@@ -181,7 +185,8 @@ class Rows:
         def train(run: runs.Run) -> training.Outcome:
             learner, source, engine = self.sources.learner(method.layers, mode)
             of_the_mode = {key: values[key] for key in ("loss", "lr", "weight_decay", "schedule")}
-            recipe, constraint = self.settings.recipe(**of_the_mode), method.constrain(self.modes[mode])
+            recipe = self.settings.recipe(**of_the_mode)
+            constraint = method.constrain(values["max_norm"], self.modes[mode]["max_norm_every"])
             outcome = training.fit(learner, source, recipe, constraint, run.checkpoint, engine=engine)
             if isinstance(source, FrozenFeatures):
                 outcome.weights |= source.drifted()
@@ -190,8 +195,37 @@ class Rows:
         return self.train_or_load(name, mode, self.base, train, **values)
 
     def values(self, name: str, mode: str) -> dict[str, Any]:
-        """What a row takes of a mode's values, see `methods.Method.values`."""
-        return METHODS[name].values(self.modes[mode], self.settings.stage1_weight_decay)
+        """What a row takes of a mode's values, see `methods.Method.values`; in the paper's mode those tuned for it."""
+        values = METHODS[name].values(self.modes[mode], self.settings.stage1_weight_decay)
+        if mode == "paper" and name in self.tuned.index:
+            own = self.tuned.loc[name]
+            values |= {"lr": float(own.lr), "weight_decay": float(own.weight_decay)}
+            if METHODS[name].constraint == "MaxNorm":
+                mean = float(regularizers.row_norms(self.sources.classifier.weight.detach()).mean())
+                values["max_norm"] = round(float(own.radius) * mean, 4)
+        return values
+
+    @cached_property
+    def tuned(self) -> pd.DataFrame:
+        """Values that `ltr tune` chose, a row each of its own; none unless a tuning run is named.
+
+        Raises:
+            InputError: there are no values of that run.
+        """
+        settings, path = self.settings, self.settings.out / "tuning" / VALUES
+        if settings.tuned_on is None:
+            return pd.DataFrame(index=pd.Index([], name="method"))
+        table = read_table(path, "--tuned-on") if path.exists() else pd.DataFrame(columns=["tuning_run", "method"])
+        table = table[table.tuning_run == settings.tuned_on].set_index("method")
+        if table.empty:
+            raise InputError(f"--tuned-on: must be a run whose values are in {path}, got {clip(settings.tuned_on)}")
+        return table
+
+    @property
+    def tau(self) -> float:
+        """Of tau-normalisation, tuned or as given."""
+        name = "WD + tau-norm"
+        return float(self.tuned.tau[name]) if name in self.tuned.index else self.settings.tau
 
     def in_all_modes(self, names: Sequence[str]) -> Iterator[runs.Result]:
         """Rows in each mode, one after another; where the published values change nothing about a row, it comes once.

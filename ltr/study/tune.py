@@ -1,0 +1,144 @@
+"""Values for every row of the paper's Table 1 of its own, chosen on held-out images:
+
+    python -m ltr tune --preset paper --out exp/tuning --stage1 RUN
+
+`RUN` is a first stage below `<out>/demo_1` that was trained with `--hold-out`, so that it never saw the images that
+choose here. Every row's learning rate, weight decay, radius or tau is the best of a grid on them, and beside it stands
+the temperature that fits them best. Radii are multiples of the mean norm of the first stage's rows, so that they can
+be carried to another network. The table goes to `<out>/values.csv`; `--tuned-on RUN` gives it to the second script.
+Of a naive network tau alone is chosen. All other options are the second script's.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+from torch import nn
+from tqdm import tqdm
+
+from ltr import datasets, metrics, models, regularizers, training
+from ltr.balance import temperature
+from ltr.errors import InputError
+from ltr.methods import METHODS, Method
+from ltr.runtime.options import short
+from ltr.runtime.storage import read_table, table_text, write_text
+from ltr.second_stage import Features
+from ltr.settings import SecondStage
+from ltr.stack import Grid
+from ltr.study.rows import VALUES, Rows, open_rows
+
+LR = (1.0, 10.0)  # times --lr
+DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RADII = (1.5, 1.25, 1.0, 0.85, 0.7, 0.5, 0.35, 0.25)  # times the mean norm
+FEW = {"weight_decay": (1e-3, 1e-2), "radius": (1.0, 0.7)}  # of rows with more layers, which train one at a time
+TAUS = np.arange(0, 3.01, 0.1).round(1)
+MEASURES = ("all", *metrics.GROUPS)
+
+
+def candidates(method: Method, stage1_weight_decay: float) -> Iterator[dict[str, Any]]:
+    """Learning rates, weight decays and radii that a row is tuned over, the simplest first."""
+    few = method.layers > 1
+    decays = {"none": (0.0,), "stage 1": (stage1_weight_decay,), "stage 2": FEW["weight_decay"] if few else DECAYS}
+    radii = (FEW["radius"] if few else RADII) if method.constraint == "MaxNorm" else (np.nan,)
+    for lr, decay, radius in product(LR[:1] if few else LR, decays[method.weight_decay], radii):
+        yield {"lr": lr, "weight_decay": decay, "radius": radius}
+
+
+def in_a_grid(rows: Rows, held_out: Features) -> Iterator[dict[str, Any]]:
+    """The rows whose classifier alone learns, without a constraint or inside a ball: all of them at once."""
+    settings, start = rows.settings, rows.sources.classifier
+    mean = float(regularizers.row_norms(start.weight.detach()).mean())
+    asked = []
+    for name, method in METHODS.items():
+        if method.layers == 1 and method.constraint != "L2norm":
+            loss = "ce" if method.loss == "CE" else settings.loss
+            own = candidates(method, settings.stage1_weight_decay)
+            asked += [{"method": name, "loss": loss, **each} for each in own]
+    table = pd.DataFrame(asked)
+    told = table.assign(lr=table.lr * settings.lr, max_norm=table.radius * mean, max_norm_every="step")
+    grid = Grid(start, held_out, settings.recipe(loss=settings.loss, lr=settings.lr), told).fit()
+    scored = grid.table()[list(MEASURES)].join(told.assign(radius=table.radius))
+    for name, each in scored.groupby("method", sort=False):
+        best = each["all"].fillna(-np.inf).idxmax()
+        logits = held_out.test_logits(grid.classifier(best), 0)
+        yield {"method": name, **each.loc[best].drop("method").to_dict(), **fitted(logits, held_out)}
+
+
+def one_at_a_time(rows: Rows, name: str) -> dict[str, Any]:
+    """A row that no grid can train: unit norms, or more layers than the classifier."""
+    settings, method, found = rows.settings, METHODS[name], []
+    mean = float(regularizers.row_norms(rows.sources.classifier.weight.detach()).mean())
+    for each in tqdm(list(candidates(method, settings.stage1_weight_decay)), name, leave=False, disable=None):
+        told = {"lr": each["lr"] * settings.lr, "weight_decay": each["weight_decay"]}
+        learner, source, engine = rows.sources.learner(method.layers, "paper")
+        loss = "ce" if method.loss == "CE" else settings.loss
+        constraint = method.constrain(each["radius"] * mean, "step")
+        outcome = training.fit(learner, source, settings.recipe(loss=loss, **told), constraint, engine=engine)
+        logits = outcome.logits["last", "none"]
+        accuracy = metrics.group_accuracy(logits, outcome.labels, source.class_counts)
+        found.append({"method": name, "loss": loss, **told, "radius": each["radius"], **accuracy, "logits": logits})
+    best = max(found, key=lambda row: row["all"])
+    return {**best, **fitted(best.pop("logits"), rows.sources.features["paper"])}
+
+
+def over_tau(classifier: nn.Linear, name: str, held_out: Features, taus: Sequence[float]) -> dict[str, Any]:
+    """Tau-normalisation of a first stage's classifier."""
+    found = []
+    for tau in taus:
+        weight = regularizers.tau_normalize(classifier.weight.detach(), float(tau))
+        logits = held_out.test_logits(models.linear(weight, classifier.bias), 0)
+        accuracy = metrics.group_accuracy(logits, held_out.test_labels, held_out.class_counts)
+        found.append({"method": name, "tau": float(tau), **accuracy, "logits": logits})
+    best = max(found, key=lambda row: row["all"])
+    return {**best, **fitted(best.pop("logits"), held_out)}
+
+
+def fitted(logits: np.ndarray, held_out: Features) -> dict[str, float]:
+    """The temperature that fits the held-out images best."""
+    return {"temperature": temperature(torch.as_tensor(logits), torch.as_tensor(held_out.test_labels))}
+
+
+def chosen(rows: Rows) -> Iterator[dict[str, Any]]:
+    """Every row's values, chosen on the images that take the place of the test images."""
+    held_out, classifier = rows.sources.features["paper"], rows.sources.classifier
+    if not rows.settings.stage1_weight_decay:
+        yield over_tau(classifier, "naive", held_out, [0.0])
+        yield over_tau(classifier, "naive + tau-norm", held_out, TAUS)
+        return
+    yield over_tau(classifier, "WD", held_out, [0.0])
+    yield over_tau(classifier, "WD + L2norm", held_out, [1.0])
+    yield over_tau(classifier, "WD + tau-norm", held_out, TAUS)
+    yield from in_a_grid(rows, held_out)
+    for name, method in METHODS.items():
+        if method.layers > 1 or method.constraint == "L2norm":
+            yield one_at_a_time(rows, name)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line.
+
+    Raises:
+        InputError: an option is not allowed, or the first stage saw the images that would choose.
+    """
+    settings = SecondStage.parse(arguments)
+    if not settings.hold_out:
+        raise InputError("--stage1: must be a run that was trained with --hold-out, got one that saw all images")
+    data = datasets.load(**settings.data).for_tuning()
+    rows = open_rows(settings, data)
+    print(f"tuned on {len(data.test):,} held-out images: {rows.base.path.name}", flush=True)
+    found = []
+    for row in chosen(rows):
+        found.append({"tuning_run": rows.base.path.name, **row})
+        print(f"{row['method']}: {row['all']:.2f} % on the held-out images", flush=True)
+    path = settings.out / VALUES
+    with FileLock(f"{path}.lock"):
+        table = pd.DataFrame(found)
+        if path.exists():
+            old = read_table(path)
+            table = pd.concat([old[old.tuning_run != rows.base.path.name], table], ignore_index=True)
+        write_text(path, table_text(table))
+    print(short(f"all values: {path}"))

@@ -1,0 +1,78 @@
+"""`python -m ltr tune`: every row gets values of its own from held-out images, and the second script takes them."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from ltr import datasets, runs
+from ltr.errors import InputError
+from ltr.methods import METHODS
+from ltr.runtime.storage import read_table
+from ltr.settings import SecondStage
+from ltr.study import sweep, tune
+from ltr.study.rows import VALUES, open_rows
+
+FIRST = "--preset demo --epochs 1 --lr 0.05 --imbalance-factor 200 --weight-decays 0.002 --seeds 1"
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A tuning network, the full one, and the values that the first chose; a small grid."""
+    out = tmp_path_factory.mktemp("tune")
+    sweep.main(f"{FIRST} --hold-out 10 --out {out}".split())
+    sweep.main(f"{FIRST} --out {out}".split())
+    (run,) = runs.finished_runs(out / "tuning" / "demo_1")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"DECAYS": (1e-3, 1e-2), "RADII": (1.0, 0.5), "TAUS": (0.0, 0.5, 1.0)}.items():
+            patch.setattr(tune, name, value)
+        patch.setattr(tune, "FEW", {"weight_decay": (1e-3,), "radius": (1.0,)})
+        tune.main(f"--preset demo --epochs 1 --out {out / 'tuning'} --stage1 {run.path.name}".split())
+    return out, run.path.name
+
+
+def test_every_row_has_values_that_its_grid_holds(tuned):
+    out, name = tuned
+    table = read_table(out / "tuning" / VALUES).set_index("method")
+    assert set(METHODS) | {"WD", "WD + L2norm", "WD + tau-norm"} == set(table.index)
+    assert set(table.tuning_run) == {name}
+    for row, method in METHODS.items():
+        own = table.loc[row]
+        told = {"none": [0.0], "stage 1": [0.002], "stage 2": [1e-3, 1e-2]}[method.weight_decay]
+        assert own.weight_decay in told
+        assert pd.notna(own.radius) == (method.constraint == "MaxNorm")
+        assert own.temperature > 0
+        assert 0 <= own["all"] <= 100
+    assert table.tau["WD + tau-norm"] in (0.0, 0.5, 1.0)
+
+
+def test_the_second_stage_takes_them_and_scales_the_radius(tuned):
+    out, name = tuned
+    words = f"--preset demo --imbalance-factor 200 --stage1-epochs 1 --stage1-weight-decay 0.002 --out {out}".split()
+    settings = SecondStage.parse([*words, "--tuned-on", name])
+    rows = open_rows(settings, datasets.load(**settings.data))
+    table = read_table(out / "tuning" / VALUES).set_index("method")
+    values = rows.values("CB + WD + MaxNorm", "paper")
+    own = table.loc["CB + WD + MaxNorm"]
+    mean = float(rows.sources.classifier.weight.detach().norm(dim=1).mean())
+    assert values["weight_decay"] == own.weight_decay
+    assert values["max_norm"] == pytest.approx(own.radius * mean, rel=1e-3)
+    assert rows.values("CB + WD + MaxNorm", "published")["weight_decay"] == 0.1
+    assert rows.tau == table.tau["WD + tau-norm"]
+    _, identity = settings.run_key("CB", "paper", "first", **rows.values("CB", "paper"))
+    assert "tuned_on" not in json.dumps(identity)
+
+
+def test_a_run_without_values_is_one_line(tuned):
+    out, _ = tuned
+    words = f"--preset demo --imbalance-factor 200 --stage1-epochs 1 --stage1-weight-decay 0.002 --out {out}".split()
+    settings = SecondStage.parse([*words, "--tuned-on", "nobody"])
+    with pytest.raises(InputError, match=r"^--tuned-on: must be a run whose values are in .*, got nobody$"):
+        open_rows(settings, datasets.load(**settings.data)).values("CB", "paper")
+
+
+def test_a_network_that_saw_the_images_cannot_choose(tuned):
+    out, _ = tuned
+    (full,) = runs.finished_runs(out / "demo_1")
+    with pytest.raises(InputError, match="^--stage1: must be a run that was trained with --hold-out"):
+        tune.main(f"--preset demo --out {out} --stage1 {full.path.name}".split())
