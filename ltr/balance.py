@@ -156,6 +156,10 @@ class Tuned:
     edge: tuple[str, ...]
     seconds: float
 
+    def figure(self) -> float:
+        """The score as a table shows it: NaN where every setting diverged."""
+        return self.validation if math.isfinite(self.validation) else math.nan
+
 
 def thin(method: Balancer, first: nn.Linear, sets: Sets, recipe: Recipe, score: str) -> Settings:
     """The settings that are best after a single epoch, one in `KEPT` but two at least, in their order.
@@ -331,9 +335,11 @@ def paired_gain(before: Evaluation, after: Evaluation, score: str) -> tuple[floa
 # --- the result -----------------------------------------------------------------------------------------------
 
 
-def worth(gain: float, error: float) -> bool:
-    """Whether a gain is beyond two of its standard errors."""
-    return gain > 2 * error
+def judged(gain: float, error: float) -> str:
+    """What to add to a gain: nothing where it is beyond two of its standard errors."""
+    if gain > 2 * error:
+        return ""
+    return ": not worth it, a loss" if gain < -2 * error else ": not worth it, within two standard errors"
 
 
 @dataclass(frozen=True)
@@ -341,10 +347,10 @@ class Balanced:
     """Balanced heads, and what they are worth.
 
     Attributes:
-        table: a row a method: method, hyper-parameters, validation (the score), temperature, then many, medium, few,
-            all, class mean and ECE, all in percent; what it gains over the head as it was and over logit adjustment at
-            tau 1, each beside its paired standard error, in points of the score; edge (values at an end of their
-            grid), seconds.
+        table: a row a method: method, hyper-parameters (learning rates for scaled features), validation (the score),
+            temperature, then many, medium, few, all, class mean and ECE, all in percent, NaN where training diverged;
+            what it gains over the head as it was and over logit adjustment at tau 1, each beside its paired standard
+            error, in points of the score; edge (values at an end of their grid), seconds.
         best: the method with the best validation score, of equals the first.
         warnings: what to be careful about, a line each.
         names, class_counts: of the classes, [C].
@@ -419,8 +425,7 @@ class Balanced:
         lines = []
         for column, baseline in BASELINES.items():
             gain, error = row[column], row[f"{column} ±"]
-            line = f"{self.best} gains {gain:+.2f} ± {error:.2f} {what} over {baseline}"
-            lines.append(line + ("" if worth(gain, error) else ": not worth it, within two standard errors"))
+            lines.append(f"{self.best} gains {gain:+.2f} ± {error:.2f} {what} over {baseline}{judged(gain, error)}")
         return tuple(lines)
 
     @property
@@ -565,12 +570,13 @@ def careful(problem: Problem, tuned: Mapping[str, Tuned], before: Evaluation) ->
 
 
 def gains(evaluations: Mapping[str, Evaluation], adjusted: Evaluation, score: str) -> pd.DataFrame:
-    """What each method gains over both baselines, a row each."""
+    """What each method gains over both baselines, a row each; NaN where it diverged."""
     rows = []
     for each in evaluations.values():
-        row = {}
+        row, diverged = {}, math.isnan(each.figures["all"])
         for column, baseline in zip(BASELINES, (evaluations[FIRST], adjusted), strict=True):
-            row[column], row[f"{column} ±"] = paired_gain(baseline, each, score)
+            gained = (math.nan, math.nan) if diverged else paired_gain(baseline, each, score)
+            row[column], row[f"{column} ±"] = gained
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -665,7 +671,7 @@ def summarise(
     (adjusted,) = logit_adjustment(layers[FIRST], sets.train, recipe, [{"tau": 1.0}])
     gained = gains(evaluations, Evaluation.of(adjusted, sets.tested, counts), score)
     rows = [
-        {"method": name, "hyper-parameters": describe(one.setting, recipe), "validation": one.validation}
+        {"method": name, "hyper-parameters": describe(one.setting, recipe), "validation": one.figure()}
         | {"temperature": heats[name], **evaluations[name].figures}
         for name, one in tuned.items()
     ]
@@ -673,8 +679,9 @@ def summarise(
     table = pd.concat([pd.DataFrame(rows), gained], axis=1).assign(**last)
     best = max(tuned, key=lambda name: tuned[name].validation)
     notes = careful(problem, tuned, evaluations[FIRST])
-    told = about(problem, tuned, heats, recipe, {"best": best, "score": score, "warnings": notes})
     where = "test" if sets.has_test else "validation"
+    chosen = {"best": best, "score": score, "tested_on": where, "warnings": notes}
+    told = about(problem, tuned, heats, recipe, chosen)
     layer = problem.head.layer if problem.head else ""
     return Balanced(table, best, notes, problem.names, counts, score, where, heads, evaluations, told, layer)
 
@@ -693,7 +700,7 @@ def about(
     images = {"train": len(sets.train), "validation": len(sets.validation)}
     images |= {"test": len(sets.tested)} if sets.has_test else {}
     methods = {
-        name: {"setting": absolute(one.setting, recipe), "validation": one.validation, "temperature": heats[name]}
+        name: {"setting": absolute(one.setting, recipe), "validation": one.figure(), "temperature": heats[name]}
         for name, one in tuned.items()
     }
     shape = {"classes": len(problem.names), "features": sets.train.features.shape[1], "feature_scale": sets.scale}

@@ -372,6 +372,17 @@ def test_a_setting_that_diverges_is_never_chosen(head, sets):
     method = Balancer(diverges, [{"value": np.nan}, {"value": 0.0}, {"value": np.inf}])
     recipe = module.recipe_for(len(problem.sets.train))
     assert module.tune(method, problem.start(), problem.sets, recipe, "macro").setting == {"value": 0.0}
+    lost = module.tune(Balancer(diverges, [{"value": np.nan}]), problem.start(), problem.sets, recipe, "macro")
+    assert np.isnan(lost.figure())
+
+
+def test_a_method_that_diverges_has_no_figures_and_stops_nothing(head, sets, monkeypatch):
+    def diverges(first, data, recipe, settings):
+        return [embeddings.layer_of(first.weight * np.nan, first.bias) for _ in settings]
+
+    monkeypatch.setitem(BALANCERS, "NCM", Balancer(diverges, [{"metric": "cosine"}]))
+    row = balance(head, **sets).table.set_index("method").loc["NCM"]
+    assert row[["validation", "all", "few", "ECE", "gain", "gain over LA ±"]].isna().all()
 
 
 def test_a_large_grid_is_thinned_and_a_small_one_is_not(head, sets, monkeypatch):
@@ -432,6 +443,8 @@ def test_not_worth_it_within_two_standard_errors(result):
     table.loc[result.best, ["gain", "gain ±"]] = 1.9, 1.0
     poor = dataclasses.replace(result, table=table.reset_index())
     assert poor.verdict[0].endswith("not worth it, within two standard errors")
+    table.loc[result.best, ["gain over LA", "gain over LA ±"]] = -2.1, 1.0
+    assert dataclasses.replace(result, table=table.reset_index()).verdict[1].endswith("not worth it, a loss")
     assert "not worth it" in dataclasses.replace(result, best=FIRST).verdict[0]
 
 
