@@ -163,7 +163,8 @@ class Job:
         Among several, at once: to close the group in good order would be to wait for those that are gone.
         """
         if self.process_group.size == 1:
-            print(text, file=sys.stderr)
+            with contextlib.suppress(BrokenPipeError):  # nobody reads it
+                print(text, file=sys.stderr)
             raise SystemExit(code)
         with contextlib.suppress(Exception):  # without the store twice is better than never
             if self.store.add("ended", 1) > 1:

@@ -49,7 +49,7 @@ def folder(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise ValueError(text)
     text.encode()  # a ValueError for bytes that are no text, which could not be printed
-    return Path.cwd() / Path(text).expanduser()
+    return Path(os.path.abspath(Path(text).expanduser()))
 
 
 def short(text: Any, folder: Path = ROOT) -> str:
@@ -168,7 +168,7 @@ class Parser(argparse.ArgumentParser):
         required = "the following arguments are required: "
         if message.startswith(required):
             raise InputError(f"{message.removeprefix(required)}: must be given")
-        message = message.replace("argument ", "", 1).replace("expected one argument", "must have a value")
+        message = re.sub("expected (at least )?one argument", "must have a value", message.replace("argument ", "", 1))
         raise InputError(message.replace("ignored explicit argument", "must have no value, got"))
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:

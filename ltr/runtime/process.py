@@ -197,7 +197,7 @@ def flush_output() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-        except ValueError:  # somebody has closed it
+        except (OSError, ValueError):  # a full disk, of which Python tells when it ends; or somebody has closed it
             continue
 
 
