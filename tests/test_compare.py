@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 from gaussians import Gaussians
 
-from ltr import models
+from ltr import metrics, models, runs, training
+from ltr.datasets import LabelledImages, LongTailed
 from ltr.errors import InputError
 from ltr.methods import BALANCERS, Balancer
 from ltr.recipes import Recipe
+from ltr.runtime.storage import read_table
 from ltr.settings import FirstStage
 from ltr.study import compare, published, sweep
 
@@ -258,6 +260,85 @@ def test_a_comparison_replaces_its_earlier_rows_and_no_others(tmp_path):
         compare.save(tmp_path / "comparison.csv", pd.DataFrame([row]))
     table = pd.read_csv(tmp_path / "comparison.csv")
     assert sorted(zip(table.imbalance_factor, table.method, strict=True)) == [(50.0, "CB"), (100.0, "NCM")]
+
+
+PROTOCOL = dict(zip(compare.PROTOCOL, ["cifar100", 100.0, "exp", "resnet32", 70, 0.005, 0], strict=True))
+
+
+def save_twice(path, changes) -> pd.DataFrame:
+    """The file after each comparison was saved, then all of them again."""
+    for value in (1.0, 2.0):
+        for change in changes:
+            row = PROTOCOL | change | {"method": "CB", "hyper-parameters": "", "all": value}
+            compare.save(path, pd.DataFrame([row]))
+    return read_table(path)
+
+
+def test_comparisons_on_data_of_any_name_stay_apart_and_none_doubles(tmp_path):
+    """Also of names that pandas would read as numbers, as truth values or as nothing."""
+    names = ["007", "7", "1.10", "1.1", "1e3", "1000", "NA", "None", "null", "nan", "True", "inf", "cats"]
+    table = save_twice(tmp_path / "comparison.csv", [{"dataset": name} for name in names])
+    assert table.dataset.tolist() == names
+    assert (table["all"] == 2).all()
+
+
+def test_a_comparison_of_a_setting_with_many_digits_does_not_double(tmp_path):
+    changes = [{"imbalance_factor": 123.456789}, {"stage1_weight_decay": 1 / 3}, {"seed": 2**32 - 1}, {}]
+    table = save_twice(tmp_path / "comparison.csv", changes)
+    assert len(table) == len(changes)
+    assert table.seed.tolist() == [0, 0, 2**32 - 1, 0]
+    assert (table["all"] == 2).all()
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "dataset,all\nx,1\n"])
+def test_a_file_that_is_no_comparison_is_refused(tmp_path, content):
+    path = tmp_path / "comparison.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"^--out: \S+comparison\.csv must "):
+        compare.save(path, pd.DataFrame([PROTOCOL]))
+    assert path.read_text() == content
+
+
+@pytest.fixture
+def network(tmp_path):
+    """A finished first stage, of which a comparison on another one tells."""
+    rng, counts = np.random.default_rng(0), np.array([200, 40, 6])
+    images = LabelledImages(np.zeros((246, 2, 2, 3), np.uint8), np.repeat(np.arange(3), counts))
+    data = LongTailed("7", list("abc"), images, images.take(np.arange(240, 246)), None, (0.5,) * 3, (0.5,) * 3)
+    run = runs.Run(tmp_path / "demo_1" / "mixup", PROTOCOL | {"method": "mixup"})
+    run.begin(data, "cpu")
+    logits = dict.fromkeys(metrics.VARIANTS, rng.normal(size=(12, 3)).astype(np.float32))
+    history = pd.DataFrame({"epoch": [1]})
+    run.save(training.Outcome(history, rng.random((2, 3)), logits, np.arange(12) % 3, {}, {"seconds": 1.0}), counts)
+    about = {"protocol": PROTOCOL, "fingerprint": data.describe()["fingerprint"]}
+    return run.path, SimpleNamespace(run=SimpleNamespace(path=None), **about)
+
+
+def test_a_network_is_told_of_with_all_figures(network):
+    path, stages = network
+    (row,) = compare.finished_networks(path.parent, stages)
+    assert (row["method"], row["first stage"]) == ("mixup", "mixup")
+    assert row["forward 50"] >= 0
+    assert row["all"] == pytest.approx(runs.Run(path, {}).load().accuracy()["all"])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK"])
+def test_a_network_without_logits_keeps_its_other_figures(network, content):
+    path, stages = network
+    (path / "test_logits.npz").unlink()
+    if content is not None:
+        (path / "test_logits.npz").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"no accuracies on shifted test sets: --out: \S+mixup.*test_logits\.npz"):
+        (row,) = compare.finished_networks(path.parent, stages)
+    assert row["all"] == pytest.approx(runs.Run(path, {}).load().accuracy()["all"])
+    assert "forward 50" not in row
+
+
+def test_a_network_that_cannot_be_read_is_passed_over(network):
+    path, stages = network
+    (path / "summary.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"mixup is passed over \(--out: \S+summary\.json cannot be read"):
+        assert list(compare.finished_networks(path.parent, stages)) == []
 
 
 @pytest.mark.parametrize(
