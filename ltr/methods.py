@@ -345,13 +345,15 @@ def etf(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings
     def backward(logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy_gradient(logits, labels) + 2 * RHO * shrink / len(labels) * logits
 
-    start = copies(len(settings), *(shrink * frame @ values.detach() for values in (first.weight, first.bias)))
-    learned = train(features, recipe, settings, start, backward, framed)
-    gammas = [setting["gamma"] for setting in settings]
-    return [
-        linear(multiply_logits(one.weight.T, counts, gamma).T, multiply_logits(one.bias, counts, gamma))
-        for one, gamma in zip(learned, gammas, strict=True)
-    ]
+    rates = list(dict.fromkeys(setting["lr"] for setting in settings))  # gamma comes after training
+    start = copies(len(rates), *(shrink * frame @ values.detach() for values in (first.weight, first.bias)))
+    learned = train(features, recipe, [{"lr": lr} for lr in rates], start, backward, framed)
+    adjusted = []
+    for setting in settings:
+        one, gamma = learned[rates.index(setting["lr"])], setting["gamma"]
+        weight = multiply_logits(one.weight.T, counts, gamma).T
+        adjusted.append(linear(weight, multiply_logits(one.bias, counts, gamma)))
+    return adjusted
 
 
 # --- all of them ----------------------------------------------------------------------------------------------
