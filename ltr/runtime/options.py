@@ -52,6 +52,13 @@ def folder(text: str) -> Path:
     return Path(os.path.abspath(Path(text).expanduser()))
 
 
+def run_name(text: str) -> str:
+    """The name of a run's folder."""
+    if not text.strip() or not text.isprintable() or Path(text).name != text:
+        raise ValueError(text)
+    return text
+
+
 def short(text: Any, folder: Path = ROOT) -> str:
     """Text with paths below a folder shown from there."""
     return str(text).replace(str(folder) + os.sep, "")
@@ -75,7 +82,8 @@ def allowed(metadata: Mapping[str, Any]) -> str:
     """Say in words what an option takes."""
     if metadata["choices"]:
         return "one of " + ", ".join(metadata["choices"])
-    kind = {whole: "a whole number", real: "a number", folder: "a folder"}.get(metadata["read"], "text")
+    kinds = {whole: "a whole number", real: "a number", folder: "a folder", run_name: "a run's name"}
+    kind = kinds.get(metadata["read"], "text")
     bounds = [
         f"{word} {metadata[key]}"
         for key, word in (("low", "at least"), ("above", "above"), ("high", "at most"))
