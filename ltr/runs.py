@@ -418,7 +418,8 @@ def find_base(
     if name is None:
         return find(folder, wanted, fingerprint, absent)
     base = load_first(configs.named_run(folder, name))
-    if differs := configs.differences(base.config, wanted, fingerprint):
+    differs = configs.differences(base.config, wanted, fingerprint)
+    if differs:
         key, have, value = differs[0]
         raise InputError(f"--stage1: must be a run with {key} {value}, {name} has {have}")
     return base

@@ -42,6 +42,7 @@ def run_python(*words: object, **how) -> subprocess.CompletedProcess:
         (["/x/some_kernel.py", "-f", "/x/kernel-1.json"], True),
         (["/x/bin/ipython", "--pylab"], True),
         (["/x/IPython/__main__.py"], True),
+        (["/x/pydevconsole.py", "--mode=client"], True),
         ([""], True),
         ([], True),
         (["script.py", "--epochs", "3"], False),

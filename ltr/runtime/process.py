@@ -95,7 +95,7 @@ def is_launcher(arguments: Sequence[str]) -> bool:
         arguments: `sys.argv` in IPython.
     """
     program = Path(arguments[0] if arguments else "")
-    launches = program.stem == "__main__" or program.stem.endswith("launcher") or "-f" in arguments
+    launches = program.stem.endswith(("__main__", "launcher", "console")) or "-f" in arguments
     return launches or program.suffix != ".py"
 
 

@@ -29,7 +29,7 @@ import torch
 from filelock import FileLock
 
 from ltr import datasets, metrics, models, plots, runs
-from ltr.errors import InputError
+from ltr.errors import InputError, clip
 from ltr.methods import BALANCERS, Balancer, Setting, Settings
 from ltr.recipes import Recipe
 from ltr.runtime.options import flag, folder, option, short, whole
@@ -353,8 +353,8 @@ def save(path: Path, table: pd.DataFrame) -> None:
     with FileLock(f"{path}.lock"):
         if path.exists():
             old = read_table(path)
-            if absent := sorted(set(PROTOCOL) - set(old)):
-                raise InputError(f"--out: {path} must have the columns of a comparison, it has no {absent[0]}")
+            if not set(PROTOCOL) <= set(old):
+                raise InputError(f"--out: {path} must have the columns of a comparison, got {clip(', '.join(old))}")
             earlier = old[~old[PROTOCOL].eq(table[PROTOCOL].iloc[0]).all(axis=1)]
             table = pd.concat([earlier, table], ignore_index=True) if len(earlier) else table
         write_text(path, table_text(table))
