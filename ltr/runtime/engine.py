@@ -150,6 +150,8 @@ def copy_into(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether a GPU computes in bfloat16; PyTorch is asked on this one, not on the one that happens to be current."""
+    if not torch.cuda.is_available():
+        return False
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
