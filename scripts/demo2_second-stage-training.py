@@ -72,9 +72,7 @@ print(runs.table(unlearned).to_string())
 
 
 swept = pd.DataFrame(taunorm.summary["sweep"])
-plots.show(
-    plots.sweep(swept, "tau", r"$\tau$", best=rows.tau), figures / "demo2_tau-sweep.png"
-)
+plots.show(plots.sweep(swept, "tau", r"$\tau$", best=rows.tau), figures / "demo2_tau-sweep.png")
 for result in naive_tau[:1]:  # the one that was tested over all taus
     top = pd.DataFrame(result.summary["sweep"]).sort_values("all").iloc[-1]
     print(f"naive network: at best {top['all']:.2f} %, with tau {top.tau:g}")
