@@ -136,7 +136,7 @@ def class_counts(n_max: int, num_classes: int, imbalance_factor: float, profile:
     # 500 * 0.1 ** 1.0 may come out a hair below 50, and must not lose an image by it
     counts = np.floor(counts + 1e-9).astype(np.int64)
     if counts.min() < 1:
-        rarest = f"{n_max} images of the largest class leave none for class {int(counts.argmin())}"
+        rarest = f"{n_max} images of the first class leave none for class {int(counts.argmin())}"
         raise InputError(f"--imbalance-factor: must be at most {n_max}: {rarest}")
     return counts
 

@@ -58,7 +58,7 @@ class Embeddings:
 
     def mean_square(self) -> float:
         """Mean over the images of the squared norm of their features."""
-        return float(self.features.square().sum(1).double().mean())
+        return float(self.features.square().sum(1).cpu().double().mean())  # a GPU of Apple's has no float64
 
     def scaled(self, factor: float) -> "Embeddings":
         """The same images with their features times a factor."""

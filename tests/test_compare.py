@@ -12,6 +12,7 @@ import pytest
 from gaussians import Gaussians
 
 from ltr import metrics, models, runs, training
+from ltr.balance import describe
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.errors import InputError
 from ltr.methods import BALANCERS, Balancer
@@ -211,10 +212,10 @@ def test_what_diverges_has_no_figures_and_stops_nothing(held_out, final, tmp_pat
 
 def test_settings_are_described_in_words():
     setting = {"weight_decay": 0.001, "radius": 0.75, "lr": 10.0, "metric": "cosine"}
-    assert compare.describe(setting, Recipe(1, lr=0.01)) == (
+    assert describe(setting, Recipe(1, lr=0.01)) == (
         "weight decay 0.001, radius / mean norm 0.75, lr 0.1, metric cosine"
     )
-    assert compare.describe({}, Recipe(1)) == ""
+    assert describe({}, Recipe(1)) == ""
 
 
 def test_reliability_diagrams_go_to_a_folder(held_out, final, tmp_path):

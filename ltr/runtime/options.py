@@ -17,12 +17,13 @@ from typing import Any, NoReturn
 from ltr.errors import InputError, clip
 
 PACKAGE = Path(__file__).resolve().parents[1]
+DISTRIBUTION = "ltr-weight-balancing"  # what pip calls it; its `ltr` is another package
 
 
 def is_checkout(folder: Path) -> bool:
     """Whether a folder is the root of this package's source, by its pyproject.toml."""
     try:
-        return f'\nname = "{PACKAGE.name}"\n' in (folder / "pyproject.toml").read_text("utf-8")
+        return f'\nname = "{DISTRIBUTION}"\n' in (folder / "pyproject.toml").read_text("utf-8")
     except (OSError, ValueError):
         return False
 

@@ -29,6 +29,7 @@ import torch
 from filelock import FileLock
 
 from ltr import datasets, metrics, models, plots, runs
+from ltr.balance import absolute, describe
 from ltr.errors import InputError, clip
 from ltr.methods import BALANCERS, Balancer, Setting, Settings
 from ltr.recipes import Recipe
@@ -96,18 +97,6 @@ def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Se
     settings = [absolute(setting, recipe) for setting in method.settings]
     tried = pd.DataFrame([setting | row for setting, row in zip(settings, rows, strict=True)])
     return method.settings[best], tried.assign(chosen=tried.index == best)
-
-
-def absolute(setting: Setting, recipe: Recipe) -> dict[str, Any]:
-    """A setting under the table's names, its learning rate no longer a multiple of the recipe's."""
-    names = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
-    return {names.get(name, name): value * recipe.lr if name == "lr" else value for name, value in setting.items()}
-
-
-def describe(setting: Setting, recipe: Recipe) -> str:
-    """A setting in words."""
-    shown = absolute(setting, recipe).items()
-    return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in shown)
 
 
 def figures_of(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
