@@ -330,7 +330,9 @@ class SecondStage(Common):
     max_norm: float = option(None, "MaxNorm's radius", real, above=0)
     tau: float = option(None, "of tau-normalisation", real, low=0, high=10)
     naive_tau: float = option(None, "of tau-normalisation without weight decay in stage 1", real, low=0, high=10)
-    tuned_on: str = option(None, "the run of `ltr tune` whose values every row takes", run_name)
+    tuned_on: str = option(
+        None, "the run of `ltr tune` whose values rows take; auto for the one trained alike", run_name
+    )
 
     preset_values = staticmethod(recipes.second_stage)
 

@@ -60,19 +60,21 @@ print(f"classifier: {tuple(weight.shape)}, norms {norms.min():.2f} to {norms.max
 
 taus = tuple(np.arange(0, 3.01, 0.1).round(1))
 l2norm = rows.normalised("WD + L2norm", 1.0, decayed)
-decayed_tau = rows.tau_normalised("WD + tau-norm", rows.tau, decayed, taus)
+tau = rows.tau("WD + tau-norm", settings.tau)
+decayed_tau = rows.tau_normalised("WD + tau-norm", tau, decayed, taus)
 naive_tau = []
 if sources.shipped or naive is None:
     print("naive + tau-norm: its features are not here")
 else:
-    naive_tau = rows.tau_normalised("naive + tau-norm", settings.naive_tau, naive, taus)
+    own_tau = rows.tau("naive + tau-norm", settings.naive_tau)
+    naive_tau = rows.tau_normalised("naive + tau-norm", own_tau, naive, taus)
 taunorm, *_ = decayed_tau
 unlearned = [*([naive] if naive else []), *naive_tau, decayed, l2norm, *decayed_tau]
 print(runs.table(unlearned).to_string())
 
 
 swept = pd.DataFrame(taunorm.summary["sweep"])
-plots.show(plots.sweep(swept, "tau", r"$\tau$", best=rows.tau), figures / "demo2_tau-sweep.png")
+plots.show(plots.sweep(swept, "tau", r"$\tau$", best=tau), figures / "demo2_tau-sweep.png")
 for result in naive_tau[:1]:  # the one that was tested over all taus
     top = pd.DataFrame(result.summary["sweep"]).sort_values("all").iloc[-1]
     print(f"naive network: at best {top['all']:.2f} %, with tau {top.tau:g}")

@@ -58,7 +58,10 @@ def test_the_second_stage_takes_them_and_scales_the_radius(tuned):
     assert values["weight_decay"] == own.weight_decay
     assert values["max_norm"] == pytest.approx(own.radius * mean, rel=1e-3)
     assert rows.values("CB + WD + MaxNorm", "published")["weight_decay"] == 0.1
-    assert rows.tau == table.tau["WD + tau-norm"]
+    assert rows.tau("WD + tau-norm", 0.3) == table.tau["WD + tau-norm"]
+    assert rows.tau("naive + tau-norm", 0.3) == 0.3
+    found = open_rows(SecondStage.parse([*words, "--tuned-on", "auto"]), datasets.load(**settings.data))
+    assert found.values("CB + WD + MaxNorm", "paper") == values
     _, identity = settings.run_key("CB", "paper", "first", **rows.values("CB", "paper"))
     assert "tuned_on" not in json.dumps(identity)
 
@@ -67,7 +70,7 @@ def test_a_run_without_values_is_one_line(tuned):
     out, _ = tuned
     words = f"--preset demo --imbalance-factor 200 --stage1-epochs 1 --stage1-weight-decay 0.002 --out {out}".split()
     settings = SecondStage.parse([*words, "--tuned-on", "nobody"])
-    with pytest.raises(InputError, match=r"^--tuned-on: must be a run whose values are in .*, got nobody$"):
+    with pytest.raises(InputError, match=r"^--tuned-on: must be one run whose values are in .*, got nobody$"):
         open_rows(settings, datasets.load(**settings.data)).values("CB", "paper")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from ltr.datasets import LongTailed
 from ltr.errors import InputError, clip
 from ltr.first_stage import ImageData
 from ltr.methods import METHODS
+from ltr.runtime.configs import read_configs
 from ltr.runtime.engine import Engine
 from ltr.runtime.storage import read_table
 from ltr.second_stage import Features, FrozenFeatures
@@ -21,6 +23,7 @@ from ltr.settings import SecondStage
 from ltr.study import ship
 
 VALUES = "values.csv"
+AUTO = "auto"  # the tuning run that learned as the first stage did
 MAPS = 2  # last blocks, whose five layers are the most that a row trains
 
 
@@ -207,25 +210,28 @@ class Rows:
 
     @cached_property
     def tuned(self) -> pd.DataFrame:
-        """Values that `ltr tune` chose, a row each of its own; none unless a tuning run is named.
+        """Values that `ltr tune` chose, a row each of its own; none unless a tuning run is named, or `auto`.
 
         Raises:
-            InputError: there are no values of that run.
+            InputError: there are no values of that run, or with `auto` of none or of several that learned as these did.
         """
         settings, path = self.settings, self.settings.out / "tuning" / VALUES
         if settings.tuned_on is None:
             return pd.DataFrame(index=pd.Index([], name="method"))
         table = read_table(path, "--tuned-on") if path.exists() else pd.DataFrame(columns=["tuning_run", "method"])
-        table = table[table.tuning_run == settings.tuned_on].set_index("method")
-        if table.empty:
-            raise InputError(f"--tuned-on: must be a run whose values are in {path}, got {clip(settings.tuned_on)}")
+        named = [settings.tuned_on]
+        if settings.tuned_on == AUTO:
+            firsts = [self.base, self.naive] if self.naive else [self.base]
+            named = [name for first in firsts for name in tuned_like(first, path.parent / "demo_1", table.tuning_run)]
+        table = table[table.tuning_run.isin(named)].set_index("method")
+        if table.empty or table.index.has_duplicates:
+            had = ", ".join(named) if len(named) > 1 else clip(settings.tuned_on)
+            raise InputError(f"--tuned-on: must be one run whose values are in {path}, got {had}")
         return table
 
-    @property
-    def tau(self) -> float:
-        """Of tau-normalisation, tuned or as given."""
-        name = "WD + tau-norm"
-        return float(self.tuned.tau[name]) if name in self.tuned.index else self.settings.tau
+    def tau(self, name: str, given: float) -> float:
+        """A row's tau, tuned or as given."""
+        return float(self.tuned.tau[name]) if name in self.tuned.index else given
 
     def in_all_modes(self, names: Sequence[str]) -> Iterator[runs.Result]:
         """Rows in each mode, one after another; where the published values change nothing about a row, it comes once.
@@ -241,6 +247,18 @@ class Rows:
                 if possible and not same:
                     yield self.learned(name, mode)
         self.sources.maps.clear()
+
+
+def tuned_like(first: runs.Result, folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of some tuning runs that learned as a first stage did: all but held-out images, length and seed alike."""
+    free = ("hold_out", "seed", "test_every", "stage1_epochs")
+    own = {name: value for name, value in first.config["settings"].items() if name not in free}
+    known, found = set(names), []
+    for path, config in read_configs(folder).items():
+        theirs = {name: value for name, value in config["settings"].items() if name not in free}
+        if path.name in known and theirs == own:
+            found.append(path.name)
+    return found
 
 
 def open_rows(settings: SecondStage, data: LongTailed | None, absent: Exception | None = None) -> Rows:
