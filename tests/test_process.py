@@ -10,6 +10,7 @@ import sys
 import textwrap
 from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from trees import write_benchmark
@@ -93,8 +94,10 @@ def test_where_ipython_is_only_imported_a_script_is_a_script(monkeypatch):
 # ---- workers
 
 
-def test_while_it_is_set_aside_no_process_would_run_the_script():
-    before = sys.modules["__main__"]
+def test_while_it_is_set_aside_no_process_would_run_the_script(monkeypatch, tmp_path):
+    before = ModuleType("__main__")
+    before.__file__ = str(tmp_path / "script.py")
+    monkeypatch.setitem(sys.modules, "__main__", before)
     assert {"init_main_from_name", "init_main_from_path"} & get_preparation_data("worker").keys()
     with process.script_set_aside():
         assert not {"init_main_from_name", "init_main_from_path"} & get_preparation_data("worker").keys()
