@@ -82,15 +82,15 @@ def test_both_ways_through_an_epoch_give_the_same(data):
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 1)], ids=["one seed", "two seeds"])
 def test_trainings_that_share_a_stream_decode_each_seeds_images_once(data, monkeypatch, seeds):
     """Side by side, as `fit_together` has them: both draw, then their steps take turns."""
-    decoded, load = [], streaming.Decoded.load
-    monkeypatch.setattr(streaming.Decoded, "load", lambda self, index: decoded.append(index) or load(self, index))
+    opened, begin = [], streaming.Decoded.__init__
+    monkeypatch.setattr(streaming.Decoded, "__init__", lambda self, *told: opened.append(told[1]) or begin(self, *told))
     shared, alone = loader(data), [loader(data) for _ in seeds]
     drawn = [shared.draw(8, seed, 0) for seed in seeds]
-    expected = [stream.draw(8, seed, 0) for stream, seed in zip(alone, seeds, strict=True)]
     found = []
     for positions in torch.arange(len(shared)).split(8):
         found.append([shared.batch(draws, positions) for draws in drawn])
-    assert len(decoded) == len(set(seeds)) * len(shared)
+    assert sorted(opened) == [(seed, 0) for seed in sorted(set(seeds))]  # read ahead, and no batch decoded by itself
+    expected = [stream.draw(8, seed, 0) for stream, seed in zip(alone, seeds, strict=True)]
     for positions, pair in zip(torch.arange(len(shared)).split(8), found, strict=True):
         assert_equal(pair, [stream.batch(draws, positions) for stream, draws in zip(alone, expected, strict=True)])
 
