@@ -158,6 +158,8 @@ class FrozenFeatures(Features):
         augmented: passes over augmented images, which the epochs take in turn, each in an order of its own; 0 for
             one pass over centre crops (whole images where they are small); None for a new one each epoch, and of
             streamed images for 0. The released mode has a new one each epoch.
+        on_host: keep what was extracted in the host's memory, an epoch's on the device at a time: maps of ten passes
+            take gigabytes.
     """
 
     def __init__(
@@ -170,6 +172,7 @@ class FrozenFeatures(Features):
         seed: int = 0,
         engine: Engine | None = None,
         augmented: int | None = None,
+        on_host: bool = False,
     ) -> None:
         super().__init__([], {}, data.class_counts, data.test.labels, batch_size, seed, mode)
         self.model, self.engine, self.group = model, engine or Engine(torch.device(device)), distributed.current()
@@ -178,6 +181,16 @@ class FrozenFeatures(Features):
         if augmented is None and not self.train.in_memory:
             augmented = 0
         self.augmented = None if mode == "released" else augmented
+        self.on_host = on_host
+
+    def keep(self, values: Tensor) -> Tensor:
+        """What was extracted, where it stays."""
+        return values.cpu() if self.on_host else values
+
+    def draw(self, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """As `Features.draw`, on the device."""
+        features, labels = super().draw(batch_size, seed, epoch)
+        return features.to(self.train.device), labels.to(self.train.device)
 
     @property
     def draws_on(self) -> torch.device:
@@ -211,7 +224,7 @@ class FrozenFeatures(Features):
         drifts = self.mode == "released"
         self.model.train(drifts)
         if self.augmented == 0:
-            return Pass(*self.plain())
+            return Pass(*map(self.keep, self.plain()))
         group, sizes = distributed.ProcessGroup() if drifts else self.group, (len(self.train), self.batch_size)
         part = group.shard(*sizes)
         batches = self.train.train_batches(self.batch_size, self.seed, epoch, part)
@@ -220,7 +233,7 @@ class FrozenFeatures(Features):
         found = zip(*((self.extract(images), labels) for images, labels in progress), strict=True)
         features, labels = (group.gather(torch.cat(rows), *sizes) for rows in found)
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
-        return Pass(features, labels, buffers)
+        return Pass(self.keep(features), self.keep(labels), buffers)
 
     def up_to(self, epoch: int) -> Pass:
         """The pass of an epoch; earlier ones are made first, since batch-norm may drift through them."""
@@ -238,8 +251,8 @@ class FrozenFeatures(Features):
         if key not in self.tested:
             if self.mode == "released":
                 self.model.load_state_dict(self.up_to(epoch).buffers, strict=False)
-            self.tested[key] = self.extract_all(self.test, flip)
-        return self.tested[key]
+            self.tested[key] = self.keep(self.extract_all(self.test, flip))
+        return self.tested[key].to(self.train.device)
 
 
 def evaluate(classifier: nn.Linear, data: Features) -> training.Outcome:

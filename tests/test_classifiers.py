@@ -87,6 +87,25 @@ def test_features_do_not_depend_on_the_order_of_asking(data, mode):
     assert torch.equal(ahead.up_to(3).features, behind.up_to(3).features)
 
 
+@pytest.mark.parametrize("mode", second_stage.MODES)
+def test_features_that_stay_on_the_host_are_the_same(data, mode):
+    here, there = (second_stage.FrozenFeatures(network(), data, "cpu", mode, on_host=host) for host in (False, True))
+    for epoch in range(2):
+        for one, other in zip(here.draw(64, 0, epoch), there.draw(64, 0, epoch), strict=True):
+            assert torch.equal(one, other)
+        assert torch.equal(here.test_features(epoch, True), there.test_features(epoch, True))
+
+
+def test_what_stays_on_the_host_leaves_the_device(data, monkeypatch):
+    moved, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda values: moved.append(values.shape) or cpu(values))
+    frozen = second_stage.FrozenFeatures(network(), data, "cpu", "released", on_host=True)
+    frozen.draw(64, 0, 1)
+    frozen.test_features(1, False)
+    shapes = [frozen.passes[0].features.shape] * 2 + [frozen.tested[1, False].shape]
+    assert all(moved.count(shape) >= shapes.count(shape) for shape in shapes)
+
+
 def test_only_the_released_mode_drifts(data):
     released = second_stage.FrozenFeatures(network(), data, "cpu", "released")
     paper = second_stage.FrozenFeatures(network(), data, "cpu", "paper")

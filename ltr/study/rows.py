@@ -63,11 +63,11 @@ class Sources:
         """The base's classifier."""
         return models.copy_classifier(self.network(self.base))
 
-    def extract(self, model: nn.Module, mode: str) -> FrozenFeatures:
+    def extract(self, model: nn.Module, mode: str, on_host: bool = False) -> FrozenFeatures:
         """A network's features in the paper's or the released mode."""
         settings, mode = self.settings, "released" if mode == "released" else "paper"
         draws = settings.batch_size, settings.seed, settings.engine
-        return FrozenFeatures(model, self.data, settings.device, mode, *draws)
+        return FrozenFeatures(model, self.data, settings.device, mode, *draws, on_host=on_host)
 
     @cached_property
     def features(self) -> dict[str, Features]:
@@ -85,7 +85,7 @@ class Sources:
         mode = "released" if mode == "released" else "paper"
         if mode not in self.maps:
             self.maps.clear()
-            self.maps[mode] = self.extract(models.Trunk(self.network(self.base), MAPS), mode)
+            self.maps[mode] = self.extract(models.Trunk(self.network(self.base), MAPS), mode, on_host=True)
         return self.maps[mode]
 
     def learner(self, layers: int, mode: str) -> tuple[nn.Module, training.Data, Engine]:
