@@ -677,7 +677,7 @@ def show_animation(figures: Iterable[Figure], path: Path, seconds: float = 0.15)
     """Save figures of one size as a GIF that repeats, show it in a notebook, and close them.
 
     Args:
-        figures: the frames; of several processes the leader alone draws them.
+        figures: the frames; of several processes rank 0 alone draws them.
         path: the GIF to write.
         seconds: of each frame; the last one stays six times as long.
     """
@@ -701,7 +701,7 @@ def show(fig: Figure, path: Path | None = None) -> None:
     """Save the figure as PNG, show it where someone can see it, and close it.
 
     A notebook shows the very bytes of the file; a script without a screen (Agg) only saves. Of several processes
-    the leader alone does either.
+    rank 0 alone does either.
 
     Args:
         fig: the figure; closed afterwards.

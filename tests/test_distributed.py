@@ -174,10 +174,10 @@ def test_with_batch_norm_processes_agree_and_stay_near_one_process(whole, alone)
 
 @several
 def test_rank_0_alone_writes_and_prints(whole):
-    run, (leader, other), log = whole
+    run, (main, other), log = whole
     assert other["written"] == []
-    assert any("summary.json" in path for path in leader["written"])
-    assert any("figure.png" in path for path in leader["written"])
+    assert any("summary.json" in path for path in main["written"])
+    assert any("figure.png" in path for path in main["written"])
     assert log.count("finished\n") == log.count("\nWD  12/12: ") == 1
     assert "2 processes share each batch of 16 images, so the learning rate stays 0.05" in log
     assert run.config["settings"]["processes"] == 2

@@ -83,7 +83,7 @@ def computed() -> dict[str, Any]:
         rows = torch.arange(2 * size).view(size, 2)
         share = group.shard(size)
         found[f"gathered {size}"] = group.gather(rows[share.start : share.stop], size)
-    for test in (37, 250):  # a batch, which the leader tests alone; three, of which it tests two
+    for test in (37, 250):  # a batch, which rank 0 tests alone; three, of which it tests two
         images = first_stage.ImageData(small_set(test=test), "cpu")
         found[f"logits {test}"] = torch.tensor(images.test_logits(network(), 0, flip=True))
     for mode in second_stage.MODES:

@@ -62,7 +62,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Let the leader try to write below a folder, and every process see it there.
+    """Let rank 0 try to write below a folder, and every process see it there.
 
     Raises:
         InputError: it cannot be written to, or each of several machines has one of its own.
