@@ -300,6 +300,11 @@ class Evaluation:
         return cls(logits.argmax(1), labels, by_class, figures, bins)
 
     @property
+    def hits(self) -> np.ndarray:
+        """1 where an image is predicted as its class, else 0: [N]."""
+        return (self.predictions == self.labels).astype(np.int8)
+
+    @property
     def confusion(self) -> np.ndarray:
         """Images by true and predicted class, [C, C]."""
         return metrics.confusion_matrix(self.predictions, self.labels, len(self.by_class))
@@ -313,23 +318,9 @@ class Evaluation:
 
 
 def paired_gain(before: Evaluation, after: Evaluation, score: str) -> tuple[float, float]:
-    """Points of the score that are gained, and their standard error from the same images' paired outcomes.
-
-    Each image gives -1, 0 or 1. For the class mean their variance is that within a class; a class with a single image
-    has that of all images.
-    """
-    difference = 100.0 * ((after.predictions == after.labels).astype(float) - (before.predictions == before.labels))
-    spread = difference.var(ddof=1) if len(difference) > 1 else 0.0
-    if score == "micro":
-        return float(difference.mean()), math.sqrt(spread / len(difference))
-    images = np.bincount(after.labels, minlength=len(after.by_class))
-    seen = images > 0
-    sums = np.bincount(after.labels, difference, len(images))[seen]
-    squares = np.bincount(after.labels, difference**2, len(images))[seen]
-    images = images[seen]
-    means = sums / images
-    variance = np.where(images > 1, (squares - images * means**2) / np.maximum(images - 1, 1), spread)
-    return float(means.mean()), float(np.sqrt((variance.clip(0) / images).sum()) / len(images))
+    """Points of the score that are gained, and their paired standard error, see `metrics.mean_and_error`."""
+    gained = after.hits - before.hits
+    return metrics.mean_and_error(gained, None if score == "micro" else after.labels)
 
 
 # --- the result -----------------------------------------------------------------------------------------------

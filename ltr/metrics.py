@@ -5,6 +5,7 @@ figure of a model that gives a logit which is not finite: an argmax would make a
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -158,6 +159,92 @@ def shifted_accuracy(
         name = f"{'backward' if backward else 'forward'} {ratio:g}"
         result[name] = float(weights @ accuracy[seen] / weights.sum())
     return result
+
+
+def mean_and_error(values: np.ndarray, labels: np.ndarray | None = None) -> tuple[float, float]:
+    """A mean over images in points, and its standard error in closed form.
+
+    Args:
+        values: [N], whether each image is a hit, or the difference of two models' hits: -1, 0 or 1.
+        labels: [N]; with them it is the mean of the classes' means, whose variance is that within the classes. A class
+            with a single image has the variance of all images.
+
+    Returns:
+        the mean and its error, which is NaN of a single image.
+    """
+    values = 100.0 * np.asarray(values, float)
+    spread = values.var(ddof=1) if len(values) > 1 else np.nan
+    if labels is None:
+        return float(values.mean()), float(np.sqrt(spread / len(values)))
+    _, own, images = np.unique(labels, return_inverse=True, return_counts=True)
+    means = np.bincount(own, values) / images
+    within = np.bincount(own, (values - means[own]) ** 2) / np.maximum(images - 1, 1)
+    variance = np.where(images > 1, within, spread)
+    return float(means.mean()), float(np.sqrt((variance / images).sum()) / len(images))
+
+
+def standard_error(hits: np.ndarray, labels: np.ndarray | None = None) -> float:
+    """Standard error of one accuracy in points, see `mean_and_error`."""
+    return mean_and_error(hits, labels)[1]
+
+
+class Difference(NamedTuple):
+    """What one model has over another on the same test images, in points.
+
+    Attributes:
+        points: the difference.
+        error: its paired standard error in closed form, see `mean_and_error`.
+        resampled: the same by the bootstrap.
+        low, high: ends of the bootstrap's 95 % interval.
+    """
+
+    points: float
+    error: float
+    resampled: float
+    low: float
+    high: float
+
+
+def paired_difference(
+    before: np.ndarray, after: np.ndarray, labels: np.ndarray | None = None, draws: int = 10_000, seed: int = 0
+) -> Difference:
+    """The second model's accuracy less the first one's, with its uncertainty by a paired bootstrap over test images.
+
+    Each image gives -1, 0 or 1, so that how often each comes in a resampled set is multinomial: what drawing the
+    images one by one gives, without drawing them.
+
+    Args:
+        before, after: [N], each model's hits on the same images.
+        labels: [N]; with them accuracy is the mean over classes, and images are drawn class by class.
+        draws: resampled test sets.
+        seed: of the draws.
+
+    Source: Efron and Tibshirani 1993, chapter 13 (the percentile interval).
+    """
+    change = np.asarray(after, np.int8) - np.asarray(before, np.int8)
+    classes = np.zeros(len(change), np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
+    outcomes = np.stack([np.bincount(classes, change == value) for value in (-1, 0, 1)], 1)  # [C, 3]
+    generator = np.random.default_rng(seed)
+    means = np.zeros(draws)
+    for row in outcomes.astype(np.int64):
+        lost, _, won = generator.multinomial(row.sum(), row / row.sum(), draws).T
+        means += 100.0 * (won - lost) / row.sum() / len(outcomes)
+    return Difference(
+        *mean_and_error(change, labels), float(means.std(ddof=1)), *np.percentile(means, (2.5, 97.5)).tolist()
+    )
+
+
+def best_rows(hits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """Which models lie within two paired standard errors of the best one: those that a table makes bold, bool [R].
+
+    Args:
+        hits: [R, N], a row a model, all on the same images.
+        labels: [N], see `mean_and_error`.
+    """
+    hits = np.asarray(hits, np.int8)
+    best = hits[np.argmax([mean_and_error(row, labels)[0] for row in hits])]
+    behind = np.array([mean_and_error(best - row, labels) for row in hits])
+    return behind[:, 0] <= 2 * behind[:, 1]
 
 
 def percent(value: float) -> str:

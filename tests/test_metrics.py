@@ -195,3 +195,70 @@ def test_weighted_accuracy_is_what_drawing_shifted_test_sets_gives_on_average():
     assert metrics.shifted_accuracy(logits, labels, counts, (10,))["forward 10"] == pytest.approx(
         np.mean(drawn), abs=0.4
     )
+
+
+# ---- uncertainty
+
+
+def test_the_standard_error_of_an_accuracy():
+    hits = np.arange(10_000) < 4083
+    assert metrics.mean_and_error(hits) == pytest.approx((40.83, 100 * (0.4083 * 0.5917 / 9999) ** 0.5))
+    assert metrics.standard_error(hits) == pytest.approx(0.4915, abs=1e-4)
+    assert np.isnan(metrics.standard_error([1]))
+
+
+def test_the_class_mean_and_its_error_by_hand():
+    # class 3: 2 of 4 gained, class 7: 1 of 2, class 9 (one image, with the variance of all 7): 0
+    change, labels = np.array([1, 1, 0, 0, 1, 0, 0]), np.array([3, 3, 3, 3, 7, 7, 9])
+    mean, error = metrics.mean_and_error(change, labels)
+    assert mean == pytest.approx(100 * (0.5 + 0.5 + 0) / 3)
+    assert error == pytest.approx(100 * (1 / 3 / 4 + 0.5 / 2 + np.var(change, ddof=1)) ** 0.5 / 3)
+
+
+def two_models(size: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hits of two models that agree on most images, and uneven labels."""
+    generator = np.random.default_rng(3)
+    labels = generator.choice(5, size, p=[0.4, 0.3, 0.15, 0.1, 0.05])
+    before = generator.random(size) < 0.4
+    after = np.where(generator.random(size) < 0.2, generator.random(size) < 0.5, before)
+    return before, after, labels
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_the_bootstrap_agrees_with_the_closed_form(by_class):
+    before, after, labels = two_models()
+    found = metrics.paired_difference(before, after, labels if by_class else None)
+    assert found.resampled == pytest.approx(found.error, rel=0.03)
+    assert (found.low, found.high) == pytest.approx(
+        (found.points - 1.96 * found.error, found.points + 1.96 * found.error), abs=0.1 * found.error
+    )
+    if not by_class:
+        assert found.points == pytest.approx(100 * (after.mean() - before.mean()))
+        independent = (metrics.standard_error(before) ** 2 + metrics.standard_error(after) ** 2) ** 0.5
+        assert found.error < 0.6 * independent  # what pairing gains: most images are alike
+
+
+def test_the_bootstrap_is_that_of_images_drawn_one_by_one():
+    before, after, _ = two_models(300)
+    change = after.astype(float) - before
+    drawn = change[np.random.default_rng(1).integers(0, 300, (10_000, 300))].mean(1)
+    found = metrics.paired_difference(before, after)
+    assert found.resampled == pytest.approx(100 * drawn.std(ddof=1), rel=0.03)
+    assert (found.low, found.high) == pytest.approx(tuple(100 * np.percentile(drawn, (2.5, 97.5))), abs=0.34)
+
+
+def test_the_bootstrap_repeats_itself():
+    before, after, labels = two_models(500)
+    assert metrics.paired_difference(before, after, labels) == metrics.paired_difference(before, after, labels)
+    assert metrics.paired_difference(before, after, seed=1) != metrics.paired_difference(before, after, seed=2)
+    assert metrics.paired_difference(before, before) == (0, 0, 0, 0, 0)
+
+
+def test_rows_within_two_paired_errors_of_the_best():
+    best = np.arange(1000) < 500
+    near, far = best.copy(), best.copy()
+    near[:3] = False  # 0.3 points behind, +- 0.17
+    far[:5] = False  # 0.5 points behind, +- 0.22
+    assert metrics.best_rows([far, near, best]).tolist() == [False, True, True]
+    other = best[::-1]  # as good, on other images
+    assert metrics.best_rows([far, other]).tolist() == [True, True]
