@@ -15,7 +15,6 @@ Accuracies are in percent. "The paper" is Alshammari et al., CVPR 2022 (arXiv 22
 import functools
 import io
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -29,15 +28,15 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from ltr.runtime import distributed
 
+DPI = 90
 STYLE: dict[str, Any] = {
-    "figure.dpi": 90,
-    "savefig.dpi": "figure",
+    "figure.dpi": DPI,
+    "savefig.dpi": 2 * DPI,  # sharp when projected; shown at half its size
     "savefig.facecolor": "white",
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
@@ -70,12 +69,11 @@ GROUP_LINES = {"many": LINES[0], "medium": LINES[1], "few": LINES[2], "all": LIN
 GROUP_NAMES = {"many": "many (> 100 images)", "medium": "medium (20–100)", "few": "few (< 20)"}
 
 CLASS_AXIS = "class, from common to rare"
+NAMED = 10  # classes at each end of an axis that have their names
 ACCURACY_AXIS = "accuracy (%)"
 NO_CLASS, DIVERGED = "no class in this group", "training diverged"
 SWEEP_TICKS = 8  # so many values of a swept setting have each its own tick
-FIGURE_BYTES = 25_000  # a notebook keeps its figures as text, so a large one bloats it
-MAP_PLACE = ["epochs", "batch", "warm-up", "lr"]  # what a column of the map of learning rates has in common
-MAP_PRODUCT = 0.01 * 5e-3
+FIGURE_BYTES = 45_000  # a notebook keeps its figures as text, so a large one bloats it
 NON_INTERACTIVE = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 
 P = ParamSpec("P")
@@ -164,6 +162,20 @@ def _class_ticks(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
+def _name_classes(axes: Axes, counts: pd.DataFrame | None) -> None:
+    """Names of the commonest and the rarest classes, numbers between them; without names numbers alone."""
+    if counts is None or "name" not in counts or len(counts) < 3:
+        _class_ticks(axes.xaxis)
+        return
+    names = [_literal(name).replace("_", " ") for name in _common_to_rare(counts)["name"]]
+    shown = ends(range(len(names)), NAMED)
+    between = [place for place in range(0, len(names), 20) if NAMED + 3 < place < len(names) - NAMED - 3]
+    places = sorted({*shown, *between})
+    axes.set_xticks(places, [names[place] if place in shown else str(place) for place in places])
+    for place, label in zip(places, axes.get_xticklabels(), strict=True):
+        label.set(rotation=90 if place in shown else 0, size=6.5 if place in shown else 8)
+
+
 def _log_ticks(axis: Axis) -> None:
     """Plain numbers at 1, 2, 5, 10, 20, ... for a log axis."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -174,11 +186,6 @@ def _log_ticks(axis: Axis) -> None:
 def _tick(value: Any) -> str:
     """A setting's value as a tick label: numbers short, everything else as it prints."""
     return f"{value:g}" if isinstance(value, (int, float, np.number)) else _literal(value)
-
-
-def _digits(value: float, decimals: int = 1) -> str:
-    """A number with so many decimals; a dash where there is none."""
-    return "–" if np.isnan(value) else f"{value:.{decimals}f}"
 
 
 def _say(axes: Axes, words: str) -> None:
@@ -212,7 +219,7 @@ def class_counts(counts: pd.DataFrame) -> Figure:
         counts: columns class_index, count, group ('many', 'medium' or 'few'), one row a class.
     """
     table = _common_to_rare(counts)
-    fig, axes = plt.subplots(figsize=(7.2, 3.0))
+    fig, axes = plt.subplots(figsize=(9.0, 3.6))
     for group in GROUPS:
         rows = table[table["group"] == group]
         color, marker = GROUP_COLORS[group], GROUP_MARKERS[group]
@@ -222,7 +229,7 @@ def class_counts(counts: pd.DataFrame) -> Figure:
     axes.set(yscale="log", xlabel=CLASS_AXIS, ylabel="training images", xlim=(-0.8, len(table) - 0.2))
     axes.set_ylim(bottom=max(0.8, 0.5 * table["count"].min()))
     _log_ticks(axes.yaxis)
-    _class_ticks(axes.xaxis)
+    _name_classes(axes, table)
     axes.legend(loc="upper right", markerscale=1.6, handlelength=1)
     return fig
 
@@ -237,7 +244,7 @@ def montage(images: np.ndarray, row_labels: Sequence[str], title: str | None = N
         title: a line above the images, drawn so too.
     """
     rows, _, height, _, _ = images.shape
-    scale, gap, dpi = (2 if height <= 64 else 1), 4, STYLE["figure.dpi"]
+    scale, gap, dpi = (2 if height <= 64 else 1), 4, DPI
     tiles = images.repeat(scale, axis=2).repeat(scale, axis=3)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
     canvas = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])  # [R(H+gap), K(W+gap), 3]
@@ -299,7 +306,7 @@ def per_class_accuracy(table: pd.DataFrame, counts: pd.DataFrame | None = None) 
         counts: as for `class_counts`; where given, lines separate many, medium and few.
     """
     names = _models(table)
-    fig, axes = plt.subplots(figsize=(7.4, 3.7))
+    fig, axes = plt.subplots(figsize=(9.0, 4.2))
     behind = axes.twinx()
     axes.set_zorder(behind.get_zorder() + 1)
     axes.patch.set_visible(False)
@@ -314,9 +321,40 @@ def per_class_accuracy(table: pd.DataFrame, counts: pd.DataFrame | None = None) 
     _log_ticks(behind.yaxis)
     behind.spines["right"].set_visible(True)
     axes.set(xlabel=CLASS_AXIS, ylabel=ACCURACY_AXIS, ylim=(-2, 102), xlim=(-0.5, len(images) - 0.5))
-    _class_ticks(axes.xaxis)
+    _name_classes(axes, counts)
     if counts is not None:
         _mark_groups(axes, counts)
+    _legend_below(fig, *axes.get_legend_handles_labels())
+    return fig
+
+
+@_styled
+def class_differences(table: pd.DataFrame, base: str, counts: pd.DataFrame) -> Figure:
+    """Accuracy of each class less that of another model, common to rare: who gains, and who pays.
+
+    Bars are the classes of one model, points where there are several; lines are moving averages.
+
+    Args:
+        table: columns model, class_index, count, accuracy (percent), one row a model and class.
+        base: the model that the others are compared with.
+        counts: as for `class_counts`.
+    """
+    fig, axes = plt.subplots(figsize=(9.0, 3.9))
+    before = table[table["model"] == base].set_index("class_index")["accuracy"]
+    names = [name for name in _models(table) if name != base]
+    for index, name in enumerate(names, start=1):
+        rows = _common_to_rare(table[table["model"] == name])
+        gains, style = rows["accuracy"] - rows["class_index"].map(before), _line_style(index)
+        if len(names) == 1:
+            axes.bar(rows.index, gains, width=0.85, color=style["color"], alpha=0.3)
+        else:
+            axes.plot(rows.index, gains, ".", color=style["color"], markersize=4, alpha=0.25)
+        axes.plot(rows.index, _moving_average(gains), **style, linewidth=2, label=_literal(name))
+    axes.axhline(0, color="0.3", linewidth=1)
+    axes.set(xlabel=CLASS_AXIS, ylabel=f"points above {_literal(base)}", xlim=(-0.5, len(before) - 0.5))
+    axes.grid(axis="y")
+    _name_classes(axes, counts)
+    _mark_groups(axes, counts)
     _legend_below(fig, *axes.get_legend_handles_labels())
     return fig
 
@@ -356,13 +394,13 @@ def _class_lines(table: pd.DataFrame, column: str, label: str, counts: pd.DataFr
     if counts is not None:
         table = table.drop(columns="count", errors="ignore")
         table = table.merge(counts[["class_index", "count"]], on="class_index")
-    fig, axes = plt.subplots(figsize=(7.2, 3.4))
+    fig, axes = plt.subplots(figsize=(9.0, 3.9))
     for index, name in enumerate(_models(table)):
         rows = _common_to_rare(table[table["model"] == name])
         axes.plot(rows.index, rows[column], **_line_style(index), label=_literal(name))
     classes = table["class_index"].nunique()
     axes.set(xlabel=CLASS_AXIS, ylabel=label, xlim=(-0.5, classes - 0.5))
-    _class_ticks(axes.xaxis)
+    _name_classes(axes, counts)
     axes.grid(axis="y")
     if table[column].isna().all():
         _say(axes, DIVERGED)
@@ -441,7 +479,8 @@ def norm_evolution(norms: dict[str, np.ndarray], shared: bool = True, first_epoc
         epochs, classes = values.shape
         extent = (first_epoch - 0.5, first_epoch + epochs - 0.5, classes - 0.5, -0.5)
         limits = {"vmin": 0, "vmax": top} if shared else {"vmin": 0}
-        image = axes.imshow(values.T, aspect="auto", extent=extent, cmap="viridis", **limits)
+        look = {"cmap": "viridis", "interpolation": "nearest"}
+        image = axes.imshow(values.T, aspect="auto", extent=extent, **look, **limits)
         if _largest([values]) is None:
             _say(axes, DIVERGED)
         axes.set(title=_literal(name), xlabel="epoch")
@@ -472,7 +511,7 @@ def group_bars(table: pd.DataFrame) -> Figure:
         look = {"facecolor": color, "hatch": hatch, "edgecolor": "white", "label": _literal(row["model"])}
         axes.bar(places, values, 0.92 * width, **look)
         for place, value in zip(places, values, strict=True):
-            text = _digits(value)
+            text = "–" if np.isnan(value) else f"{value:.1f}"
             above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
             axes.annotate(text, (place, np.nan_to_num(value)), **above, size=7, rotation=turn)
     axes.set(ylabel=ACCURACY_AXIS, xlim=(-0.5, len(columns) - 0.5))
@@ -546,9 +585,9 @@ def heatmap(table: pd.DataFrame, xlabel: str, ylabel: str, label: str) -> Figure
     values = table.to_numpy(dtype=float)
     rows, columns = values.shape
     fig, axes = plt.subplots(figsize=(2.0 + 0.62 * columns, max(2.4, 1.0 + 0.42 * rows)))
-    image = axes.imshow(values, aspect="auto", cmap="cividis")
+    image = axes.imshow(values, aspect="auto", cmap="cividis", interpolation="nearest")
     for (row, column), value in np.ndenumerate(values):
-        text = _digits(value)
+        text = "–" if np.isnan(value) else f"{value:.1f}"
         dark = not np.isnan(value) and image.norm(value) < 0.55
         axes.text(column, row, text, ha="center", va="center", size=8, color="white" if dark else "black")
     axes.set_xticks(range(columns), [_tick(name) for name in table.columns])
@@ -560,70 +599,9 @@ def heatmap(table: pd.DataFrame, xlabel: str, ylabel: str, label: str) -> Figure
     return fig
 
 
-def _map_panel(
-    axes: Axes, cells: pd.DataFrame, places: Sequence[tuple], decays: Sequence[float], **scale: float
-) -> Any:
-    """One side of `lr_wd_map`: a cell's colour is its accuracy, below which stand those of the groups."""
-    values = np.full((len(decays), len(places)), np.nan)
-    for row in cells.to_dict("records"):
-        x, y = places.index(tuple(row[name] for name in MAP_PLACE)), decays.index(row["weight decay"])
-        values[y, x] = row["all"]
-    image = axes.imshow(values, aspect="auto", cmap="cividis", origin="lower", interpolation="none", **scale)
-    for row in cells.to_dict("records"):
-        x, y = places.index(tuple(row[name] for name in MAP_PLACE)), decays.index(row["weight decay"])
-        dark = not np.isnan(row["all"]) and image.norm(row["all"]) < 0.55
-        look = {"ha": "center", "color": "white" if dark else "black"}
-        axes.text(x, y, _digits(row["all"]), va="bottom", size=9, **look)
-        axes.text(x, y, " / ".join(_digits(row[group], 0) for group in GROUPS), va="top", size=7, **look)
-        if np.isclose(row["lr x wd"], MAP_PRODUCT):
-            edge = {"fill": False, "edgecolor": COLORS[1], "linewidth": 2}
-            axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **edge))
-    axes.set_facecolor("0.93")  # of cells that no run has
-    axes.set_yticks(range(len(decays)), [_tick(decay) for decay in decays])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return image
-
-
-@_styled
-def lr_wd_map(table: pd.DataFrame, before: str = "first stage alone", after: str = "logit adjustment") -> Figure:
-    """Accuracy over learning rate and weight decay, before and after a classifier is balanced; nothing in between.
-
-    A cell holds the accuracy over all classes, and below it many / medium / few. A frame marks the cells at the product
-    of the paper's learning rate and weight decay.
-
-    Args:
-        table: of `ltr map`: columns lr, weight decay, lr x wd, batch, warm-up, epochs, classifier, many, medium, few,
-            all (percent), a row a run and classifier. Runs of another batch, warm-up or length have columns of their
-            own.
-        before, after: classifiers.
-    """
-    places = sorted({tuple(row) for row in table[MAP_PLACE].itertuples(index=False)})
-    decays = sorted(table["weight decay"].unique())
-    shown = table[table["classifier"].isin((before, after))]["all"]
-    usual = Counter(tuple(row) for row in table[MAP_PLACE[:-1]].itertuples(index=False)).most_common(1)[0][0]
-    names = []
-    for *how, lr in places:
-        other = [f"{name} {own:g}" for name, own, most in zip(MAP_PLACE, how, usual, strict=False) if own != most]
-        names.append("\n".join([f"{lr:g}", *other]))
-    unless = ", ".join(f"{name} {value:g}" for name, value in zip(MAP_PLACE, usual, strict=False))
-    size = (1.6 + 1.7 * len(places), 1.2 + 0.54 * len(decays))
-    fig, panels = plt.subplots(1, 2, figsize=size, sharey=True)
-    for axes, name in zip(panels, (before, after), strict=True):
-        cells = table[table["classifier"] == name]
-        image = _map_panel(axes, cells, places, decays, vmin=shown.min(), vmax=shown.max())
-        axes.set(title=_literal(name), xlabel=f"learning rate ({unless} unless said)")
-        axes.set_xticks(range(len(places)), names)
-    panels[0].set_ylabel("weight decay")
-    fig.colorbar(image, ax=panels, label="accuracy on held-out images (%)")
-    handle = Rectangle((0, 0), 1, 1, fill=False, edgecolor=COLORS[1], linewidth=2)
-    _legend_below(fig, [handle], [f"learning rate x weight decay = {MAP_PRODUCT:g}, the paper's"])
-    return fig
-
-
 def _landscape_panel(axes: Axes, cells: pd.DataFrame, marks: Iterable[tuple[float, float]]) -> AxesImage:
     """Accuracy [weight decays, radii] as colours, and marks at the nearest cells."""
-    image = axes.imshow(cells, aspect="auto", cmap="cividis", origin="lower")
+    image = axes.imshow(cells, aspect="auto", cmap="cividis", origin="lower", interpolation="nearest")
     radii = ["none" if np.isinf(radius) else f"{radius:.2f}" for radius in cells.columns]
     axes.set_xticks(range(cells.shape[1]), radii, rotation=90)
     axes.set_yticks(range(cells.shape[0]), [_tick(decay) for decay in cells.index])
@@ -727,7 +705,7 @@ def reliability(bins: pd.DataFrame) -> Figure:
 
 
 def _png(fig: Figure) -> bytes:
-    """The figure as PNG at its own resolution; past 25 KB with a palette of as many colours as fit."""
+    """The figure as PNG at its own resolution; past 45 KB with a palette of as many colours as fit."""
     with plt.rc_context(STYLE), io.BytesIO() as file:
         fig.savefig(file, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
         png = file.getvalue()
@@ -743,12 +721,38 @@ def _png(fig: Figure) -> bytes:
     return png
 
 
-def show_animation(figures: Iterable[Figure], path: Path, seconds: float = 0.15) -> None:
+def _display(data: bytes, kind: str, width: int | None = None) -> None:
+    """Show a picture's very bytes in a notebook."""
+    from IPython.display import Image as Picture  # only a notebook has it
+    from IPython.display import display
+
+    display(Picture(data=data, format=kind, width=width))
+
+
+def _width(png: bytes) -> int:
+    """Half a PNG's width in pixels, at which it is shown."""
+    with Image.open(io.BytesIO(png)) as picture:
+        return picture.width // 2
+
+
+def in_a_page() -> bool:
+    """Whether figures go into a notebook's page."""
+    return "inline" in plt.get_backend().lower()
+
+
+def show_picture(path: Path) -> None:
+    """Show a PNG that `show` wrote."""
+    if in_a_page():
+        data = path.read_bytes()
+        _display(data, "png", _width(data))
+
+
+def show_animation(figures: Iterable[Figure], path: Path | None, seconds: float = 0.15) -> None:
     """Save figures of one size as a GIF that repeats, show it in a notebook, and close them.
 
     Args:
         figures: the frames; of several processes rank 0 alone draws them.
-        path: the GIF to write.
+        path: the GIF to write; None to write nothing.
         seconds: of each frame; the last one stays six times as long.
     """
     if not distributed.current().is_main:
@@ -758,13 +762,14 @@ def show_animation(figures: Iterable[Figure], path: Path, seconds: float = 0.15)
         frames.append(Image.open(io.BytesIO(_png(fig))).convert("RGB").quantize(12, dither=Image.Dither.NONE))
         plt.close(fig)
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(6000 * seconds)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
-    if "inline" in plt.get_backend().lower():
-        from IPython.display import Image as Picture  # only a notebook has it
-        from IPython.display import display
-
-        display(Picture(data=path.read_bytes(), format="gif"))
+    with io.BytesIO() as file:
+        frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
+        data = file.getvalue()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    if in_a_page():
+        _display(data, "gif", frames[0].width // 2)
 
 
 def show(fig: Figure, path: Path | None = None) -> None:
@@ -780,16 +785,13 @@ def show(fig: Figure, path: Path | None = None) -> None:
     if not distributed.current().is_main:
         plt.close(fig)
         return
-    png = _png(fig)
+    if path is not None or in_a_page():
+        png = _png(fig)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(png)
-    backend = plt.get_backend().lower()
-    if "inline" in backend:
-        from IPython.display import Image as Picture  # only a notebook has it
-        from IPython.display import display
-
-        display(Picture(data=png))
-    elif backend not in NON_INTERACTIVE:
+    if in_a_page():
+        _display(png, "png", _width(png))
+    elif plt.get_backend().lower() not in NON_INTERACTIVE:
         plt.show()
     plt.close(fig)

@@ -14,7 +14,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-PRESETS = ("demo", "paper")
+COMMITTED = "committed"  # of settings that read this package's own runs
+PRESETS = ("demo", "paper", COMMITTED)
 SCHEDULES = ("cosine", "released")
 LATER = {"warm_up": 0, "nesterov": False}  # what came later is told only where it is used
 
@@ -204,6 +205,7 @@ def first_stage(preset: str, dataset: str | None = None, backbone: str | None = 
         dataset: None for the preset's.
         backbone: None for that of the images, or of the preset.
     """
+    preset = "paper" if preset == COMMITTED else preset
     values = dict(FIRST_STAGE[preset])
     dataset = dataset or values["dataset"]
     values |= of_images(dataset)
@@ -214,6 +216,7 @@ def first_stage(preset: str, dataset: str | None = None, backbone: str | None = 
 
 def second_stage(preset: str, dataset: str | None = None, backbone: str | None = None) -> dict[str, Any]:
     """A preset's values of the second stage, and those of the first that it starts from; arguments as above."""
+    preset = "paper" if preset == COMMITTED else preset
     values = dict(SECOND_STAGE[preset])
     dataset = dataset or values["dataset"]
     values |= of_images(dataset)

@@ -20,14 +20,12 @@ from ltr.errors import InputError, clip
 from ltr.runtime import configs, distributed, engine, process
 from ltr.runtime.options import (
     ROOT,
-    Once,
-    Parser,
-    allowed,
     check,
     flag,
     folder,
     join_negative,
     option,
+    parser_of,
     real,
     run_name,
     short,
@@ -36,7 +34,8 @@ from ltr.runtime.options import (
 from ltr.runtime.process import usable_device
 
 BASES = ("trained", "shipped")
-OUT = {"demo": ROOT / "build" / "demo", "paper": ROOT / "exp"}
+COMMITTED = recipes.COMMITTED
+OUT = {"demo": ROOT / "build" / "demo", "paper": ROOT / "exp", COMMITTED: ROOT / "exp"}
 # What these leave alone is no part of a run's identity, so that runs from before they could be chosen are found; and a
 # run made on a GPU is found without one.
 UNUSED = {
@@ -78,7 +77,11 @@ S = TypeVar("S", bound="Common")
 class Common:
     """Options of both stages."""
 
-    preset: str = option(None, "demo: a few minutes on a CPU; paper: the paper's job", choices=recipes.PRESETS)
+    preset: str = option(
+        None,
+        "demo: a few minutes on a CPU; paper: the paper's job; committed: reads this package's own runs",
+        choices=recipes.PRESETS,
+    )
     dataset: str = option(None, "where images come from", choices=datasets.SOURCES)
     data_root: Path = option(ROOT / "data", "CIFAR's folder, or that of the tree or the list files", folder)
     workers: int = option(None, "processes that decode large images; 0 for none", whole, low=0, high=1024)
@@ -104,38 +107,34 @@ class Common:
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
         """What was given, and beside it what its preset, its images and its network say."""
         preset = given["preset"]
+        if preset == COMMITTED:
+            known = {field.name for field in dataclasses.fields(cls)}
+            first = cls.as_own(shipped(given.get("backbone", "resnet32")))
+            given = {name: value for name, value in first.items() if name in known} | {"device": "cpu"} | given
         return {"out": OUT[preset]} | cls.preset_values(preset, given.get("dataset"), given.get("backbone")) | given
 
     @classmethod
-    def parser(cls) -> Parser:
-        """The command line's parser, one option a field, and `--resume` beside `--retrain`."""
-        parser = Parser(description=cls.__doc__.splitlines()[0], allow_abbrev=False)
-        resume = "go on where a run stopped (the default; not with --retrain)"
-        parser.add_argument("--resume", action="store_true", default=None, help=resume)
-        for field in dataclasses.fields(cls):
-            if isinstance(field.default, bool):
-                parser.add_argument(flag(field.name), action="store_true", default=None, help=field.metadata["help"])
-                continue
-            default = "by preset" if field.default is None else field.default
-            default = "the machine's cores less one" if field.name == "workers" else default
-            text = f"{field.metadata['help']}: {allowed(field.metadata)} (default: {default})"
-            text = text.replace("%", "%%")
-            parser.add_argument(flag(field.name), action=Once, metavar=field.name.upper(), help=text)
-        return parser
+    def as_own(cls, first: dict[str, Any]) -> dict[str, Any]:
+        """A first stage's settings, under the names that they have here."""
+        raise NotImplementedError
 
     @classmethod
-    def parse(cls: type[S], arguments: Sequence[str]) -> S:
+    def parse(cls: type[S], arguments: Sequence[str], preset: str | None = None) -> S:
         """Settings from a list of words.
+
+        Args:
+            arguments: the words.
+            preset: where they give none; None for the paper's job on CUDA, and the demo without.
 
         Raises:
             InputError: a word is not known, or a value not allowed.
         """
-        given = {k: v for k, v in vars(cls.parser().parse_args(join_negative(arguments))).items() if v is not None}
+        given = {k: v for k, v in vars(parser_of(cls).parse_args(join_negative(arguments))).items() if v is not None}
         if given.pop("resume", False) and given.get("retrain"):
             raise InputError("--resume: must not be given with --retrain, which starts anew")
         fields = {field.name: field for field in dataclasses.fields(cls)}
         values = {name: check(name, text, fields[name].metadata) for name, text in given.items()}
-        values.setdefault("preset", "paper" if torch.cuda.is_available() else "demo")
+        values.setdefault("preset", preset or ("paper" if torch.cuda.is_available() else "demo"))
         values = cls.filled(values)
         datasets.check_profile(values["dataset"], values.get("profile", "exp"))
         if values.get("profile") == "as-is":
@@ -144,28 +143,28 @@ class Common:
         return dataclasses.replace(settings, device=usable_device(settings.device))
 
     @classmethod
-    def read(cls: type[S]) -> S:
-        """Settings from the command line, or in Jupyter from `LTR_ARGS`; prints what it chose.
+    def read(cls: type[S], options: str = "") -> S:
+        """Settings from the command line, else from `LTR_ARGS`, else from a notebook's own cell.
 
-        In a script, bad input from here on ends in one line and exit code 2; where torchrun started several
-        processes, they meet here and part when the script ends.
+        Without any word a notebook shows the committed runs; so does a script without CUDA. In a script, bad input
+        from here on ends in one line and exit code 2; where torchrun started several processes, they meet here and
+        part when the script ends.
+
+        Args:
+            options: words of the notebook's `parameters` cell.
         """
-        job, words = process.begin()
-        settings = cls.parse(words).for_job(job)
-        process.set_up(job, settings.device, settings.out, settings.deterministic)
-        if not {settings.preset, f"--preset={settings.preset}"} & {*words}:  # none was given, or it gave way
-            print(f"--preset {settings.preset}, as {settings.reason_of_preset}")
-        print(settings)
-        print(f"engine: {'; '.join([str(settings.engine), *settings.engine.notices])}")
-        if job.process_group.size > 1:
-            shared = f"{job.process_group.size} processes share each batch of {settings.batch_size} images"
-            print(f"{shared}, so the learning rate stays {settings.lr:g}")
+        job, words = process.begin(options)
+        reads = not words and (process.in_ipython() or not torch.cuda.is_available())
+        settings = cls.parse(words, COMMITTED if reads else None).for_job(job)
+        out = None if settings.committed else settings.out
+        process.set_up(job, settings.device, out, settings.deterministic)
+        announce(settings, words, job.process_group.size)
         return settings
 
     @property
-    def reason_of_preset(self) -> str:
-        """Why the preset is this one, where it was not given."""
-        return "CUDA is there" if self.preset == "paper" else "CUDA is not there"
+    def committed(self) -> bool:
+        """Whether only this package's own finished runs are read, and nothing is written."""
+        return self.preset == COMMITTED
 
     def for_job(self: S, job: distributed.Job) -> S:
         """The settings of one process of a job.
@@ -225,6 +224,34 @@ class Common:
         return own | described
 
 
+def reason_of_preset(settings: Common) -> str:
+    """Why the preset is this one, where it was not given."""
+    if getattr(settings, "base", "trained") == "shipped":
+        return "the shipped features are of its job"
+    return "CUDA is there" if settings.preset == "paper" else "CUDA is not there"
+
+
+def announce(settings: Common, words: Sequence[str], processes: int) -> None:
+    """Say what was chosen, and how it will run; of committed runs that is in their folders.
+
+    Args:
+        settings: what was chosen.
+        words: of the options.
+        processes: that share each batch.
+    """
+    if settings.committed:
+        if not words and not process.in_ipython():
+            print("the committed runs, as there is no CUDA here; --preset paper trains anew, --preset demo on a CPU")
+        return
+    if not {settings.preset, f"--preset={settings.preset}"} & {*words}:  # none was given, or it gave way
+        print(f"--preset {settings.preset}, as {reason_of_preset(settings)}")
+    print(settings)
+    print(f"engine: {'; '.join([str(settings.engine), *settings.engine.notices])}")
+    if processes > 1:
+        shared = f"{processes} processes share each batch of {settings.batch_size} images"
+        print(f"{shared}, so the learning rate stays {settings.lr:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FirstStage(Common):
     """First stage: learn features with cross-entropy, without and with weight decay."""
@@ -243,6 +270,11 @@ class FirstStage(Common):
     mix_alpha: float = option(None, "of the mixing's Beta distribution; mixup 0.2, cutmix 1", real, above=0)
     augmentation: str = option("none", "beyond crop and flip", choices=augment.AUGMENTATIONS)
     sampling: str = option("instance", "how often a class is seen", choices=tuple(augment.SAMPLINGS))
+
+    @classmethod
+    def as_own(cls, first: dict[str, Any]) -> dict[str, Any]:
+        """Its length and weight decay are this stage's own."""
+        return first | {"epochs": first["stage1_epochs"], "weight_decay": first["stage1_weight_decay"]}
 
     def __post_init__(self) -> None:
         if self.warm_up >= self.epochs:
@@ -337,12 +369,17 @@ class SecondStage(Common):
     preset_values = staticmethod(recipes.second_stage)
 
     @classmethod
+    def as_own(cls, first: dict[str, Any]) -> dict[str, Any]:
+        """Its learning rate and loss were the first stage's."""
+        return {name: value for name, value in first.items() if name not in ("lr", "loss")}
+
+    @classmethod
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
         """As the common one; from shipped features or a named run, what the first stage says that they are of."""
         if given.get("base") == "shipped":
             known = {field.name for field in dataclasses.fields(cls)}
-            first = shipped(given.get("backbone", "resnet32"))
-            own = {name: value for name, value in first.items() if name in known - {"lr", "loss"}}
+            first = cls.as_own(shipped(given.get("backbone", "resnet32")))
+            own = {name: value for name, value in first.items() if name in known}
             return super().filled(
                 own | given | {"preset": "paper", "out": given.get("out", ROOT / "build" / "shipped")}
             )
@@ -356,11 +393,6 @@ class SecondStage(Common):
     def first_stages(self) -> Path:
         """The folder of the first stage's runs."""
         return (ROOT / "exp" if self.base == "shipped" else self.out) / "demo_1"
-
-    @property
-    def reason_of_preset(self) -> str:
-        """See the common one; shipped features are of the paper's job."""
-        return "the shipped features are of its job" if self.base == "shipped" else super().reason_of_preset
 
     @property
     def base_settings(self) -> dict[str, Any]:

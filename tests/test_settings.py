@@ -104,7 +104,7 @@ def test_the_second_stage_looks_for_what_the_first_one_writes():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_option_is_explained(stage):
-    text = stage.parser().format_help()
+    text = options.parser_of(stage).format_help()
     for name in stage.__dataclass_fields__:
         assert options.flag(name) in text
 

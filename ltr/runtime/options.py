@@ -190,3 +190,19 @@ class Parser(argparse.ArgumentParser):
         if word.startswith("--"):
             raise InputError(f"{clip(word)}: must be one of the options that --help lists{hint}")
         raise InputError(f"--help: each word must be an option or its value, got {clip(word)}{hint}")
+
+
+def parser_of(options: type) -> Parser:
+    """The parser of a dataclass of options, one a field, and `--resume` beside `--retrain`."""
+    parser = Parser(description=options.__doc__.splitlines()[0], allow_abbrev=False)
+    resume = "go on where a run stopped (the default; not with --retrain)"
+    parser.add_argument("--resume", action="store_true", default=None, help=resume)
+    for field in dataclasses.fields(options):
+        if isinstance(field.default, bool):
+            parser.add_argument(flag(field.name), action="store_true", default=None, help=field.metadata["help"])
+            continue
+        default = "by preset" if field.default is None else field.default
+        default = "the machine's cores less one" if field.name == "workers" else default
+        text = f"{field.metadata['help']}: {allowed(field.metadata)} (default: {default})"
+        parser.add_argument(flag(field.name), action=Once, metavar=field.name.upper(), help=text.replace("%", "%%"))
+    return parser

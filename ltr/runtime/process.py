@@ -99,20 +99,23 @@ def is_launcher(arguments: Sequence[str]) -> bool:
     return launches or program.suffix != ".py"
 
 
-def begin() -> tuple[distributed.Job, list[str]]:
+def begin(options: str = "") -> tuple[distributed.Job, list[str]]:
     """Begin a script or a notebook.
 
+    Args:
+        options: of a notebook's own cell.
+
     Returns:
-        the processes that run it, and the words of its options: in a notebook those of `LTR_ARGS`.
+        the processes that run it, and the words of its options: of the command line where it has any, else of
+        `LTR_ARGS`, else of the cell.
 
     Raises:
         InputError: see `distributed.connect` and `split_words`.
     """
-    if not in_ipython():
-        return begin_script(os.environ), sys.argv[1:]
-    if is_launcher(sys.argv):
-        return distributed.ALONE, split_words(os.environ.get("LTR_ARGS", ""))
-    return distributed.ALONE, sys.argv[1:]
+    interactive = in_ipython()
+    job = distributed.ALONE if interactive else begin_script(os.environ)
+    words = [] if interactive and is_launcher(sys.argv) else sys.argv[1:]
+    return job, words or split_words(os.environ.get("LTR_ARGS", "")) or split_words(options)
 
 
 def begin_script(environment: Mapping[str, str]) -> distributed.Job:
@@ -133,13 +136,13 @@ def begin_script(environment: Mapping[str, str]) -> distributed.Job:
     return job
 
 
-def set_up(job: distributed.Job, device: str, out: Path, deterministic: bool) -> None:
+def set_up(job: distributed.Job, device: str, out: Path | None, deterministic: bool) -> None:
     """Join the other processes until this one ends, and see to what libraries read when they start. Together.
 
     Args:
         job: of `begin`.
         device: where this process trains.
-        out: the folder to write to.
+        out: the folder to write to; None to write nothing.
         deterministic: see `Engine`.
 
     Raises:
@@ -152,7 +155,8 @@ def set_up(job: distributed.Job, device: str, out: Path, deterministic: bool) ->
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "build" / "compiled"))  # compile once
     use_physical_cores()
-    check_folder(out)
+    if out is not None:
+        check_folder(out)
 
 
 @contextlib.contextmanager
