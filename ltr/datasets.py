@@ -18,6 +18,7 @@ from ltr.data.lists import read_list
 from ltr.data.streaming import ListedImages
 from ltr.data.synthetic import read_synthetic
 from ltr.errors import InputError
+from ltr.recipes import OWN_IMAGES
 
 STATISTICS = {  # RGB mean and standard deviation of the training images, in 0..1
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -218,6 +219,7 @@ def load(
     seed: int = 0,
     normalization: str = "cifar100",
     workers: int | None = None,
+    resize: int | None = None,
 ) -> LongTailed:
     """Read a source and cut its tail.
 
@@ -231,40 +233,44 @@ def load(
         seed: of the random choice only; the synthetic set's pixels do not depend on it.
         normalization: a key of `STATISTICS`.
         workers: see `LongTailed`.
+        resize: see `data.images.Listing`; of a folder or a list only.
 
     Raises:
         InputError: see the readers; every message is one line that names the option.
     """
+    check_options(source, profile, resize)
     if source in LARGE_SETS:
-        return load_large_set(source, Path(root), profile, hold_out, normalization, workers)
-    train, test, names = READERS[source](Path(root))
+        return load_large_set(source, Path(root), hold_out, normalization, workers)
+    own = source in OWN_IMAGES
+    train, test, names = READERS[source](Path(root), **({"resize": resize} if own else {}))
     kept, held = split_indices(train.labels, names, imbalance_factor, profile, choice, hold_out, seed)
-    name = Path(root).resolve().name if source in ("folder", "list") else source
+    name = Path(root).resolve().name if own else source
     if test.fingerprint() == CIFAR100_TEST:
         name = "cifar100"
     mean, std = STATISTICS[normalization]
     return LongTailed(name, names, train.take(kept), test, train.take(held) if hold_out else None, mean, std)
 
 
-def check_profile(source: str, profile: str) -> None:
-    """The large sets are long-tailed as they were published.
+def check_options(source: str, profile: str, resize: int | None) -> None:
+    """The large sets are long-tailed as they were published, and only one's own images are brought to another size.
 
     Raises:
-        InputError: another profile than as-is is asked of one.
+        InputError: the source does not have what is asked of it.
     """
     if source in LARGE_SETS and profile != "as-is":
         raise InputError(f"--profile: must be as-is with {source}, which is long-tailed already, got {profile}")
+    if resize is not None and source not in OWN_IMAGES:
+        raise InputError(
+            f"--resize: must be given with --dataset {' or '.join(OWN_IMAGES)}, got {resize} with {source}"
+        )
 
 
-def load_large_set(
-    source: str, root: Path, profile: str, hold_out: int, normalization: str, workers: int | None
-) -> LongTailed:
+def load_large_set(source: str, root: Path, hold_out: int, normalization: str, workers: int | None) -> LongTailed:
     """Read one of the large sets; its own validation list is the validation set.
 
     Raises:
         InputError: see `large_sets.read`; or images are to be held out of a set that has a validation list.
     """
-    check_profile(source, profile)
     if hold_out and "validation" in LARGE_SETS[source].files:
         raise InputError(f"--hold-out: must be 0 with {source}, which has a validation list, got {hold_out}")
     train, test, names, validation = large_sets.read(source, root)

@@ -62,10 +62,11 @@ class Recipe:
 # ---- small images: presets
 
 DEMO_EPOCHS = 30
-DEMO = {"dataset": "synthetic", "backbone": "resnet32", "imbalance_factor": 100.0, "seed": 1}
+DEMO = {"dataset": "synthetic", "backbone": "resnet32", "imbalance_factor": 100.0, "profile": "exp", "seed": 1}
 # The paper's network and length; a test after each epoch would be a third more work on CIFAR-100, after every tenth
 # it is 3 %.
-PAPER = {"dataset": "cifar100", "backbone": "resnet34", "imbalance_factor": 100.0}
+PAPER = {"dataset": "cifar100", "backbone": "resnet34", "imbalance_factor": 100.0, "profile": "exp"}
+OWN_IMAGES = ("folder", "list")  # nobody's own photos are to be cut unasked
 FIRST_STAGE = {
     "demo": {**DEMO, "epochs": DEMO_EPOCHS, "lr": 0.1, "test_every": 1},
     "paper": {**PAPER, "epochs": 200, "lr": 0.01, "test_every": 10},
@@ -194,6 +195,8 @@ def of_images(dataset: str) -> dict[str, Any]:
     """What the choice of images decides in any preset: their profile and their statistics."""
     if dataset == "cifar10":
         return {"normalization": "cifar10"}
+    if dataset in OWN_IMAGES:
+        return {"profile": "as-is"}
     return plain(SHARED) if dataset in LARGE_FIRST_STAGE else {}
 
 

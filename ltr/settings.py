@@ -7,7 +7,7 @@ caller's; a checkout's defaults lie at its root.
 import dataclasses
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ OUT = {"demo": ROOT / "build" / "demo", "paper": ROOT / "exp", COMMITTED: ROOT /
 # run made on a GPU is found without one.
 UNUSED = {
     "base": "trained",
+    "resize": None,
     "mix": "none",
     "mix_alpha": None,
     "augmentation": "none",
@@ -54,7 +55,7 @@ ELSEWHERE = ("preset", "data_root", "workers", "device", "out", "retrain", "comp
 # What a second stage must share with the first one that it starts from.
 OF_THE_BASE = (
     *("dataset", "imbalance_factor", "profile", "choice", "hold_out", "normalization", "backbone", "seed"),
-    *("stage1_epochs", "stage1_weight_decay"),
+    *("resize", "stage1_epochs", "stage1_weight_decay"),
 )
 WHOLE_NETWORK = {  # names of what the first stage learns by, apart from cross-entropy
     "balanced-softmax": "Balanced Softmax, whole network",
@@ -73,6 +74,24 @@ MOST = 100_000  # epochs, or images a step: far beyond use, and a clear line for
 S = TypeVar("S", bound="Common")
 
 
+def uncut(values: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, float]:
+    """The imbalance factor where nothing is cut, so that any other names the same run.
+
+    Args:
+        values: of all options.
+        given: the words of those that were given.
+
+    Raises:
+        InputError: a factor is given for one's own images, which no profile cuts.
+    """
+    if values["profile"] != "as-is":
+        return {}
+    if "imbalance_factor" in given and "profile" not in given and values["dataset"] in recipes.OWN_IMAGES:
+        got = f"{clip(given['imbalance_factor'])} with --dataset {values['dataset']}, which keeps every image"
+        raise InputError(f"--imbalance-factor: must be given with --profile exp or step, got {got}")
+    return {"imbalance_factor": 1.0}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """Options of both stages."""
@@ -86,7 +105,8 @@ class Common:
     data_root: Path = option(ROOT / "data", "CIFAR's folder, or that of the tree or the list files", folder)
     workers: int = option(None, "processes that decode large images; 0 for none", whole, low=0, high=1024)
     imbalance_factor: float = option(None, "images of the largest class over the smallest's", real, low=1)
-    profile: str = option("exp", "shape of the tail; as-is keeps every image", choices=datasets.PROFILES)
+    profile: str = option(None, "shape of the tail; as-is, which your own get, keeps all", choices=datasets.PROFILES)
+    resize: int = option(None, "pixels of a side that your own images are brought to", whole, low=8, high=1024)
     choice: str = option("first", "which images of a class stay", choices=datasets.CHOICES)
     hold_out: int = option(0, "images a class kept for a validation set, before the tail is cut", whole, low=0)
     normalization: str = option("cifar100", "mean and deviation", choices=tuple(datasets.STATISTICS))
@@ -136,10 +156,8 @@ class Common:
         values = {name: check(name, text, fields[name].metadata) for name, text in given.items()}
         values.setdefault("preset", preset or ("paper" if torch.cuda.is_available() else "demo"))
         values = cls.filled(values)
-        datasets.check_profile(values["dataset"], values.get("profile", "exp"))
-        if values.get("profile") == "as-is":
-            values["imbalance_factor"] = 1.0  # nothing is cut, so that any other names the same run
-        settings = cls(**values)
+        datasets.check_options(values["dataset"], values["profile"], values.get("resize"))
+        settings = cls(**values | uncut(values, given))
         return dataclasses.replace(settings, device=usable_device(settings.device))
 
     @classmethod
@@ -188,7 +206,7 @@ class Common:
     @property
     def data(self) -> dict[str, Any]:
         """Arguments of `datasets.load`."""
-        names = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization", "workers")
+        names = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization", "workers", "resize")
         return {"source": self.dataset, "root": self.data_root, **{name: getattr(self, name) for name in names}}
 
     @property

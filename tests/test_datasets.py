@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from trees import NAMES, TEST, complaint, random_images, write_lists
 
 from ltr import datasets, metrics, runs
@@ -165,6 +166,23 @@ def test_a_set_is_taken_as_it_is(tree, images, source):
     assert data.class_counts.tolist() == [7, 7, 7]
     assert (data.name, len(data.validation)) == ("tree", 3)
     assert np.array_equal(data.test.images, images["test"])
+
+
+@pytest.mark.parametrize("source", ["folder", "list"])
+def test_images_of_several_sizes_are_brought_to_one(tree, images, source):
+    wide = Image.fromarray(np.repeat(np.arange(40, dtype=np.uint8), 3).reshape(1, 40, 3).repeat(20, 0))
+    wide.save(tree / "train" / "ant" / "000.png")
+    write_lists(tree)
+    message = complaint(datasets.load, source, tree, 1.0, "as-is")
+    assert message.startswith("--data-root: all images must have one size, unless --resize is given; ")
+    data = datasets.load(source, tree, 1.0, "as-is", resize=10)
+    assert data.train.images.shape == (24, 10, 10, 3)
+    assert data.test.images.shape == (6, 10, 10, 3)
+    middle = data.train.images[0, 5, :, 0]  # of columns 10 to 29, each of the brightness of its number
+    np.testing.assert_allclose(middle, np.arange(10.5, 30, 2), atol=1)
+    assert datasets.load(source, tree, 1.0, "as-is", resize=12).train.images.shape[1:3] == (12, 12)  # no stale cache
+    again = datasets.load(source, tree, 1.0, "as-is", resize=10)
+    assert np.array_equal(again.train.images, data.train.images)
 
 
 def test_the_embedded_set_is_taken_as_it_is():

@@ -16,7 +16,7 @@ from ltr.runtime.options import ROOT
 
 SCRIPTS = sorted((ROOT / "scripts").glob("demo*.py"))
 OPTIONS = ["--preset demo --epochs 2", "--preset demo --epochs 2 --stage1-epochs 2"]
-DATA = "--dataset folder --imbalance-factor 6 --batch-size 16 --lr 0.01"  # 24, 9 and 4 images: a last batch of 5
+DATA = "--dataset folder --profile exp --imbalance-factor 6 --batch-size 16 --lr 0.01"  # 24, 9 and 4 images
 RUN = """
 import runpy, sys
 from ltr import plots

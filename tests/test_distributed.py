@@ -188,9 +188,8 @@ def test_rank_0_alone_writes_and_prints(whole):
 
 def test_one_process_keeps_the_names_of_its_runs():
     committed = ROOT / "exp" / "demo_1" / "wd_wd0.005_e100_resnet32_if100_s0-3f23bd22"
-    settings = FirstStage.parse(
-        "--preset paper --dataset folder --backbone resnet32 --epochs 100 --test-every 5 --device cpu".split()
-    )
+    words = "--preset paper --dataset folder --profile exp --backbone resnet32 --epochs 100 --test-every 5 --device cpu"
+    settings = FirstStage.parse(words.split())
     label, identity = settings.run_key("WD", settings.weight_decay)
     images = runs.Result.read(committed).config["data"]["fingerprint"]
     assert runs.open_run(committed.parent, label, identity, images).path == committed

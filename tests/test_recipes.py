@@ -77,7 +77,7 @@ def test_workers_are_no_part_of_a_run():
 def test_committed_runs_are_found_by_the_same_names(path):
     config = json.loads(path.read_text("utf-8"))
     asked = config["settings"]
-    names = ("dataset", "imbalance_factor", "backbone", "lr", "batch_size", "test_every", "seed")
+    names = ("dataset", "imbalance_factor", "profile", "backbone", "lr", "batch_size", "test_every", "seed")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(asked[name]))]
     settings = FirstStage.parse(["--preset", "paper", *words, "--epochs", str(asked["stage1_epochs"])])
     run = runs.open_run(

@@ -48,6 +48,32 @@ def test_bad_options_say_what_is_allowed(stage, words, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("preset", ["demo", "paper"])
+@pytest.mark.parametrize("source", ["folder", "list"])
+def test_images_of_ones_own_are_cut_only_where_asked(stage, preset, source):
+    words = ["--preset", preset, "--dataset", source]
+    own = stage.parse(words)
+    assert (own.profile, own.imbalance_factor, own.data["resize"]) == ("as-is", 1.0, None)
+    cut = stage.parse([*words, "--profile", "exp"])
+    assert (cut.profile, cut.imbalance_factor) == ("exp", 100.0)
+    with pytest.raises(InputError) as caught:
+        stage.parse([*words, "--imbalance-factor", "10"])
+    says = "--imbalance-factor: must be given with --profile exp or step, got 10 with --dataset "
+    assert str(caught.value) == f"{says}{source}, which keeps every image"
+    assert stage.parse(["--preset", preset]).profile == "exp"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_another_size_is_part_of_an_identity_only_where_it_is_asked_for(stage):
+    words = "--preset demo --dataset folder".split()
+    keys = [stage.parse([*words, *more]).identity() for more in ((), ("--resize", "24"))]
+    assert "resize" not in keys[0]
+    assert keys[1] == keys[0] | {"resize": 24}
+    with pytest.raises(InputError, match="^--resize: must be given with --dataset folder or list, got 24 with cifar10"):
+        stage.parse("--preset demo --dataset cifar10 --resize 24".split())
+
+
 def test_presets_differ_and_options_win():
     demo = FirstStage.parse(["--preset", "demo"])
     paper = FirstStage.parse("--preset paper --epochs 320 --backbone resnet34".split())
@@ -163,7 +189,8 @@ def shipping(tmp_path, monkeypatch):
     run = tmp_path / "exp" / "demo_1" / "wd_1"
     run.mkdir(parents=True)
     (run / "features.npz").touch()
-    kept = {"backbone": "resnet32", "dataset": "folder", "imbalance_factor": 50.0, "seed": 3, "stage1_epochs": 7}
+    kept = {"backbone": "resnet32", "dataset": "folder", "seed": 3, "stage1_epochs": 7}
+    kept |= {"imbalance_factor": 50.0, "profile": "exp"}
     (run / "config.json").write_text(json.dumps(config(kept | {"lr": 0.5, "loss": "ce"})))
     monkeypatch.setattr(settings, "ROOT", tmp_path)
     return tmp_path

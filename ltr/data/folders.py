@@ -62,8 +62,8 @@ def list_classes(folder: Path) -> dict[str, list[str]]:
     return {name: image_files(folder / name) for name in names}
 
 
-def read_folder(root: Path) -> Parts:
-    """Images of `root/train/<class>/*` and `root/test/<class>/*`.
+def read_folder(root: Path, resize: int | None = None) -> Parts:
+    """Images of `root/train/<class>/*` and `root/test/<class>/*`, brought to one size by `resize` (see `Listing`).
 
     Raises:
         Absent: there is no such folder.
@@ -78,5 +78,5 @@ def read_folder(root: Path) -> Parts:
     listings = []
     for split, members in classes.items():
         labels = [k for k, paths in enumerate(members.values()) for _ in paths]
-        listings.append(Listing(split, list(itertools.chain(*members.values())), labels))
+        listings.append(Listing(split, list(itertools.chain(*members.values())), labels, resize))
     return *read_pair(root, *listings), names

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ltr.errors import InputError
@@ -57,11 +57,21 @@ class Listing:
         name: the split's, for messages and the cache.
         paths: [N].
         labels: [N].
+        resize: pixels of a side: the shorter one is scaled to it, and the middle of the longer one is kept; None leaves
+            images as they are, which must then have one size.
     """
 
     name: str
     paths: Sequence[str]
     labels: Sequence[int]
+    resize: int | None = None
+
+    def decode(self, path: str) -> np.ndarray:
+        """An image of it, uint8 [H, W, 3]; see `decode`."""
+        pixels = decode(path)
+        if self.resize is None:
+            return pixels
+        return np.asarray(ImageOps.fit(Image.fromarray(pixels), (self.resize, self.resize)))
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -121,23 +131,29 @@ def decode(path: str) -> np.ndarray:
         raise InputError(f"--data-root: {path} must be a whole PNG, JPEG or WebP image ({reason})") from error
 
 
+def unequal(name: str, image: np.ndarray, other: str, reference: np.ndarray) -> InputError:
+    """What to raise where two images [..., H, W, 3] have not one size."""
+    sizes = [f"{width}x{height}" for height, width in (each.shape[-3:-1] for each in (image, reference))]
+    where = f"{name} is {sizes[0]}, {other} {sizes[1]}"
+    return InputError(f"--data-root: all images must have one size, unless --resize is given; {where}")
+
+
 def decode_all(listing: Listing) -> np.ndarray:
     """Decode every image of a split: uint8 [N, H, W, 3].
 
     Raises:
         InputError: an image is broken or of another size, or they do not fit into memory.
     """
-    first = decode(listing.paths[0])
+    first = listing.decode(listing.paths[0])
     try:
         images = np.empty((len(listing.paths), *first.shape), np.uint8)
     except MemoryError as error:
         need = f"{len(listing.paths)} images take {len(listing.paths) * first.nbytes / 2**30:.1f} GiB"
         raise InputError(f"--data-root: all images must fit into memory; {listing.name}'s {need}") from error
     for row, path in enumerate(tqdm(listing.paths, desc=f"decode {listing.name}", disable=None, leave=False)):
-        image = decode(path)
+        image = listing.decode(path)
         if image.shape != first.shape:
-            sizes = [f"{width}x{height}" for height, width, _ in (image.shape, first.shape)]
-            raise InputError(f"--data-root: all images must have one size; {path} is {sizes[0]}, the first {sizes[1]}")
+            raise unequal(path, image, "the first", first)
         images[row] = image
     return images
 
@@ -191,7 +207,8 @@ def read_listing(root: Path, listing: Listing) -> LabelledImages:
     Raises:
         InputError: see `decode_all` and `signature`.
     """
-    cache = root / f".ltr-{listing.name}-{signature(root, listing.paths)}.npz"
+    size = "" if listing.resize is None else f"-{listing.resize}"
+    cache = root / f".ltr-{listing.name}-{signature(root, listing.paths)}{size}.npz"
     images = read_cache(cache, len(listing.paths))
     if images is None:
         images = decode_all(listing)
@@ -213,6 +230,5 @@ def read_pair(root: Path, *listings: Listing) -> tuple[LabelledImages, LabelledI
     """
     train, test = (read_listing(root, listing) for listing in listings)
     if train.images.shape[1:] != test.images.shape[1:]:
-        sizes = [f"{part.images.shape[2]}x{part.images.shape[1]}" for part in (train, test)]
-        raise InputError(f"--data-root: all images must have one size; train's are {sizes[0]}, test's {sizes[1]}")
+        raise unequal("train", train.images, "test", test.images)
     return train, test

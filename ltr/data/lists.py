@@ -105,12 +105,12 @@ def check_paths(rows: list[Row]) -> None:
         seen[row.path] = row.where
 
 
-def read_list(root: Path) -> Parts:
+def read_list(root: Path, resize: int | None = None) -> Parts:
     """Images that `root/train.txt` and `root/test.txt` name, a line each: `path/below/root.png label`.
 
     The format of the field's lists (ImageNet-LT, Places-LT). Labels are 0 to C - 1; `root/classes.txt` may name
     them, a line each, else the label is the name. Blank lines are skipped; there are no comments, as `#` may be
-    part of a path.
+    part of a path. `resize` brings images to one size, see `Listing`.
 
     Raises:
         Absent: there is no such folder.
@@ -133,7 +133,7 @@ def read_list(root: Path) -> Parts:
     for split in SPLITS:
         check_labels(files[split], rows[split], num_classes)
     listings = [
-        Listing(files[split].name, [str(root / row.path) for row in rows[split]], [row.label for row in rows[split]])
-        for split in SPLITS
+        Listing(file.name, [str(root / row.path) for row in rows[split]], [row.label for row in rows[split]], resize)
+        for split, file in files.items()
     ]
     return *read_pair(root, *listings), names or [str(k) for k in range(num_classes)]

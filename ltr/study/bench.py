@@ -249,7 +249,8 @@ def stage_2(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str, Any]]
 
 def both_notebooks(backbone: str, how: Engine, data_root: Path) -> Iterator[dict[str, Any]]:
     """Both scripts with the paper preset, from their start to the last figure."""
-    options = f"--preset paper --dataset folder --data-root {data_root} --backbone {backbone} --device {how.device}"
+    options = f"--preset paper --dataset folder --profile exp --data-root {data_root} --backbone {backbone}"
+    options += f" --device {how.device}"
     with tempfile.TemporaryDirectory() as out:
         commands = [
             [sys.executable, str(script), *options.split(), "--out", out]
