@@ -16,22 +16,29 @@ from typing import Any, NamedTuple
 
 COMMITTED = "committed"  # of settings that read this package's own runs
 PRESETS = ("demo", "paper", COMMITTED)
-SCHEDULES = ("cosine", "released")
-LATER = {"warm_up": 0, "nesterov": False}  # what came later is told only where it is used
+SCHEDULES = ("cosine", "linear", "released")
+AVERAGES = ("none", "swa", "ema")
+SWA_START = 0.75  # of training, as in Izmailov et al. 2018
+EMA_DECAY = 0.999  # a step
+LATER = {"warm_up": 0, "nesterov": False, "average": "none"}  # what came later is told only where it is used
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: SGD with momentum, cosine to zero, an epoch at a time.
+    """How to train: SGD with momentum, its learning rate set an epoch at a time.
 
     Attributes:
         loss: one of `losses.LOSSES`.
         weight_decay: lambda of the paper's equation 4, on all weights of the trained part.
         schedule: "cosine" anneals from lr towards 0; "released" steps before each epoch, as the
-            released code does, so that the first epoch is already lowered and the last runs at 0.
+            released code does, so that the first epoch is already lowered and the last runs at 0; "linear" falls in
+            a straight line, with a warm-up the one-cycle policy (Smith and Topin 2019).
         test_every: epochs between two tests; the last epoch is always tested.
         warm_up: first epochs, in which the learning rate rises to lr in equal steps; the schedule has the others.
         nesterov: momentum looks ahead (Sutskever et al. 2013).
+        average: a second network beside the trained one: "swa", the mean of its weights after each epoch from
+            `SWA_START` on (stochastic weight averaging, Izmailov et al. 2018); "ema", an exponential moving average
+            over the steps.
     """
 
     epochs: int
@@ -45,12 +52,15 @@ class Recipe:
     test_every: int = 1
     warm_up: int = 0
     nesterov: bool = False
+    average: str = "none"
 
     def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""
         if epoch < self.warm_up:
             return self.lr * (epoch + 1) / self.warm_up
         step = epoch + 1 if self.schedule == "released" else epoch
+        if self.schedule == "linear":
+            return self.lr * (1 - (step - self.warm_up) / (self.epochs - self.warm_up))
         return self.lr * (1 + math.cos(math.pi * (step - self.warm_up) / (self.epochs - self.warm_up))) / 2
 
     def describe(self) -> dict[str, Any]:

@@ -153,8 +153,20 @@ class Run:
             self.write(outcome, counts)
         group.broadcast()
 
+    def beside(self, outcome: Outcome, counts: np.ndarray) -> None:
+        """Write the averaged network of a training as a run of its own, `<name>-swa`, before this one is finished."""
+        average = self.identity["average"]
+        told = {"network": "averaged", "method": f"{self.identity['method']} + {average.upper()}"}
+        other = Run(self.path.with_name(f"{self.name}-{average}"), self.identity | told)
+        other.path.mkdir(exist_ok=True)
+        (other.path / "summary.json").unlink(missing_ok=True)
+        write_json(other.path / "config.json", configs.read_config(self.path) | {"settings": other.identity})
+        other.write(outcome, counts)
+
     def write(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write all files, see `save`."""
+        if outcome.averaged:
+            self.beside(outcome.averaged, counts)
         write_text(self.path / "metrics.csv", outcome.history.to_csv(index=False))
         write_whole(self.path / "norms.npy", lambda file: np.save(file, outcome.norms.astype(np.float32)))
         largest = np.finfo(np.float16).max  # a logit beyond it would be stored as infinite
@@ -253,6 +265,14 @@ class Result:
         """Method and mode of a second stage, as tables order them."""
         settings = self.config["settings"]
         return settings["method"], settings.get("mode") or ""
+
+    @property
+    def averaged(self) -> list["Result"]:
+        """The averaged network of the same training, if it has one: none or one run."""
+        settings = self.config["settings"]
+        if "average" not in settings or "network" in settings:
+            return []
+        return [Result.read(self.path.with_name(f"{self.path.name}-{settings['average']}"))]
 
     def provenance(self) -> str:
         """Which run it is, on what it ran and for how long."""

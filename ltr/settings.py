@@ -282,6 +282,7 @@ class FirstStage(Common):
     schedule: str = option("cosine", "how the learning rate falls", choices=recipes.SCHEDULES)
     warm_up: int = option(0, "first epochs, in which the learning rate rises in equal steps", whole, low=0, high=MOST)
     nesterov: bool = option(False, "momentum that looks ahead")
+    average: str = option("none", "a second network, of averaged weights", choices=recipes.AVERAGES)
     test_every: int = option(None, "epochs between two tests; the last is always tested", whole, low=1, high=MOST)
     loss: str = option("ce", "of the whole network", choices=losses.FIRST_STAGE)
     mix: str = option("none", "blend pairs of images", choices=augment.MIXES)
@@ -335,7 +336,7 @@ class FirstStage(Common):
     def recipe(self, weight_decay: float) -> recipes.Recipe:
         """How to train one of the two models."""
         names = ("epochs", "batch_size", "lr", "momentum", "schedule", "seed", "test_every", "loss")
-        names += ("warm_up", "nesterov")
+        names += tuple(recipes.LATER)
         return recipes.Recipe(weight_decay=weight_decay, **{name: getattr(self, name) for name in names})
 
 
@@ -418,7 +419,7 @@ class SecondStage(Common):
         wanted = {name: getattr(self, name) for name in OF_THE_BASE}
         if self.stage1:
             return wanted
-        return wanted | {"loss": "ce"} | dict.fromkeys(("mix", "augmentation", "sampling"))
+        return wanted | {"loss": "ce"} | dict.fromkeys(("mix", "augmentation", "sampling", "average"))
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """As the common one, without `--naive-tau`: it is the `tau` of the run that it decides."""

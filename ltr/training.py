@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,12 +26,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from ltr import metrics
 from ltr.errors import TrainingError
 from ltr.losses import Deferred, Mixed, build_loss
-from ltr.recipes import Recipe
+from ltr.recipes import EMA_DECAY, SWA_START, Recipe
 from ltr.regularizers import Constraint, row_norms
 from ltr.runtime import distributed
 from ltr.runtime.checkpoint import Checkpoints, check_same
@@ -80,6 +81,7 @@ class Outcome:
         labels: [N] of the test images.
         weights: state dict to keep.
         extra: further entries of summary.json.
+        averaged: that of the averaged network, where the recipe has one.
     """
 
     history: pd.DataFrame
@@ -88,6 +90,7 @@ class Outcome:
     labels: np.ndarray
     weights: dict[str, torch.Tensor]
     extra: dict[str, Any]
+    averaged: "Outcome | None" = None
 
 
 class TrainingStep:
@@ -183,6 +186,14 @@ class TrainingStep:
         self.sums += torch.stack([loss.detach() * (size / self.group.size), hits])
         self.position += size
 
+    def inputs(self, epoch: int) -> Iterator[Tensor]:
+        """The inputs of an epoch's steps, or this process's shards of them, one after another."""
+        drawn = self.data.draw(self.recipe.batch_size, self.recipe.seed, epoch)
+        for start, size in zip(accumulate(self.sizes, initial=0), self.sizes, strict=False):
+            if shard := self.group.shard(size):
+                positions = torch.arange(start + shard.start, start + shard.stop, device=self.data.draws_on)
+                yield self.data.batch(drawn, positions)[0]
+
     def begin_epoch(self, epoch: int) -> None:
         """Set the learning rate, draw the epoch, and start counting."""
         recipe = self.recipe
@@ -252,14 +263,14 @@ class Evaluation:
         self.step, self.model, self.data = step, step.model, step.data
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
 
-    def logits(self, epoch: int, flip: bool = False) -> np.ndarray:
-        """Logits [N, C] of the test data, in the precision of training.
+    def logits(self, epoch: int, flip: bool = False, model: nn.Module | None = None) -> np.ndarray:
+        """Logits [N, C] of the test data, of this or another model, in the precision of training.
 
         Raises:
             TrainingError: one is not finite; weights can be finite all the same.
         """
         with self.step.engine.autocast():
-            logits = self.data.test_logits(self.model, epoch, flip)
+            logits = self.data.test_logits(model or self.model, epoch, flip)
         if not np.isfinite(logits).all():
             raise TrainingError(f"logits of the test are not finite after epoch {epoch + 1}: try a smaller --lr")
         return logits
@@ -283,6 +294,43 @@ class Evaluation:
             for tta in ("none", "flip"):
                 logits[selection, tta] = self.logits(epoch, flip=tta == "flip")
         return logits
+
+
+class Average:
+    """A second network beside the trained one, its weights a mean of those that training goes through.
+
+    Args:
+        step: of the training, whose recipe says which mean.
+
+    Attributes:
+        network: the mean so far; its batch-norm statistics are not yet its own.
+
+    Source: Izmailov et al. 2018 (stochastic weight averaging, algorithm 1).
+    """
+
+    def __init__(self, step: TrainingStep) -> None:
+        self.step = step
+        moving = get_ema_multi_avg_fn(EMA_DECAY) if step.recipe.average == "ema" else None
+        self.network = AveragedModel(step.model, multi_avg_fn=moving)
+
+    def after(self, when: str, epoch: int) -> None:
+        """Take in the weights after a "step", or an "epoch", of the `epoch`-th from 1, where the mean is of these."""
+        late = epoch > SWA_START * self.step.recipe.epochs
+        if when == "step" if self.step.recipe.average == "ema" else when == "epoch" and late:
+            self.network.update_parameters(self.step.model)
+
+    def outcome(self, trained: Outcome, test: Evaluation) -> Outcome:
+        """What the averaged network gives, its batch-norm statistics those of one further epoch's inputs."""
+        network, epochs = self.network.module, self.step.recipe.epochs
+        with self.step.engine.autocast():
+            update_bn(self.step.inputs(epochs), network)
+        self.step.group.average_([values for values in network.buffers() if values.is_floating_point()])
+        plain, flipped = (test.logits(epochs - 1, flip, network) for flip in (False, True))
+        logits = {(selection, tta): flipped if tta == "flip" else plain for selection, tta in metrics.VARIANTS}
+        own = row_norms(network.classifier.weight.detach()).cpu().numpy()
+        weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        norms = np.concatenate([trained.norms[:-1], own[None]])
+        return replace(trained, norms=norms, logits=logits, weights=weights)
 
 
 class Trainer:
@@ -309,6 +357,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.norms = [self.step.norms()]
         self.test = Evaluation(self.step)
+        self.average = None if recipe.average == "none" else Average(self.step)
         self.ready: dict[int, Step] = {}
         self.stream: torch.cuda.Stream | None = None
 
@@ -343,6 +392,8 @@ class Trainer:
         for size in self.step.sizes:
             with on_stream(self.stream):
                 self.ready[size]()
+                if self.average:
+                    self.average.after("step", self.epoch + 1)
             yield
 
     def end_epoch(self) -> dict[str, float]:
@@ -358,6 +409,8 @@ class Trainer:
             self.group.average_([values for values in self.model.buffers() if values.is_floating_point()])
             if not math.isfinite(loss):
                 raise TrainingError(f"the loss is {loss} in epoch {epoch}: try a smaller --lr")
+            if self.average:
+                self.average.after("epoch", epoch)
             row = {"epoch": epoch, "lr": recipe.learning_rate(self.epoch), "train_loss": loss}
             row["train_accuracy"] = 100 * hits
             if epoch == recipe.epochs or epoch % recipe.test_every == 0:
@@ -379,7 +432,8 @@ class Trainer:
         extra |= {"engine": str(self.engine), "prepare_seconds": self.prepare_seconds}
         if self.constraint:
             extra |= {"max_norm": self.constraint.radius, "max_norm_fired": self.constraint.projected_share}
-        return Outcome(history, torch.stack(self.norms).numpy(), logits, self.data.test_labels, weights, extra)
+        found = Outcome(history, torch.stack(self.norms).numpy(), logits, self.data.test_labels, weights, extra)
+        return replace(found, averaged=self.average.outcome(found, self.test)) if self.average else found
 
     def state(self) -> dict[str, Any]:
         """All that a resumed training needs."""
@@ -395,6 +449,7 @@ class Trainer:
             "history": self.history,
             "norms": torch.stack(self.norms),
             "best": self.test.best,
+            "average": self.average.network.state_dict() if self.average else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -413,6 +468,8 @@ class Trainer:
         if self.constraint:
             self.constraint.checked.fill_(state["max_norm"]["checked"])
             self.constraint.projected.fill_(state["max_norm"]["fired"])
+        if self.average:
+            self.average.network.load_state_dict(state["average"])
 
     def resume(self) -> None:
         """Go on from the checkpoint, where there is one."""

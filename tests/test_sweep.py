@@ -2,11 +2,13 @@
 
 import pandas as pd
 import pytest
+import torch
 
 from ltr import runs
 from ltr.errors import InputError
-from ltr.settings import FirstStage
+from ltr.settings import FirstStage, SecondStage
 from ltr.study import sweep
+from ltr.study.rows import open_rows
 
 OPTIONS = "--preset demo --epochs 1 --imbalance-factor 250"
 
@@ -46,6 +48,25 @@ def test_held_out_images_take_the_place_of_the_test_images(tmp_path):
     (result,) = runs.finished_runs(tmp_path / "tuning" / "demo_1")
     assert result.config["data"]["test_images"] == 2 * 20
     assert not (tmp_path / "results.csv").exists()
+
+
+def test_an_averaged_network_is_a_run_of_its_own_and_a_base(tmp_path, capsys):
+    words = f"{OPTIONS} --out {tmp_path}"
+    sweep.main(f"--weight-decays 0 0.01 --average swa {words}".split())
+    first, mean = (r for r in runs.finished_runs(tmp_path / "demo_1") if r.label.startswith("WD"))
+    assert (first.label, mean.label, mean.path.name) == ("WD", "WD + SWA", f"{first.path.name}-swa")
+    assert first.averaged[0].path == mean.path
+    assert mean.averaged == []
+    assert not torch.equal(first.weights()["stem.1.running_mean"], mean.weights()["stem.1.running_mean"])
+    assert set(pd.read_csv(tmp_path / "results.csv").method) == {"naive", "naive + SWA", "WD", "WD + SWA"}
+    assert [line.split()[:3] for line in capsys.readouterr().out.splitlines() if " + SWA" in line][-1][0] == "naive"
+    second = SecondStage.parse(f"--preset demo --out {tmp_path} --stage1 {mean.path.name}".split())
+    rows = open_rows(second, sweep.datasets.load(**second.data))
+    assert (rows.base.path, rows.naive.label) == (mean.path, "naive + SWA")
+    assert torch.equal(rows.sources.classifier.weight, mean.weights()["classifier.weight"])
+    sweep.main(f"--weight-decays 0.01 {words}".split())  # without averaging another run, found where none is named
+    named = SecondStage.parse(f"{words} --stage1-epochs 1 --stage1-weight-decay 0.01".replace("--epochs 1", "").split())
+    assert "average" not in open_rows(named, sweep.datasets.load(**named.data)).base.config["settings"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The loop of both stages: schedule, memorising, resuming, MaxNorm, divergence."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -66,10 +68,11 @@ def linear() -> nn.Linear:
 
 
 def test_schedules_at_their_ends():
-    cosine, released = (recipes.Recipe(4, lr=0.1, schedule=name) for name in recipes.SCHEDULES)
+    cosine, linear, released = (recipes.Recipe(4, lr=0.1, schedule=name) for name in recipes.SCHEDULES)
     assert [cosine.learning_rate(epoch) for epoch in range(4)] == pytest.approx(
         [0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5
     )
+    assert [linear.learning_rate(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.075, 0.05, 0.025])
     assert [released.learning_rate(epoch) for epoch in range(4)] == pytest.approx(
         [0.0853553, 0.05, 0.0146447, 0], rel=1e-5
     )
@@ -203,6 +206,80 @@ def test_flip_means_the_mean_of_both_logits(small):
         expected = (model(pictures) + model(pictures.flip(3))) / 2
     np.testing.assert_allclose(images.test_logits(model, 0, flip=True), expected.numpy(), atol=1e-5)
     assert not np.allclose(images.test_logits(model, 0), expected.numpy(), atol=1e-5)
+
+
+def stopped(model, images, recipe, epochs: int) -> training.Trainer:
+    """A training after some epochs."""
+    trainer = training.Trainer(model, images, recipe)
+    trainer.prepare()
+    for _ in range(epochs):
+        training.train_epoch([trainer])
+        trainer.end_epoch()
+    return trainer
+
+
+@pytest.mark.parametrize("average", ["swa", "ema"])
+def test_a_resumed_average_ends_where_the_uninterrupted_one_ends(small, tmp_path, average):
+    images = first_stage.ImageData(small, "cpu")
+    recipe = recipes.Recipe(5, batch_size=24, lr=0.05, average=average)
+    whole = training.fit(models.build_model("resnet32", 4), images, recipe)
+    save_checkpoint(tmp_path / "checkpoint.pt", stopped(models.build_model("resnet32", 4), images, recipe, 4).state())
+    model = models.build_model("resnet32", 4, seed=9)
+    resumed = training.fit(model, images, recipe, checkpoint=tmp_path / "checkpoint.pt")
+    for one, other in ((whole, resumed), (whole.averaged, resumed.averaged)):
+        assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
+        assert np.array_equal(one.norms, other.norms)
+        assert all(np.array_equal(one.logits[key], other.logits[key]) for key in metrics.VARIANTS)
+
+
+def test_averaging_leaves_training_as_it_is_and_has_statistics_of_its_own(small):
+    images, recipe = first_stage.ImageData(small, "cpu"), recipes.Recipe(4, batch_size=24, lr=0.05)
+    plain = training.fit(models.build_model("resnet32", 4), images, recipe)
+    with_mean = training.fit(models.build_model("resnet32", 4), images, dataclasses.replace(recipe, average="swa"))
+    assert plain.averaged is None
+    assert all(torch.equal(value, with_mean.weights[name]) for name, value in plain.weights.items())
+    averaged = with_mean.averaged
+    assert averaged.weights.keys() == plain.weights.keys()
+    assert torch.equal(
+        averaged.weights["classifier.weight"], plain.weights["classifier.weight"]
+    )  # of one epoch, 4 of 4
+    model = models.restore("resnet32", 4, averaged.weights)
+    assert np.array_equal(images.test_logits(model, 0), averaged.logits["last", "none"])
+    # One pass over the inputs of the epoch after the last, from statistics that know nothing else.
+    convolution = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    inputs = list(training.TrainingStep(model, images, recipe, None, None).inputs(4))
+    assert [len(each) for each in inputs] == [24, 24, 16]
+    means = torch.stack([convolution(each).detach().mean((0, 2, 3)) for each in inputs])
+    torch.testing.assert_close(norm.running_mean, means.mean(0))
+
+
+def test_the_means_are_those_of_their_formulas(rows):
+    seen = []
+
+    def watched(average: str) -> torch.Tensor:
+        """The averaged weight after 8 epochs of one step, beside the weights that training went through."""
+        seen.clear()
+        trainer = stopped(linear(), rows, recipes.Recipe(8, batch_size=18, lr=0.5, average=average), 0)
+        while not trainer.finished:
+            training.train_epoch([trainer])
+            trainer.end_epoch()
+            seen.append(trainer.model.weight.detach().clone())
+        return trainer.average.network.module.weight.detach()
+
+    torch.testing.assert_close(watched("swa"), torch.stack(seen[6:]).mean(0))  # of the last quarter
+    moving = watched("ema")
+    expected = seen[0]
+    for weight in seen[1:]:
+        expected = recipes.EMA_DECAY * expected + (1 - recipes.EMA_DECAY) * weight
+    torch.testing.assert_close(moving, expected)
+
+
+def test_a_checkpoint_of_another_average_is_refused(small, tmp_path):
+    path, images = tmp_path / "checkpoint.pt", first_stage.ImageData(small, "cpu")
+    training.fit(models.build_model("resnet32", 4), images, recipes.Recipe(1), checkpoint=path)
+    with pytest.raises(InputError, match=r"average is None there and swa here"):
+        training.fit(models.build_model("resnet32", 4), images, recipes.Recipe(1, average="swa"), checkpoint=path)
 
 
 def test_warm_up_rises_in_equal_steps_and_leaves_the_schedule_the_rest():

@@ -64,7 +64,7 @@ def train(cells: Sequence[Cell], at_once: int) -> Iterator[runs.Result]:
     waiting = [(cell, run) for cell, run in opened if retrain or not run.finished]
     for start in range(0, len(waiting), at_once):
         train_together(waiting[start : start + at_once], retrain)
-    return (run.load() for _, run in opened)
+    return (result for _, run in opened for result in (run.load(), *run.load().averaged))
 
 
 def train_together(group: Sequence[tuple[Cell, runs.Run]], retrain: bool) -> None:
@@ -82,8 +82,11 @@ def train_together(group: Sequence[tuple[Cell, runs.Run]], retrain: bool) -> Non
 
 def summary(results: Sequence[runs.Result]) -> pd.DataFrame:
     """Mean and deviation over seeds of each weight decay: all, many, medium, few; last epoch, plain, percent."""
-    rows = [{"weight decay": r.config["settings"]["stage1_weight_decay"], **r.accuracy()} for r in results]
-    groups = pd.DataFrame(rows).groupby("weight decay")[["all", "many", "medium", "few"]]
+    rows = [
+        {"method": r.label, "weight decay": r.config["settings"]["stage1_weight_decay"], **r.accuracy()}
+        for r in results
+    ]
+    groups = pd.DataFrame(rows).groupby(["method", "weight decay"])[["all", "many", "medium", "few"]]
     deviation = groups.std().add_suffix(" ±")
     return pd.concat([groups.mean(), deviation], axis=1).round(2).sort_index(axis=1).assign(seeds=groups.size())
 
