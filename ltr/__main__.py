@@ -11,6 +11,7 @@ from ltr.runtime.process import forgive_output, one_line
 COMMANDS = {
     "sweep": "first-stage runs over seeds and weight decays",
     "balance": "balance a classifier that you have, on your own embeddings",
+    "map": "learning rate x weight decay on held-out images, before and after balancing",
     "tune": "values of every row of Table 1, chosen on held-out images",
     "compare": "every second-stage method in one table, tuned on held-out images",
     "ship": "write the features that come with the package",

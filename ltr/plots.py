@@ -15,6 +15,7 @@ Accuracies are in percent. "The paper" is Alshammari et al., CVPR 2022 (arXiv 22
 import functools
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -28,6 +29,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
@@ -74,6 +76,8 @@ ACCURACY_AXIS = "accuracy (%)"
 NO_CLASS, DIVERGED = "no class in this group", "training diverged"
 SWEEP_TICKS = 8  # so many values of a swept setting have each its own tick
 FIGURE_BYTES = 45_000  # a notebook keeps its figures as text, so a large one bloats it
+MAP_PLACE = ["epochs", "batch", "warm-up", "lr"]  # what a column of the map of learning rates has in common
+MAP_PRODUCT = 0.01 * 5e-3
 NON_INTERACTIVE = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 
 P = ParamSpec("P")
@@ -186,6 +190,11 @@ def _log_ticks(axis: Axis) -> None:
 def _tick(value: Any) -> str:
     """A setting's value as a tick label: numbers short, everything else as it prints."""
     return f"{value:g}" if isinstance(value, (int, float, np.number)) else _literal(value)
+
+
+def _digits(value: float, decimals: int = 1) -> str:
+    """A number with so many decimals; a dash where there is none."""
+    return "–" if np.isnan(value) else f"{value:.{decimals}f}"
 
 
 def _say(axes: Axes, words: str) -> None:
@@ -511,7 +520,7 @@ def group_bars(table: pd.DataFrame) -> Figure:
         look = {"facecolor": color, "hatch": hatch, "edgecolor": "white", "label": _literal(row["model"])}
         axes.bar(places, values, 0.92 * width, **look)
         for place, value in zip(places, values, strict=True):
-            text = "–" if np.isnan(value) else f"{value:.1f}"
+            text = _digits(value)
             above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
             axes.annotate(text, (place, np.nan_to_num(value)), **above, size=7, rotation=turn)
     axes.set(ylabel=ACCURACY_AXIS, xlim=(-0.5, len(columns) - 0.5))
@@ -587,7 +596,7 @@ def heatmap(table: pd.DataFrame, xlabel: str, ylabel: str, label: str) -> Figure
     fig, axes = plt.subplots(figsize=(2.0 + 0.62 * columns, max(2.4, 1.0 + 0.42 * rows)))
     image = axes.imshow(values, aspect="auto", cmap="cividis", interpolation="nearest")
     for (row, column), value in np.ndenumerate(values):
-        text = "–" if np.isnan(value) else f"{value:.1f}"
+        text = _digits(value)
         dark = not np.isnan(value) and image.norm(value) < 0.55
         axes.text(column, row, text, ha="center", va="center", size=8, color="white" if dark else "black")
     axes.set_xticks(range(columns), [_tick(name) for name in table.columns])
@@ -596,6 +605,67 @@ def heatmap(table: pd.DataFrame, xlabel: str, ylabel: str, label: str) -> Figure
     axes.spines[:].set_visible(False)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     fig.colorbar(image, ax=axes, label=label)
+    return fig
+
+
+def _map_panel(
+    axes: Axes, cells: pd.DataFrame, places: Sequence[tuple], decays: Sequence[float], **scale: float
+) -> Any:
+    """One side of `lr_wd_map`: a cell's colour is its accuracy, below which stand those of the groups."""
+    values = np.full((len(decays), len(places)), np.nan)
+    for row in cells.to_dict("records"):
+        x, y = places.index(tuple(row[name] for name in MAP_PLACE)), decays.index(row["weight decay"])
+        values[y, x] = row["all"]
+    image = axes.imshow(values, aspect="auto", cmap="cividis", origin="lower", interpolation="none", **scale)
+    for row in cells.to_dict("records"):
+        x, y = places.index(tuple(row[name] for name in MAP_PLACE)), decays.index(row["weight decay"])
+        dark = not np.isnan(row["all"]) and image.norm(row["all"]) < 0.55
+        look = {"ha": "center", "color": "white" if dark else "black"}
+        axes.text(x, y, _digits(row["all"]), va="bottom", size=9, **look)
+        axes.text(x, y, " / ".join(_digits(row[group], 0) for group in GROUPS), va="top", size=7, **look)
+        if np.isclose(row["lr x wd"], MAP_PRODUCT):
+            edge = {"fill": False, "edgecolor": COLORS[1], "linewidth": 2}
+            axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **edge))
+    axes.set_facecolor("0.93")  # of cells that no run has
+    axes.set_yticks(range(len(decays)), [_tick(decay) for decay in decays])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+@_styled
+def lr_wd_map(table: pd.DataFrame, before: str = "first stage alone", after: str = "logit adjustment") -> Figure:
+    """Accuracy over learning rate and weight decay, before and after a classifier is balanced; nothing in between.
+
+    A cell holds the accuracy over all classes, and below it many / medium / few. A frame marks the cells at the product
+    of the paper's learning rate and weight decay.
+
+    Args:
+        table: of `ltr map`: columns lr, weight decay, lr x wd, batch, warm-up, epochs, classifier, many, medium, few,
+            all (percent), a row a run and classifier. Runs of another batch, warm-up or length have columns of their
+            own.
+        before, after: classifiers.
+    """
+    places = sorted({tuple(row) for row in table[MAP_PLACE].itertuples(index=False)})
+    decays = sorted(table["weight decay"].unique())
+    shown = table[table["classifier"].isin((before, after))]["all"]
+    usual = Counter(tuple(row) for row in table[MAP_PLACE[:-1]].itertuples(index=False)).most_common(1)[0][0]
+    names = []
+    for *how, lr in places:
+        other = [f"{name} {own:g}" for name, own, most in zip(MAP_PLACE, how, usual, strict=False) if own != most]
+        names.append("\n".join([f"{lr:g}", *other]))
+    unless = ", ".join(f"{name} {value:g}" for name, value in zip(MAP_PLACE, usual, strict=False))
+    size = (1.6 + 1.7 * len(places), 1.2 + 0.54 * len(decays))
+    fig, panels = plt.subplots(1, 2, figsize=size, sharey=True)
+    for axes, name in zip(panels, (before, after), strict=True):
+        cells = table[table["classifier"] == name]
+        image = _map_panel(axes, cells, places, decays, vmin=shown.min(), vmax=shown.max())
+        axes.set(title=_literal(name), xlabel=f"learning rate ({unless} unless said)")
+        axes.set_xticks(range(len(places)), names)
+    panels[0].set_ylabel("weight decay")
+    fig.colorbar(image, ax=panels, label="accuracy on held-out images (%)")
+    handle = Rectangle((0, 0), 1, 1, fill=False, edgecolor=COLORS[1], linewidth=2)
+    _legend_below(fig, [handle], [f"learning rate x weight decay = {MAP_PRODUCT:g}, the paper's"])
     return fig
 
 

@@ -49,6 +49,14 @@ def curve(name: str, factor: float) -> pd.DataFrame:
     )
 
 
+def tuning_map(rarest: int, names: tuple[str, str], factors: tuple[float, float]) -> pd.DataFrame:
+    """A table of `ltr map`: three cells at one batch size, and one of them at another."""
+    cells = [(0.01, 5e-3, 64), (0.1, 5e-4, 64), (0.1, 0.0, 64), (0.1, 5e-4, 128)]
+    how = [{"lr": a, "weight decay": b, "lr x wd": a * b, "batch": n, "warm-up": 0, "epochs": 40} for a, b, n in cells]
+    pairs = zip(names, factors, strict=True)
+    return pd.DataFrame([groups(rarest, f, classifier=name) | each for name, f in pairs for each in how])
+
+
 def figures(
     names: tuple[str, str] = PLAIN, rarest: int = 5, factors: tuple[float, float] = (1.0, 1.0)
 ) -> dict[str, Callable[[], Figure]]:
@@ -89,6 +97,7 @@ def figures(
             pd.DataFrame([[1.0 * f, 2.0 * f] for f in factors], index=names), "radius", "model", "accuracy"
         ),
         "landscape": lambda: plots.landscape(grid, {names[0]: (0.0, 0.5), names[1]: (1e-2, radii[-1])}),
+        "lr_wd_map": lambda: plots.lr_wd_map(tuning_map(rarest, names, factors), *names),
         "confusion": lambda: plots.confusion(3 * np.eye(CLASSES, dtype=int), edges),
         "reliability": lambda: plots.reliability(
             pd.concat(pd.DataFrame(bins).mul([f, f, 1]).assign(model=name) for name, f in models)
@@ -137,6 +146,18 @@ def test_axes_may_have_formulas():
 )
 def test_ends_give_each_class_once(order, number, expected):
     assert plots.ends(order, number) == expected
+
+
+def test_the_map_of_learning_rates_keeps_its_cells_apart():
+    fig = plots.lr_wd_map(tuning_map(5, PLAIN, (1.0, 1.0)), *PLAIN)
+    left = fig.axes[0]
+    image = left.images[0].get_array()
+    assert [label.get_text() for label in left.get_yticklabels()] == ["0", "0.0005", "0.005"]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["0.01", "0.1", "0.1\nbatch 128"]
+    assert np.ma.masked_invalid(image).mask.tolist() == [[True, False, True], [True, False, False], [False, True, True]]
+    assert len(left.patches) == 3  # of one product
+    assert left.images[0].get_interpolation() == "none"
+    assert words(fig).count("70 / 40 / 10") == 8
 
 
 # ---- numbers that are not there

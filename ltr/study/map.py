@@ -1,0 +1,177 @@
+"""Learning rate x weight decay: what finished first stages do on held-out images, before and after balancing.
+
+    python -m ltr map exp/tuning/demo_1 [RUN ...] --data-root data --table exp/tuning/lr_wd.csv
+
+Each run was trained with `--hold-out`, so that it never saw the images that score it here. A row is a run's network
+under one classifier: the first stage's; logit adjustment at tau 1, which has nothing to choose and so is *the* balanced
+one; tau-normalisation and CB + WD, whose settings are cross-fitted: every class's held-out images are halved, and those
+of each half are classified by the setting that is best on the other one. Chosen and scored on the same images they
+would look better than they are.
+
+Behind each accuracy stands its standard error over the images, and what the cell gains over the one that shares a
+learning rate, a weight decay or their product with most others, with the paired standard error of the same images.
+Neither knows what another seed would give.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ltr import datasets, metrics, models, recipes, runs
+from ltr.errors import InputError
+from ltr.methods import BALANCERS
+from ltr.runtime import configs
+from ltr.runtime.engine import Engine
+from ltr.runtime.options import ROOT, Parser, folder, short
+from ltr.runtime.process import usable_device
+from ltr.runtime.storage import table_text, write_text
+from ltr.second_stage import FrozenFeatures
+
+BEFORE, AFTER = "first stage alone", "logit adjustment"  # the map's two sides
+TUNED = ("tau-norm", "CB + WD")
+MEASURES = ("all", *metrics.GROUPS)
+PASSES = 1  # over cropped, flipped training images, which each epoch of CB + WD takes in an order of its own
+IMAGES = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization")
+CELL = ("lr", "weight decay", "lr x wd")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run's network under one classifier.
+
+    Attributes:
+        about: the row's settings.
+        hits: [N] of the held-out images, 1 where the answer is right.
+        groups: [N], each image's.
+    """
+
+    about: dict[str, Any]
+    hits: np.ndarray
+    groups: np.ndarray
+
+    def accuracies(self, values: np.ndarray) -> dict[str, float]:
+        """Mean of a value of each image [N] over all and over each group, in percent, and its standard error."""
+        figures = {}
+        for name in MEASURES:
+            own = 100.0 * (values if name == "all" else values[self.groups == name])
+            figures[name] = float(own.mean()) if len(own) else np.nan
+            figures[f"{name} ±"] = float(own.std(ddof=1) / len(own) ** 0.5) if len(own) > 1 else np.nan
+        return figures
+
+
+def cross_fitted(hits: np.ndarray, halves: np.ndarray) -> np.ndarray:
+    """Hits [N] of settings that are chosen on one half of the images and scored on the other.
+
+    Args:
+        hits: [S, N], of each setting; of equals the first is chosen.
+        halves: [N], 0 or 1.
+    """
+    chosen = [int(hits[:, halves != half].mean(1).argmax()) for half in (0, 1)]
+    return np.where(halves == 0, hits[chosen[0]], hits[chosen[1]])
+
+
+def halves_of(labels: np.ndarray) -> np.ndarray:
+    """A half, 0 or 1, for each image [N]: every class's images in turn."""
+    place = np.zeros(len(labels), np.int64)
+    for k in np.unique(labels):
+        place[labels == k] = np.arange((labels == k).sum())
+    return place % 2
+
+
+def cell(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """A run's settings, as the map's rows have them."""
+    lr, decay = settings["lr"], settings["stage1_weight_decay"]
+    how = {"batch": settings["batch_size"], "warm-up": settings.get("warm_up", 0), "epochs": settings["stage1_epochs"]}
+    return {"lr": lr, "weight decay": decay, "lr x wd": round(lr * decay, 12), **how, "run": name}
+
+
+@cache
+def images(source: str, root: Path, **told: Any) -> datasets.LongTailed:
+    """Training images, with the held-out ones in the place of the test images."""
+    return datasets.load(source, root, **told).for_tuning()
+
+
+def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
+    """A run's network under every classifier.
+
+    Raises:
+        InputError: it saw the held-out images, is not finished, or learned from other images.
+    """
+    run = runs.load_first(path)
+    settings = run.config["settings"]
+    if not settings["hold_out"]:
+        raise InputError(f"RUN: must be trained with --hold-out, {path.name} saw all images")
+    data = images(settings["dataset"], root, **{name: settings[name] for name in IMAGES})
+    if data.describe()["fingerprint"] != run.config["data"]["fingerprint"]:
+        raise InputError(f"--data-root: must hold the images of {path.name}, got others")
+    model = models.restore(settings["backbone"], len(run.class_counts), run.weights(), device)
+    recipe = recipes.Recipe(10, lr=0.01, loss="cb-ce", seed=settings["seed"])
+    engine = Engine(model.classifier.weight.device)
+    features = FrozenFeatures(model, data, device, seed=recipe.seed, engine=engine, augmented=PASSES)
+    labels, groups = features.test_labels, metrics.group_of(run.class_counts)[features.test_labels]
+    for name in (BEFORE, AFTER, *TUNED):
+        tried = [{"tau": 1.0}] if name == AFTER else BALANCERS[name].settings
+        found = BALANCERS[name].fit(models.copy_classifier(model), features, recipe, tried)
+        logits = (features.test_logits(classifier, 0) for classifier in found)
+        hits = np.stack([(each.argmax(1) == labels) & np.isfinite(each).all() for each in logits]).astype(float)
+        own = cross_fitted(hits, halves_of(labels)) if name in TUNED else hits[0]
+        yield Scored(cell(settings, path.name) | {"classifier": name}, own, groups)
+
+
+def middle(cells: pd.DataFrame) -> str:
+    """The run whose learning rate, weight decay or product most others share."""
+    shared = [sum((cells[name] == row[name]).sum() for name in CELL) for row in cells.to_dict("records")]
+    return cells.run.iloc[int(np.argmax(shared))]
+
+
+def tabulate(found: Sequence[Scored]) -> pd.DataFrame:
+    """A row a network and classifier: settings, accuracies, gains over the middle cell's, by group; in percent."""
+    hub = middle(pd.DataFrame([each.about for each in found if each.about["classifier"] == BEFORE]))
+    against = {each.about["classifier"]: each.hits for each in found if each.about["run"] == hub}
+    rows = []
+    for each in found:
+        gains = each.accuracies(each.hits - against[each.about["classifier"]])
+        gains = {f"{name.split()[0]} gain{' ±' * name.endswith('±')}": value for name, value in gains.items()}
+        rows.append({**each.about, **each.accuracies(each.hits), **gains, "against": hub})
+    table = pd.DataFrame(rows).sort_values(["batch", "warm-up", "epochs", "lr", "weight decay"], kind="stable")
+    return table[[*table.columns.drop(["run", "against"]), "run", "against"]]
+
+
+def run_folders(given: Sequence[Path]) -> list[Path]:
+    """The runs that are named, and those of each folder that is named.
+
+    Raises:
+        InputError: there is no finished run.
+    """
+    found = [
+        run for each in given for run in ([each] if (each / "summary.json").exists() else configs.finished_runs(each))
+    ]
+    if not found:
+        raise InputError(f"RUN: must be a finished run or a folder of some, got {short(given[0])}")
+    return list(dict.fromkeys(found))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line.
+
+    Raises:
+        InputError: see `scored` and `run_folders`.
+    """
+    parser = Parser(prog="ltr map", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="finished first stages, or folders of them")
+    parser.add_argument("--data-root", default=str(ROOT / "data"), help="where the images are")
+    parser.add_argument("--table", default=str(ROOT / "exp" / "tuning" / "lr_wd.csv"), help="what to write")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    options = parser.parse_args(arguments)
+    device, found = usable_device(options.device), []
+    for path in run_folders([folder(each) for each in options.runs]):
+        found += scored(path, folder(options.data_root), device)
+        figures = {each.about["classifier"]: f"{100 * each.hits.mean():.2f}" for each in found[-2 - len(TUNED) :]}
+        print(f"{path.name}: " + ", ".join(f"{name} {value} %" for name, value in figures.items()), flush=True)
+    write_text(folder(options.table), table_text(tabulate(found)))
+    print(short(f"table: {folder(options.table)}"))

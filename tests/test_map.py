@@ -1,0 +1,72 @@
+"""`python -m ltr map`: learning rate x weight decay on held-out images, before and after balancing."""
+
+import numpy as np
+import pytest
+
+from ltr import runs
+from ltr.errors import InputError
+from ltr.runtime.storage import read_table
+from ltr.study import map as lr_wd
+from ltr.study import sweep
+
+FIRST = "--preset demo --epochs 1 --imbalance-factor 200"
+
+
+def test_halves_take_every_class_in_turn():
+    assert lr_wd.halves_of(np.array([1, 0, 1, 1, 0, 2])).tolist() == [0, 0, 1, 0, 1, 0]
+
+
+def test_settings_are_scored_on_the_half_that_did_not_choose_them():
+    halves = np.array([0, 0, 0, 1, 1, 1])
+    hits = np.array([[1, 1, 1, 0, 0, 0], [0, 1, 0, 1, 1, 0]])  # each is best on one half, poor on the other
+    assert lr_wd.cross_fitted(hits, halves).tolist() == [0, 1, 0, 0, 0, 0]
+    assert hits.mean(1).max() > lr_wd.cross_fitted(hits, halves).mean()  # what choosing on the same images claims
+
+
+def test_errors_are_those_of_a_mean_over_images():
+    groups = np.array(["many"] * 8 + ["few"] * 2)
+    figures = lr_wd.Scored({}, np.ones(10), groups).accuracies(np.array([1, 0, 1, 0, 1, 0, 1, 0, 1, 1.0]))
+    assert (figures["all"], figures["many"], figures["few"]) == (60, 50, 100)
+    assert figures["many ±"] == pytest.approx(100 * (2 / 7) ** 0.5 / 8**0.5)
+    assert figures["few ±"] == 0
+    assert np.isnan(figures["medium"])
+
+
+def test_gains_are_paired_and_over_the_cell_that_shares_most():
+    groups, rows = np.array(["many"] * 4), []
+    cells = [(0.1, 5e-4, [1, 1, 0, 0]), (0.1, 0.0, [1, 0, 0, 0]), (0.01, 5e-3, [0, 0, 1, 1]), (0.2, 5e-4, [1, 1, 1, 1])]
+    for lr, decay, hits in cells:
+        about = lr_wd.cell(
+            {"lr": lr, "stage1_weight_decay": decay, "batch_size": 64, "stage1_epochs": 40}, f"{lr} {decay}"
+        )
+        rows += [lr_wd.Scored(about | {"classifier": lr_wd.BEFORE}, np.array(hits, float), groups)]
+    table = lr_wd.tabulate(rows).set_index("run")
+    assert set(table.against) == {"0.1 0.0005"}
+    assert table["all gain"].to_dict() == {"0.01 0.005": 0, "0.1 0.0": -25, "0.1 0.0005": 0, "0.2 0.0005": 50}
+    assert table.loc["0.1 0.0", "all gain ±"] == pytest.approx(25)  # one image of four differs
+    assert table["lr x wd"].tolist() == [5e-5, 0, 5e-5, 1e-4]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    out = tmp_path_factory.mktemp("map")
+    sweep.main(f"{FIRST} --hold-out 10 --weight-decays 0 0.002 --out {out}".split())
+    return out
+
+
+def test_finished_runs_become_a_table(tuned, tmp_path, capsys):
+    lr_wd.main([str(tuned / "tuning" / "demo_1"), "--table", str(tmp_path / "map.csv"), "--device", "cpu"])
+    table = read_table(tmp_path / "map.csv")
+    assert len(table) == 2 * 4
+    first = table[table.classifier == lr_wd.BEFORE].set_index("run")
+    for run in runs.finished_runs(tuned / "tuning" / "demo_1"):
+        assert first["all"][run.path.name] == pytest.approx(run.accuracy()["all"], abs=1e-3)
+    assert capsys.readouterr().out.count("logit adjustment") == 2
+
+
+def test_what_cannot_be_scored_is_one_line(tuned, tmp_path):
+    sweep.main(f"{FIRST} --weight-decays 0 --out {tmp_path}".split())
+    with pytest.raises(InputError, match="^RUN: must be trained with --hold-out, "):
+        lr_wd.main([str(tmp_path / "demo_1")])
+    with pytest.raises(InputError, match="^RUN: must be a finished run or a folder of some, got "):
+        lr_wd.main([str(tmp_path / "nowhere")])
