@@ -93,6 +93,19 @@ class Outcome:
     averaged: "Outcome | None" = None
 
 
+def sgd(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.SGD:
+    """SGD whose momentum stays in place; on CUDA one fused kernel, with its learning rate on the device."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    told = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "nesterov": recipe.nesterov}
+    optimizer = torch.optim.SGD(learned, recipe.lr, fused=device.type == "cuda" or None, **told)
+    if device.type == "cuda":  # a captured step would keep a number for ever
+        optimizer.param_groups[0]["lr"] = torch.tensor(recipe.lr, device=device)
+    if recipe.momentum:  # SGD would start from a copy of the first gradient, which zeros lead to as well
+        for parameter in learned:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
 class TrainingStep:
     """One update of the weights: what it needs, what it does, and what it counts.
 
@@ -117,29 +130,10 @@ class TrainingStep:
             self.engine = replace(self.engine, graph=False)
         self.constraint = constraint.to(self.device) if constraint else None
         self.loss = build_loss(recipe.loss, torch.as_tensor(data.class_counts), self.device)
-        self.optimizer = self.make_optimizer()
+        self.optimizer = sgd(model, recipe, self.device)
         self.drawn: Sequence[Tensor] = ()
         self.position = torch.zeros((), dtype=torch.int64, device=data.draws_on)
         self.sums = torch.zeros(2, device=self.device)
-
-    def make_optimizer(self) -> torch.optim.SGD:
-        """SGD whose momentum stays in place; on CUDA one fused kernel, with its learning rate on the device."""
-        cuda, recipe = self.device.type == "cuda", self.recipe
-        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(
-            learned,
-            recipe.lr,
-            recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-            fused=cuda or None,
-        )
-        if cuda:  # a captured step would keep a number for ever
-            optimizer.param_groups[0]["lr"] = torch.tensor(recipe.lr, device=self.device)
-        if recipe.momentum:  # SGD would start from a copy of the first gradient, which zeros lead to as well
-            for parameter in learned:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return optimizer
 
     def update(self, forward: Callable[[Tensor], Tensor], size: int) -> None:
         """Train on the next `size` images, or on this process's shard of them."""
