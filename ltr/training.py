@@ -106,6 +106,11 @@ def sgd(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.S
     return optimizer
 
 
+def kept(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights, copied to the host."""
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
 class TrainingStep:
     """One update of the weights: what it needs, what it does, and what it counts.
 
@@ -322,9 +327,8 @@ class Average:
         plain, flipped = (test.logits(epochs - 1, flip, network) for flip in (False, True))
         logits = {(selection, tta): flipped if tta == "flip" else plain for selection, tta in metrics.VARIANTS}
         own = row_norms(network.classifier.weight.detach()).cpu().numpy()
-        weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
         norms = np.concatenate([trained.norms[:-1], own[None]])
-        return replace(trained, norms=norms, logits=logits, weights=weights)
+        return replace(trained, norms=norms, logits=logits, weights=kept(network))
 
 
 class Trainer:
@@ -412,17 +416,15 @@ class Trainer:
             if self.constraint:
                 row["max_norm_fired"] = self.constraint.projected_share
             self.norms.append(self.step.norms())
-        row["seconds"] = time.perf_counter() - self.started
-        self.history.append(row)
+        self.history.append(row | {"seconds": time.perf_counter() - self.started})
         self.epoch += 1
-        return row
+        return self.history[-1]
 
     def outcome(self) -> Outcome:
         """What training gives back; the model ends with the last epoch's weights."""
-        weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        weights, history = kept(self.model), pd.DataFrame(self.history)
         logits = self.test.all_logits(self.recipe.epochs - 1, weights)
-        history, best = pd.DataFrame(self.history), self.test.best["epoch"] + 1
-        extra: dict[str, Any] = {"best_test_epoch": best, "seconds": float(history.seconds.sum())}
+        extra = {"best_test_epoch": self.test.best["epoch"] + 1, "seconds": float(history.seconds.sum())}
         extra |= {"engine": str(self.engine), "prepare_seconds": self.prepare_seconds}
         if self.constraint:
             extra |= {"max_norm": self.constraint.radius, "max_norm_fired": self.constraint.projected_share}
@@ -431,15 +433,13 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed training needs."""
-        counts = None
-        if self.constraint:
-            counts = {"checked": int(self.constraint.checked), "fired": int(self.constraint.projected)}
+        limit = self.constraint
         return {
             "settings": self.step.describe(),
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
-            "max_norm": counts,
+            "max_norm": {"checked": int(limit.checked), "fired": int(limit.projected)} if limit else None,
             "history": self.history,
             "norms": torch.stack(self.norms),
             "best": self.test.best,
