@@ -491,14 +491,16 @@ def variants(results: list[Result]) -> pd.DataFrame:
 
 
 def append_results(path: Path, results: list[Result]) -> pd.DataFrame:
-    """Put the rows of these runs into results.csv, in place of rows they had there; return the table.
+    """Put the rows of these runs, and of their averaged networks, into results.csv; return the table.
+
+    They take the place of rows that they had there.
 
     Raises:
         InputError: there is a results.csv that is none.
     """
     group = distributed.current()
     if group.is_main:
-        merge_results(path, results)
+        merge_results(path, [each for result in results for each in (result, *result.averaged)])
     group.broadcast()
     return read_table(path)
 

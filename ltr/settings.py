@@ -35,7 +35,7 @@ from ltr.runtime.process import usable_device
 
 BASES = ("trained", "shipped")
 COMMITTED = recipes.COMMITTED
-OUT = {"demo": ROOT / "build" / "demo", "paper": ROOT / "exp", COMMITTED: ROOT / "exp"}
+OUT = {name: ROOT / "build" / name for name in ("demo", "laptop")} | dict.fromkeys(("paper", COMMITTED), ROOT / "exp")
 # What these leave alone is no part of a run's identity, so that runs from before they could be chosen are found; and a
 # run made on a GPU is found without one.
 UNUSED = {
@@ -51,7 +51,9 @@ UNUSED = {
     **recipes.LATER,
 }
 # These decide no result; `stage1` is a run's `stage1_run`.
-ELSEWHERE = ("preset", "data_root", "workers", "device", "out", "retrain", "compile", "graph", "stage1", "tuned_on")
+ELSEWHERE = (
+    *("preset", "data_root", "workers", "device", "out", "retrain", "compile", "graph", "naive", "stage1", "tuned_on"),
+)
 # What a second stage must share with the first one that it starts from.
 OF_THE_BASE = (
     *("dataset", "imbalance_factor", "profile", "choice", "hold_out", "normalization", "backbone", "seed"),
@@ -98,7 +100,8 @@ class Common:
 
     preset: str = option(
         None,
-        "demo: a few minutes on a CPU; paper: the paper's job; committed: reads this package's own runs",
+        "demo: a few minutes on a CPU; laptop: real images in half an hour; paper: the paper's job; committed: reads "
+        "this package's own runs",
         choices=recipes.PRESETS,
     )
     dataset: str = option(None, "where images come from", choices=datasets.SOURCES)
@@ -278,6 +281,7 @@ class FirstStage(Common):
     batch_size: int = option(64, "images a step", whole, low=2, high=MOST)
     lr: float = option(None, "learning rate of the first epoch", real, above=0)
     weight_decay: float = option(None, "of the model with weight decay", real, low=0)
+    naive: str = option("train", "the model without weight decay", choices=("train", "skip"))
     momentum: float = option(0.9, "of SGD", real, low=0, high=1)
     schedule: str = option("cosine", "how the learning rate falls", choices=recipes.SCHEDULES)
     warm_up: int = option(0, "first epochs, in which the learning rate rises in equal steps", whole, low=0, high=MOST)

@@ -122,13 +122,13 @@ def first_stage(method: str, weight_decay: float) -> runs.Result:
     return result
 
 
-naive = first_stage("naive", 0.0)
+naive = first_stage("naive", 0.0) if settings.naive == "train" else None
 
 
 decayed = first_stage("WD", settings.weight_decay)
 
 
-results = [naive, decayed]
+results = [result for result in (naive, decayed) if result]
 history = pd.concat([result.history.assign(model=result.label) for result in results])
 plots.show(plots.learning_curves(history), figures / "demo1_learning-curves.png")
 
@@ -146,7 +146,7 @@ print(runs.table(results).to_string())
 
 accuracies = pd.DataFrame([{"model": result.label, **result.accuracy()} for result in results])
 plots.show(plots.group_bars(accuracies), figures / "demo1_groups.png")
-for group in ("all", *metrics.GROUPS):
+for group in ("all", *metrics.GROUPS) if naive else ():
     before, after = (result.accuracy()[group] for result in results)
     if np.isfinite(before):
         print(f"{group}: {before:.2f} % without weight decay, {after:.2f} % with it")
@@ -217,9 +217,10 @@ plots.show(plots.filter_norms(filters), figures / "demo1_filter-norms.png")
 spread = filters.assign(spread=filters.variance**0.5 / filters["mean"])
 spread = spread.pivot(index="layer", columns="model", values="spread")
 names = [result.label for result in results]
-more = int((spread[names[1]] > spread[names[0]]).sum())
 print("spread over mean, median:", spread[names].median().round(2).to_dict())
-print(f"larger with weight decay in {more} of {len(spread)} layers")
+if naive:
+    more = int((spread[names[1]] > spread[names[0]]).sum())
+    print(f"larger with weight decay in {more} of {len(spread)} layers")
 
 
 # The axes are logarithmic. What the next convolution sees is normalised by batch-norm in between, so the size of a filter by
@@ -273,7 +274,7 @@ else:
 
 
 matrix = metrics.confusion_matrix(
-    naive.test_logits[0].argmax(1), naive.test_logits[1], len(counts)
+    results[0].test_logits[0].argmax(1), results[0].test_logits[1], len(counts)
 )
 edges = [int((groups == "many").sum()), int((groups != "few").sum())]
 sorted_matrix = matrix[np.ix_(order, order)]
@@ -281,7 +282,8 @@ plots.show(plots.confusion(sorted_matrix, edges), figures / "demo1_confusion.png
 few = groups == "few"
 if few.any():
     lost = 100 * matrix[few][:, ~few].sum() / matrix[few].sum()
-    print(f"naive: {lost:.0f} % of few-shot test images are taken for classes with more images")
+    first = results[0].label
+    print(f"{first}: {lost:.0f} % of few-shot test images are taken for larger classes")
 else:
     print("no class has fewer than 20 images")
 

@@ -189,7 +189,9 @@ print(
     f"{settings.backbone}, first stage of {settings.stage1_epochs} epochs, second of "
     f"{settings.epochs}, seed {settings.seed}; last epoch, plain test, in %"
 )
-print(runs.table(results).to_string())
+table = runs.table(results)
+absent = [] if naive else ["naive", "naive + tau-norm"]
+print(table.reindex([*absent, *table.index], fill_value="–").to_string())
 written = runs.append_results(settings.out / "results.csv", results)
 
 

@@ -119,13 +119,41 @@ def test_tau_of_the_naive_network_is_part_of_its_own_runs_alone():
     assert named[0] != named[1]
 
 
-def test_the_second_stage_looks_for_what_the_first_one_writes():
-    first = FirstStage.parse(["--preset", "demo"])
-    second = SecondStage.parse(["--preset", "demo"])
+@pytest.mark.parametrize("preset", ["demo", "laptop", "paper"])
+def test_the_second_stage_looks_for_what_the_first_one_writes(preset):
+    first = FirstStage.parse(["--preset", preset])
+    second = SecondStage.parse(["--preset", preset])
     for method, weight_decay in (("naive", 0.0), ("WD", first.weight_decay)):
         _, identity = first.run_key(method, weight_decay)
         wanted = second.base_settings | {"stage1_weight_decay": weight_decay}
         assert {key: identity.get(key) for key in wanted} == wanted
+
+
+def test_the_laptop_preset_trains_one_network_in_40_epochs_at_most():
+    first = FirstStage.parse(["--preset", "laptop"])
+    assert (first.dataset, first.backbone, first.imbalance_factor, first.profile) == (
+        "cifar100",
+        "resnet32",
+        100,
+        "exp",
+    )
+    assert first.epochs <= 40
+    assert first.naive == "skip"
+    assert "naive" not in first.identity()
+    assert FirstStage.parse(["--preset", "laptop", "--naive", "train"]).naive == "train"
+    assert SecondStage.parse(["--preset", "laptop"]).out == first.out == ROOT / "build" / "laptop"
+
+
+@pytest.mark.parametrize("average", ["swa", "ema"])
+def test_averaging_is_part_of_a_run_where_it_is_used(average):
+    plain, with_mean = (
+        FirstStage.parse(f"--preset demo {words}".split()) for words in ("--average none", f"--average {average}")
+    )
+    assert "average" not in plain.identity()
+    assert with_mean.identity() == plain.identity() | {"average": average}
+    assert with_mean.recipe(0.1).average == average
+    with pytest.raises(InputError, match="^--average: must be one of none, swa, ema, got mean"):
+        FirstStage.parse("--preset demo --average mean".split())
 
 
 @pytest.mark.parametrize("stage", STAGES)
