@@ -64,7 +64,7 @@ def train(cells: Sequence[Cell], at_once: int) -> Iterator[runs.Result]:
     waiting = [(cell, run) for cell, run in opened if retrain or not run.finished]
     for start in range(0, len(waiting), at_once):
         train_together(waiting[start : start + at_once], retrain)
-    return (result for _, run in opened for result in (run.load(), *run.load().averaged))
+    return (run.load() for _, run in opened)
 
 
 def train_together(group: Sequence[tuple[Cell, runs.Run]], retrain: bool) -> None:
@@ -81,11 +81,13 @@ def train_together(group: Sequence[tuple[Cell, runs.Run]], retrain: bool) -> Non
 
 
 def summary(results: Sequence[runs.Result]) -> pd.DataFrame:
-    """Mean and deviation over seeds of each weight decay: all, many, medium, few; last epoch, plain, percent."""
-    rows = [
-        {"method": r.label, "weight decay": r.config["settings"]["stage1_weight_decay"], **r.accuracy()}
-        for r in results
-    ]
+    """Mean and deviation over seeds of each weight decay, and of the averaged networks: all, many, medium, few.
+
+    Last epoch, plain, percent.
+    """
+    results = [each for result in results for each in (result, *result.averaged)]
+    decays = [result.config["settings"]["stage1_weight_decay"] for result in results]
+    rows = [{"method": r.label, "weight decay": d, **r.accuracy()} for r, d in zip(results, decays, strict=True)]
     groups = pd.DataFrame(rows).groupby(["method", "weight decay"])[["all", "many", "medium", "few"]]
     deviation = groups.std().add_suffix(" ±")
     return pd.concat([groups.mean(), deviation], axis=1).round(2).sort_index(axis=1).assign(seeds=groups.size())
@@ -105,9 +107,8 @@ def main(arguments: Sequence[str]) -> None:
     settings = FirstStage.parse(rest)
     try:
         seeds, decays = [whole(text) for text in options.seeds], [real(text) for text in options.weight_decays]
-        at_once = whole(
-            options.at_once or str(AT_ONCE.get(settings.backbone, 1) if settings.device.startswith("cuda") else 1)
-        )
+        usual = AT_ONCE.get(settings.backbone, 1) if settings.device.startswith("cuda") else 1
+        at_once = whole(options.at_once or str(usual))
     except ValueError as error:
         raise InputError(f"--seeds, --weight-decays, --at-once: must be numbers, got {error.args[0]}") from error
     if min(seeds) < 0 or min(decays) < 0 or at_once < 1:
