@@ -7,11 +7,7 @@
 
 Every method of `methods.BALANCERS` is tuned on the validation images, by the mean of the classes' accuracies unless
 told otherwise; a temperature that is fitted there is folded into the head; then each method is tested once. Nothing
-here knows where the embeddings come from.
-
-The methods see features that are scaled so that their mean squared norm is `MEAN_SQUARE`, and a head that gives the
-same logits on them; the scale is folded back. So learning rates, weight decays and what tau-normalisation does beside
-a bias fit any features, and features ten times as large lead to the same conclusions.
+here knows where the embeddings come from; `embeddings` checks and scales them.
 """
 
 import dataclasses
@@ -30,16 +26,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltr import __version__, embeddings, metrics
-from ltr.embeddings import Brought, Embeddings, Head, features
+from ltr.embeddings import Embeddings, Head, Problem, features
 from ltr.errors import InputError, clip
 from ltr.losses import cross_entropy
 from ltr.methods import BALANCERS, Balancer, Setting, Settings, combinations, logit_adjustment, train
 from ltr.methods import LR as LEARNING_RATES
+from ltr.models import linear
 from ltr.recipes import Recipe
 from ltr.runtime.options import nearest
 from ltr.runtime.process import check_writable
 from ltr.runtime.storage import write_json, write_text, write_weights
-from ltr.stack import cross_entropy_gradient
+from ltr.stack import copies, cross_entropy_gradient
 
 __all__ = ["Balanced", "balance", "features"]
 
@@ -51,9 +48,7 @@ LIKELIHOOD = "likelihood"  # chooses the first head where there is none
 SCORE_NAMES = {"macro": "class-mean accuracy", "micro": "accuracy"}
 SHOWN = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
 METHODS = {"fast": (FIRST, "tau-norm", ADJUSTMENT, "NCM"), "all": tuple(BALANCERS)}
-AT_ONCE = {FIRST, "L2norm", "tau-norm", ADJUSTMENT, "NCM"}  # learn nothing
-NO_BIAS = (FIRST, "L2norm", "tau-norm", "NCM", "LWS")  # can do without one
-MEAN_SQUARE = 176.0  # of the features that the grids of `BALANCERS` were made on, ResNet-32's of CIFAR100-LT
+NEED_BIAS = (ADJUSTMENT,)  # it moves nothing else; the others do without one, but for the Euclidean NCM
 STEPS = 500  # of a training at least, where ten epochs have fewer
 STEPS_AN_EPOCH = 200  # about, by larger batches; with small ones, writing the weights would take most of the time
 LARGE = 2e12  # floating-point operations of a grid from which it is thinned
@@ -109,35 +104,6 @@ def fit(
         yield from method.fit(first, data, recipe, settings[start : start + number])
 
 
-def operations(first: nn.Linear, data: Embeddings, recipe: Recipe, settings: Settings) -> float:
-    """Floating-point operations of training a classifier for each setting: three matrix products an image."""
-    return 6.0 * len(data) * first.weight.numel() * recipe.epochs * len(settings)
-
-
-@dataclass(frozen=True)
-class Sets:
-    """What is learned from, chosen by and tested on.
-
-    Attributes:
-        train, validation: their features scaled.
-        tested: as they came, the test images, or the validation ones where there are no others.
-        scale: of the features.
-    """
-
-    train: Embeddings
-    validation: Embeddings
-    tested: Embeddings
-    scale: float
-    has_test: bool
-
-    @classmethod
-    def of(cls, train: Embeddings, validation: Embeddings, test: Embeddings | None) -> "Sets":
-        """Scale so that the training features have the mean squared norm that the grids are made for."""
-        square = train.mean_square()
-        scale = math.sqrt(MEAN_SQUARE / square) if square else 1.0
-        return cls(train.scaled(scale), validation.scaled(scale), test or validation, scale, test is not None)
-
-
 @dataclass(frozen=True)
 class Tuned:
     """What tuning a method gave.
@@ -145,9 +111,10 @@ class Tuned:
     Attributes:
         setting: the best on validation, of equals the first.
         classifier: with this setting, for scaled features.
-        validation: its score in percent.
+        validation: its score in percent; minus infinity where every setting diverged.
         edge: names of its values at an end of the grid, where a better one may lie beyond.
         seconds: that it took.
+        heat: the temperature, fitted on validation.
     """
 
     setting: Setting
@@ -155,22 +122,26 @@ class Tuned:
     validation: float
     edge: tuple[str, ...]
     seconds: float
+    heat: float = 1.0
 
     def figure(self) -> float:
         """The score as a table shows it: NaN where every setting diverged."""
         return self.validation if math.isfinite(self.validation) else math.nan
 
 
-def thin(method: Balancer, first: nn.Linear, sets: Sets, recipe: Recipe, score: str) -> Settings:
-    """The settings that are best after a single epoch, one in `KEPT` but two at least, in their order.
+def thin(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, score: str) -> Settings:
+    """A method's settings, of a large grid those that are best after a single epoch: one in `KEPT`, two at least.
 
     Source: Jamieson and Talwalkar 2016 (successive halving), with a single round.
     """
+    settings, data = method.settings, problem.train
+    products = 3 * 2.0 * len(data) * first.weight.numel()  # forward, and backward to weights and biases, an epoch
+    if len(settings) <= 2 or "lr" not in settings[0] or products * recipe.epochs * len(settings) < LARGE:
+        return settings
     short = dataclasses.replace(recipe, epochs=1)
-    scores = [validate(each, sets.validation, score) for each in fit(method, first, sets.train, short, method.settings)]
-    number = max(2, len(scores) // KEPT)
-    best = sorted(range(len(scores)), key=lambda i: -scores[i])[:number]
-    return [method.settings[i] for i in sorted(best)]
+    scores = [validate(each, problem.validation, score) for each in fit(method, first, data, short, settings)]
+    best = sorted(range(len(scores)), key=lambda i: -scores[i])[: max(2, len(scores) // KEPT)]
+    return [settings[i] for i in sorted(best)]
 
 
 def at_edge(settings: Settings, all_settings: Settings, scores: Sequence[float], best: int) -> tuple[str, ...]:
@@ -190,45 +161,39 @@ def at_edge(settings: Settings, all_settings: Settings, scores: Sequence[float],
     return tuple(found)
 
 
-def tune(method: Balancer, first: nn.Linear, sets: Sets, recipe: Recipe, score: str) -> Tuned:
+def tune(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, score: str) -> Tuned:
     """The setting of a method with the best score on the validation images, and its classifier.
 
     Args:
         first: the first stage's classifier, for scaled features.
         recipe: of methods that learn.
-        score: one of `SCORES`.
+        score: see `validate`.
     """
-    start, settings = time.perf_counter(), method.settings
-    if len(settings) > 2 and not is_instant(method) and operations(first, sets.train, recipe, settings) > LARGE:
-        settings = thin(method, first, sets, recipe, score)
+    start, settings = time.perf_counter(), thin(method, first, problem, recipe, score)
     scores: list[float] = []
     best, chosen = 0, first
-    for i, classifier in enumerate(fit(method, first, sets.train, recipe, settings)):
-        scores.append(validate(classifier, sets.validation, score))
+    for i, classifier in enumerate(fit(method, first, problem.train, recipe, settings)):
+        scores.append(validate(classifier, problem.validation, score))
         if i == 0 or scores[i] > scores[best]:
             best, chosen = i, classifier
     edge = at_edge(settings, method.settings, scores, best)
     return Tuned(settings[best], chosen, scores[best], edge, time.perf_counter() - start)
 
 
-def is_instant(method: Balancer) -> bool:
-    """Whether a method learns nothing."""
-    return method.fit in {BALANCERS[name].fit for name in AT_ONCE}
-
-
-def first_head(start: nn.Linear, sets: Sets, recipe: Recipe, score: str) -> Tuned:
-    """The first head where there is none: plain cross-entropy, chosen by its likelihood on the validation images.
+def tune_first(problem: Problem, recipe: Recipe, score: str) -> Tuned:
+    """The head as it was; where there is none, plain cross-entropy, chosen by its likelihood on the validation images.
 
     Their accuracy would choose one trained far too long, whose probabilities say nothing that could be adjusted.
     """
-    found = tune(PLAIN, start, sets, recipe, LIKELIHOOD)
-    return dataclasses.replace(found, validation=validate(found.classifier, sets.validation, score))
+    if problem.head is not None:
+        return tune(BALANCERS[FIRST], problem.start(), problem, recipe, score)
+    found = tune(PLAIN, problem.start(), problem, recipe, LIKELIHOOD)
+    return dataclasses.replace(found, validation=validate(found.classifier, problem.validation, score))
 
 
 def plain(first: nn.Linear, data: Embeddings, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Plain cross-entropy from zeros, where there is no head yet: every image once an epoch."""
-    start = [torch.zeros(len(settings), *values.shape, device=values.device) for values in (first.weight, first.bias)]
-    start = [values.requires_grad_() for values in start]
+    start = copies(len(settings), *(torch.zeros_like(values) for values in first.parameters()))
     return train(data, recipe, settings, start, cross_entropy_gradient)
 
 
@@ -289,15 +254,11 @@ class Evaluation:
             counts: training images of each class, [C].
         """
         logits, labels = logits_of(head, data).cpu().numpy(), data.labels.cpu().numpy()
-        by_class = metrics.per_class_accuracy(logits, labels)
+        by_class, found = metrics.per_class_accuracy(logits, labels), metrics.summarise(logits, labels, counts)
         seen = np.bincount(labels, minlength=len(counts)) > 0
-        figures = metrics.group_accuracy(logits, labels, counts) | {"class mean": float(by_class[seen].mean())}
-        bins = metrics.reliability(logits, labels)
-        gap = (bins["weight"] * (bins["confidence"] - bins["accuracy"]).abs()).sum()
-        figures["ECE"] = 100.0 * float(gap) if len(bins) else math.nan
-        order = ("many", "medium", "few", "all", "class mean", "ECE")
-        figures = {name: figures[name] for name in order}
-        return cls(logits.argmax(1), labels, by_class, figures, bins)
+        found |= {"class mean": float(by_class[seen].mean()), "ECE": found["ece"]}
+        figures = {name: found[name] for name in (*metrics.GROUPS, "all", "class mean", "ECE")}
+        return cls(logits.argmax(1), labels, by_class, figures, metrics.reliability(logits, labels))
 
     @property
     def hits(self) -> np.ndarray:
@@ -379,7 +340,7 @@ class Balanced:
 
     def head(self, method: str | None = None) -> nn.Linear:
         """A method's head as a layer for the features as they came, its temperature folded in."""
-        return embeddings.layer_of(*self.parts(method))
+        return linear(*self.parts(method))
 
     def state(self, method: str | None = None) -> dict[str, Tensor]:
         """A method's head under the owner's own keys, for `load_state_dict(..., strict=False)`."""
@@ -470,44 +431,6 @@ def describe(setting: Setting, recipe: Recipe) -> str:
 # --- all of it ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is to be balanced, checked.
-
-    Attributes:
-        head: None where there is none yet.
-        names: of the classes, [C].
-        repeated: test images that stand in another set too.
-    """
-
-    head: Head | None
-    sets: Sets
-    names: tuple[str, ...]
-    repeated: int
-
-    @classmethod
-    def of(cls, brought: Brought) -> "Problem":
-        """Scale the features of what was brought."""
-        sets = Sets.of(brought.train, brought.validation, brought.test)
-        return cls(brought.head, sets, brought.names, brought.repeated)
-
-    def start(self) -> nn.Linear:
-        """The head for scaled features; zeros where there is none."""
-        if self.head is None:
-            shape = len(self.names), self.sets.train.features.shape[1]
-            zeros = torch.zeros(shape, device=self.sets.train.features.device)
-            return embeddings.layer_of(zeros, zeros[:, 0])
-        return self.head.layer_for(self.sets.scale)
-
-    def finished(self, classifier: nn.Linear, heat: float = 1.0) -> tuple[Tensor, Tensor | None]:
-        """A classifier of scaled features as the owner's head: for the features as they came, of the owner's type."""
-        weight, bias = classifier.weight.detach() * (self.sets.scale / heat), classifier.bias.detach() / heat
-        if self.head is None:
-            return weight, bias
-        like = self.head.weight.dtype
-        return weight.to(like), None if self.head.bias is None else bias.to(like)
-
-
 def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str, Balancer]:
     """Methods by name, the first stage before all others; of a head without bias those that need none.
 
@@ -523,12 +446,11 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
     chosen = {name: BALANCERS[name] for name in dict.fromkeys((FIRST, *wanted))}
     if head is None or head.bias is not None:
         return chosen
-    for name in wanted:
-        if name not in NO_BIAS and family is None:
-            raise InputError(f"methods: must need no bias, as the head has none, got {name}")
-    chosen = {name: method for name, method in chosen.items() if name in NO_BIAS}
+    if family is None and (lacking := [name for name in wanted if name in NEED_BIAS]):
+        raise InputError(f"methods: must need no bias, as the head has none, got {lacking[0]}")
+    chosen = {name: method for name, method in chosen.items() if name not in NEED_BIAS}
     if "NCM" in chosen:
-        chosen["NCM"] = Balancer(chosen["NCM"].fit, combinations(metric=["cosine"]))
+        chosen["NCM"] = dataclasses.replace(chosen["NCM"], settings=combinations(metric=["cosine"]))
     return chosen
 
 
@@ -538,7 +460,7 @@ def careful(problem: Problem, tuned: Mapping[str, Tuned], before: Evaluation) ->
     Args:
         before: of the head as it was.
     """
-    lines, counts = [], problem.sets.validation.class_counts
+    lines, counts = [], problem.validation.class_counts
     if counts.min() < FEW:
         rarest, number = problem.names[int(counts.argmin())], int((counts < FEW).sum())
         lines.append(
@@ -548,7 +470,7 @@ def careful(problem: Problem, tuned: Mapping[str, Tuned], before: Evaluation) ->
     edges = [f"{name} ({', '.join(one.edge)})" for name, one in tuned.items() if one.edge]
     if edges:
         lines.append(f"chosen at an edge of the grid, beyond which may be better: {'; '.join(edges)}")
-    if not problem.sets.has_test:
+    if not problem.has_test:
         lines.append("no test set: figures are of the validation images, which chose, and flatter the methods")
     if problem.repeated:
         lines.append(f"{problem.repeated} test images stand in training or validation too")
@@ -558,18 +480,6 @@ def careful(problem: Problem, tuned: Mapping[str, Tuned], before: Evaluation) ->
             "features those that it had?"
         )
     return tuple(lines)
-
-
-def gains(evaluations: Mapping[str, Evaluation], adjusted: Evaluation, score: str) -> pd.DataFrame:
-    """What each method gains over both baselines, a row each; NaN where it diverged."""
-    rows = []
-    for each in evaluations.values():
-        row, diverged = {}, math.isnan(each.figures["all"])
-        for column, baseline in zip(BASELINES, (evaluations[FIRST], adjusted), strict=True):
-            gained = (math.nan, math.nan) if diverged else paired_gain(baseline, each, score)
-            row[column], row[f"{column} ±"] = gained
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def balance(
@@ -613,9 +523,9 @@ def balance(
         raise InputError(f"score: must be one of {', '.join(SCORES)}, got {clip(score)}{hint}")
     given = {"train": train, "validation": validation, "test": test}
     options = {"layer": layer, "classes": classes, "names": names, "validation_share": validation_share, "seed": seed}
-    problem = Problem.of(embeddings.read(head, given, options))
+    problem = embeddings.read(head, given, options)
     chosen = choose_methods(methods, problem.head)
-    result = run(problem, chosen, recipe_for(len(problem.sets.train), seed), score, say or (lambda line: None))
+    result = run(problem, chosen, recipe_for(len(problem.train), seed), score, say or (lambda line: None))
     for line in result.warnings:
         warnings.warn(line, stacklevel=2)
     return result
@@ -625,74 +535,64 @@ def run(
     problem: Problem, chosen: Mapping[str, Balancer], recipe: Recipe, score: str, say: Callable[[str], None]
 ) -> Balanced:
     """Tune and test some methods on what was checked, see `balance`."""
-    sets = problem.sets
-    first, tuned = problem.start(), {}
+    tuned: dict[str, Tuned] = {}
     for name, method in tqdm(chosen.items(), "methods", leave=False, disable=None):
-        if name == FIRST and problem.head is None:
-            tuned[name] = first_head(first, sets, recipe, score)
-            first = tuned[name].classifier
+        if name == FIRST:
+            found = tune_first(problem, recipe, score)
         else:
-            tuned[name] = tune(method, first, sets, recipe, score)
-        words = describe(tuned[name].setting, recipe)
-        say(f"{name}: validation {tuned[name].validation:.2f} % {words} ({tuned[name].seconds:.1f} s)")
-    heats = {name: calibrate(one, sets.validation) if name != FIRST else 1.0 for name, one in tuned.items()}
-    heads = {name: problem.finished(one.classifier, heats[name]) for name, one in tuned.items()}
+            found = tune(method, tuned[FIRST].classifier, problem, recipe, score)
+            logits = logits_of(found.classifier, problem.validation)
+            found = dataclasses.replace(found, heat=temperature(logits, problem.validation.labels))
+        tuned[name] = found
+        words = describe(found.setting, recipe)
+        say(f"{name}: validation {found.validation:.2f} % {words} ({found.seconds:.1f} s)")
+    heads = {name: problem.finished(one.classifier, one.heat) for name, one in tuned.items()}
     if problem.head is not None:
         heads[FIRST] = problem.head.weight, problem.head.bias
-    return summarise(problem, tuned, heats, heads, recipe, score)
-
-
-def calibrate(one: Tuned, validation: Embeddings) -> float:
-    """The temperature of a tuned classifier."""
-    return temperature(logits_of(one.classifier, validation), validation.labels)
-
-
-def summarise(
-    problem: Problem,
-    tuned: Mapping[str, Tuned],
-    heats: Mapping[str, float],
-    heads: Mapping[str, tuple[Tensor, Tensor | None]],
-    recipe: Recipe,
-    score: str,
-) -> Balanced:
-    """Test every head once, and put all into a result."""
-    sets, counts = problem.sets, problem.sets.train.class_counts
-    layers = {name: in_float32(*parts) for name, parts in heads.items()}
-    evaluations = {name: Evaluation.of(layer, sets.tested, counts) for name, layer in layers.items()}
-    (adjusted,) = logit_adjustment(layers[FIRST], sets.train, recipe, [{"tau": 1.0}])
-    gained = gains(evaluations, Evaluation.of(adjusted, sets.tested, counts), score)
-    rows = [
-        {"method": name, "hyper-parameters": describe(one.setting, recipe), "validation": one.figure()}
-        | {"temperature": heats[name], **evaluations[name].figures}
-        for name, one in tuned.items()
-    ]
-    last = {"edge": [", ".join(one.edge) for one in tuned.values()], "seconds": [one.seconds for one in tuned.values()]}
-    table = pd.concat([pd.DataFrame(rows), gained], axis=1).assign(**last)
-    best = max(tuned, key=lambda name: tuned[name].validation)
-    notes = careful(problem, tuned, evaluations[FIRST])
-    where = "test" if sets.has_test else "validation"
-    chosen = {"best": best, "score": score, "tested_on": where, "warnings": notes}
-    told = about(problem, tuned, heats, recipe, chosen)
-    layer = problem.head.layer if problem.head else ""
-    return Balanced(table, best, notes, problem.names, counts, score, where, heads, evaluations, told, layer)
+    return summarise(problem, tuned, heads, recipe, score)
 
 
 def in_float32(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A head as a layer for float32 features, its values rounded to the owner's type as they will be used."""
     weight = weight.float()
-    return embeddings.layer_of(weight, weight.new_zeros(len(weight)) if bias is None else bias.float())
+    return linear(weight, weight.new_zeros(len(weight)) if bias is None else bias.float())
 
 
-def about(
-    problem: Problem, tuned: Mapping[str, Tuned], heats: Mapping[str, float], recipe: Recipe, first: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What was chosen, and on what; `first` comes first."""
-    sets = problem.sets
-    images = {"train": len(sets.train), "validation": len(sets.validation)}
-    images |= {"test": len(sets.tested)} if sets.has_test else {}
+def summarise(
+    problem: Problem,
+    tuned: Mapping[str, Tuned],
+    heads: Mapping[str, tuple[Tensor, Tensor | None]],
+    recipe: Recipe,
+    score: str,
+) -> Balanced:
+    """Test every head once, and put all into a result."""
+    counts, first = problem.train.class_counts, in_float32(*heads[FIRST])
+    evaluations = {name: Evaluation.of(in_float32(*parts), problem.tested, counts) for name, parts in heads.items()}
+    (adjusted,) = logit_adjustment(first, problem.train, recipe, [{"tau": 1.0}])
+    baselines = dict(zip(BASELINES, (evaluations[FIRST], Evaluation.of(adjusted, problem.tested, counts)), strict=True))
+    rows = []
+    for name, one in tuned.items():
+        row = {"method": name, "hyper-parameters": describe(one.setting, recipe), "validation": one.figure()}
+        row |= {"temperature": one.heat, **evaluations[name].figures}
+        for column, baseline in baselines.items():
+            gained = paired_gain(baseline, evaluations[name], score)
+            row[column], row[f"{column} ±"] = (math.nan, math.nan) if math.isnan(row["all"]) else gained
+        rows.append(row | {"edge": ", ".join(one.edge), "seconds": one.seconds})
+    best, notes = max(tuned, key=lambda name: tuned[name].validation), careful(problem, tuned, evaluations[FIRST])
+    where, layer = "test" if problem.has_test else "validation", problem.head.layer if problem.head else ""
+    told = {"best": best, "score": score, "tested_on": where, "warnings": notes} | about(problem, tuned, recipe)
+    table, names = pd.DataFrame(rows), problem.names
+    return Balanced(table, best, notes, names, counts, score, where, heads, evaluations, told, layer)
+
+
+def about(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe) -> dict[str, Any]:
+    """What was chosen, and on what."""
+    images = {"train": len(problem.train), "validation": len(problem.validation)}
+    images |= {"test": len(problem.tested)} if problem.has_test else {}
     methods = {
-        name: {"setting": absolute(one.setting, recipe), "validation": one.figure(), "temperature": heats[name]}
+        name: {"setting": absolute(one.setting, recipe), "validation": one.figure(), "temperature": one.heat}
         for name, one in tuned.items()
     }
-    shape = {"classes": len(problem.names), "features": sets.train.features.shape[1], "feature_scale": sets.scale}
-    return {**first, "methods": methods, "images": images, **shape, "recipe": recipe.describe(), "ltr": __version__}
+    shape = {"classes": len(problem.names), "features": problem.train.features.shape[1]}
+    shape |= {"feature_scale": problem.scale}
+    return {"methods": methods, "images": images, **shape, "recipe": recipe.describe(), "ltr": __version__}

@@ -1,12 +1,17 @@
 """What a caller brings to be balanced: embeddings with their labels, and the linear head on them.
 
-N images, D features, C classes. Everything is checked here, so that a mistake is one line that begins with the argument
-and nothing has been done yet. Row k of a head belongs to class k of `classes`, and labels become rows of the head.
+N images, D features, C classes. Everything is checked here, before anything is done: what does not fit raises
+`InputError`, one line that begins with the argument. Row k of a head belongs to class k of `classes`, and labels become
+rows of the head.
+
+Methods see features that are scaled so that their mean squared norm is `MEAN_SQUARE`, and a head that gives the same
+logits on them; the scale is folded back. So learning rates, weight decays and what tau-normalisation does beside a bias
+fit any features, and features ten times as large lead to the same conclusions.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -18,16 +23,15 @@ from tqdm import tqdm
 
 from ltr.data.loader import epoch_generator
 from ltr.errors import InputError, clip
+from ltr.models import linear
+
+MEAN_SQUARE = 176.0  # of the features that the grids of `BALANCERS` were made on, ResNet-32's of CIFAR100-LT
 
 # --- embeddings and labels ------------------------------------------------------------------------------------
 
 
 def as_array(values: Any, name: str, what: str) -> np.ndarray:
-    """Values as an array.
-
-    Raises:
-        InputError: their rows are of different lengths.
-    """
+    """Values as an array, whose rows must be of one length."""
     try:
         return np.asarray(values)
     except ValueError as error:
@@ -75,11 +79,7 @@ class Embeddings:
 
 
 def read_features(values: Any, name: str) -> Tensor:
-    """Features [N, D] of any real type, an array or a tensor, as float32.
-
-    Raises:
-        InputError: they are no matrix of finite numbers; the message names the row.
-    """
+    """Features [N, D] of any real type, an array or a tensor, as float32; all must be finite."""
     if isinstance(values, Tensor):
         values = values.detach()
         number = not (values.is_complex() or values.dtype == torch.bool)
@@ -99,11 +99,7 @@ def read_features(values: Any, name: str) -> Tensor:
 
 
 def read_labels(values: Any, size: int, name: str) -> np.ndarray:
-    """Labels [N], integers (int64) or strings.
-
-    Raises:
-        InputError: they are neither, or not as many as the features.
-    """
+    """As many labels [N] as features, integers (int64) or strings."""
     values = values.detach().cpu().numpy() if isinstance(values, Tensor) else as_array(values, name, "labels")
     if values.dtype == object and all(isinstance(value, str) for value in values.flat):
         values = values.astype(str)  # a column of a data frame
@@ -115,11 +111,7 @@ def read_labels(values: Any, size: int, name: str) -> np.ndarray:
 
 
 def read_pair(pair: Any, name: str) -> tuple[Tensor, np.ndarray]:
-    """Features and labels of one set.
-
-    Raises:
-        InputError: see `read_features` and `read_labels`; or this is no pair.
-    """
+    """Features and labels of one set."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise InputError(f"{name}: must be a pair (features, labels), got {clip(type(pair).__name__)}")
     features = read_features(pair[0], name)
@@ -135,9 +127,6 @@ def order_of_classes(labels: np.ndarray, rows: int | None, classes: Any = None, 
         classes: the order, if the caller gives it. Otherwise integers are rows of the head, or of `names`, and
             strings stand in alphabetical order.
         names: what classes are called, which for labels that are strings is their order.
-
-    Raises:
-        InputError: a class is named twice, or there are more or fewer of them than rows.
     """
     text = labels.dtype.kind == "U"
     if classes is None and names is not None and text:
@@ -160,21 +149,25 @@ def order_of_classes(labels: np.ndarray, rows: int | None, classes: Any = None, 
     return order
 
 
-def rows_of(labels: np.ndarray, classes: np.ndarray, name: str) -> Tensor:
-    """The head's row of each label, [N].
-
-    Raises:
-        InputError: a label is none of the classes.
-    """
+def labelled(x: Tensor, labels: np.ndarray, classes: np.ndarray, name: str, like: Tensor) -> Embeddings:
+    """A set whose labels are rows of the head; its features must be as wide as `like`, whose device it gets."""
+    if x.shape[1] != like.shape[1]:
+        raise InputError(f"{name}: features must be [N, {like.shape[1]}] as those of train, got {list(x.shape)}")
     position = {label: row for row, label in enumerate(classes.tolist())}
     rows = np.array([position.get(label, -1) for label in labels.tolist()])
     unknown = np.flatnonzero(rows < 0)
     if len(unknown):
-        row = unknown[0]
-        raise InputError(
-            f"{name}: labels must be of the {len(classes)} classes of training, got {clip(labels[row])} in row {row}"
-        )
-    return torch.from_numpy(rows)
+        got = f"{clip(labels[unknown[0]])} in row {unknown[0]}"
+        raise InputError(f"{name}: labels must be of the {len(classes)} classes of training, got {got}")
+    return Embeddings(x.to(like.device), torch.from_numpy(rows).to(like.device), len(classes))
+
+
+def check_classes(data: Embeddings, names: Sequence[str]) -> None:
+    """Every class must have a training image."""
+    missing = np.flatnonzero(data.class_counts == 0)
+    if len(missing):
+        what = f"{clip(names[missing[0]])} has none ({len(missing)} such)"
+        raise InputError(f"train: each class must have at least one image, {what}")
 
 
 def digests(features: Tensor) -> dict[bytes, int]:
@@ -185,23 +178,8 @@ def digests(features: Tensor) -> dict[bytes, int]:
     return found
 
 
-def check_once(data: Embeddings) -> None:
-    """See that no training image stands there twice, where a share of them is to validate.
-
-    Raises:
-        InputError: two rows of features are equal.
-    """
-    found = digests(data.features)
-    if len(found) < len(data):
-        again = min(set(range(len(data))) - set(found.values()))
-        raise InputError(
-            f"validation_share: train must have no row of features twice, but row {again} is there before "
-            f"({len(data) - len(found)} such)"
-        )
-
-
 def check_apart(sets: Mapping[str, Embeddings]) -> int:
-    """See that the sets are of different images: settings that are chosen on what was learned say nothing.
+    """The sets must be of different images: settings that are chosen on what was learned say nothing.
 
     Public test sets hold a few images twice, or some of the training ones, so that one in a hundred is only counted.
 
@@ -210,46 +188,35 @@ def check_apart(sets: Mapping[str, Embeddings]) -> int:
 
     Returns:
         test images that stand in another set too.
-
-    Raises:
-        InputError: training and validation share a row of features, or the test more than a few.
     """
-    train, validation = digests(sets["train"].features), digests(sets["validation"].features)
-    check_shared("validation", validation, "train", train, 0)
-    if "test" not in sets:
-        return 0
-    test = digests(sets["test"].features)
-    for other, theirs in {"train": train, "validation": validation}.items():
-        check_shared("test", test, other, theirs, len(test) // 100)
-    return len(test.keys() & (train.keys() | validation.keys()))
-
-
-def check_shared(name: str, own: Mapping[bytes, int], other: str, theirs: Mapping[bytes, int], allowed: int) -> None:
-    """See that two sets, given by their `digests`, share no more rows than allowed.
-
-    Raises:
-        InputError: they do.
-    """
-    shared = own.keys() & theirs.keys()
-    if len(shared) > allowed:
-        digest = min(shared, key=own.__getitem__)
-        where = f"row {own[digest]} is its row {theirs[digest]} ({len(shared)} shared)"
-        raise InputError(f"{name}: must share no row of features with {other}, but {where}")
+    found = {name: digests(data.features) for name, data in sets.items()}
+    pairs = [("validation", "train"), ("test", "train"), ("test", "validation")]
+    for name, other in pairs[: 3 if "test" in found else 1]:
+        own, theirs = found[name], found[other]
+        shared = own.keys() & theirs.keys()
+        if len(shared) > (len(own) // 100 if name == "test" else 0):
+            digest = min(shared, key=own.__getitem__)
+            where = f"row {own[digest]} is its row {theirs[digest]} ({len(shared)} shared)"
+            raise InputError(f"{name}: must share no row of features with {other}, but {where}")
+    return len(found.get("test", {}).keys() & (found["train"].keys() | found["validation"].keys()))
 
 
 def split(data: Embeddings, share: float, names: Sequence[str], seed: int) -> tuple[Embeddings, Embeddings]:
     """Take a share of each class's images away for validation, at least one and never all.
 
     Args:
+        data: no image may stand there twice.
         share: between 0 and 1.
         names: of the classes, for the message.
 
     Returns:
         what remains for training, and the validation set.
-
-    Raises:
-        InputError: a class has one image alone.
     """
+    found = digests(data.features)
+    if len(found) < len(data):
+        again = min(set(range(len(data))) - set(found.values()))
+        what = f"row {again} is there before ({len(data) - len(found)} such)"
+        raise InputError(f"validation_share: train must have no row of features twice, but {what}")
     if data.class_counts.min() < 2:
         alone = names[int(data.class_counts.argmin())]
         raise InputError(f"validation_share: each class must have at least 2 training images, {clip(alone)} has 1")
@@ -293,51 +260,30 @@ class Head:
             if values is not None and not values.isfinite().all():
                 raise InputError(f"head: {name} must be finite, got NaN or infinity")
 
-    def layer_for(self, scale: float) -> nn.Linear:
-        """In float32, for features that are `scale` times the owner's; zeros where it has no bias."""
-        weight = self.weight.float()
-        bias = weight.new_zeros(len(weight)) if self.bias is None else self.bias.float()
-        return layer_of(weight / scale, bias)
-
-
-def layer_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A layer with copies of these, of their type; nothing is drawn from the global generator."""
-    like = {"device": weight.device, "dtype": weight.dtype}
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, **like)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias)
-    return layer
+    def apart(self, device: torch.device) -> "Head":
+        """On a device, and apart from the caller's, who may write over what was brought."""
+        bias = None if self.bias is None else self.bias.to(device, copy=True)
+        return replace(self, weight=self.weight.to(device, copy=True), bias=bias)
 
 
 def from_state(state: Mapping[str, Any], layer: str | None, features: int) -> Head:
-    """A layer of a state dict; without a name the only one that takes so many features.
-
-    Raises:
-        InputError: there is no such layer, or several.
-    """
-    names = [
-        key.removesuffix("weight").removesuffix(".")
+    """A layer of a state dict; without a name the only one that takes so many features."""
+    weights = {
+        key.removesuffix("weight").removesuffix("."): value.detach()
         for key, value in state.items()
         if key.split(".")[-1] == "weight" and isinstance(value, Tensor) and value.dim() == 2
-    ]
-    fitting = [name for name in names if state[f"{name}.weight" if name else "weight"].shape[1] == features]
+    }
+    fitting = [name for name, weight in weights.items() if weight.shape[1] == features]
     if layer is None and len(fitting) == 1:
         layer = fitting[0]
-    if layer is None or layer not in names:
-        known = ", ".join(name or "weight" for name in (fitting or names)[-5:]) or "none here"
+    if layer is None or layer not in weights:
+        known = ", ".join(name or "weight" for name in (fitting or list(weights))[-5:]) or "none here"
         raise InputError(f"layer: must name a linear layer of the head's file ({known}), got {clip(layer)}")
-    prefix = f"{layer}." if layer else ""
-    return Head(state[f"{prefix}weight"].detach(), state.get(f"{prefix}bias"), layer=layer)
+    return Head(weights[layer], state.get(f"{layer}.bias" if layer else "bias"), layer=layer)
 
 
 def from_estimator(estimator: Any) -> Head:
-    """The head of a fitted linear estimator of scikit-learn's kind, whose decision values are its logits.
-
-    Raises:
-        InputError: it has one row for two classes.
-    """
+    """The head of a fitted linear estimator of scikit-learn's kind, whose decision values are its logits."""
     weight, bias = np.atleast_2d(estimator.coef_), np.asarray(estimator.intercept_)
     if len(weight) == 1:
         raise InputError("head: coef_ must have a row for each class, got one row, as of two classes")
@@ -347,11 +293,7 @@ def from_estimator(estimator: Any) -> Head:
 
 
 def from_pair(weight: Any, bias: Any, layer: str) -> Head:
-    """A head of arrays or tensors.
-
-    Raises:
-        InputError: they are something else.
-    """
+    """A head of arrays or tensors."""
     try:
         parts = [None if values is None else torch.as_tensor(values).detach() for values in (weight, bias)]
     except (TypeError, ValueError, RuntimeError) as error:
@@ -368,9 +310,6 @@ def read_head(head: Any, layer: str | None, features: int) -> Head | None:
             `classes_`; a state dict or a model, with the layer's name; or None.
         layer: the name.
         features: D.
-
-    Raises:
-        InputError: it is none of these, or takes another number of features.
     """
     if head is None:
         return None
@@ -398,17 +337,14 @@ def write(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
     Raises:
         InputError: it is no linear layer of this shape with plain weights, or has no place for the bias.
     """
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
     if hasattr(layer, "coef_"):
-        layer.coef_ = weight.cpu().numpy().astype(layer.coef_.dtype)
-        layer.intercept_ = (
-            (weight.new_zeros(len(weight)) if bias is None else bias).cpu().numpy().astype(layer.coef_.dtype)
-        )
+        layer.coef_, layer.intercept_ = (each.cpu().numpy().astype(layer.coef_.dtype) for each in (weight, bias))
         return
     if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:  # parametrised, it would be computed anew
         raise InputError(f"layer: must be a linear layer with plain weights, got {clip(type(layer).__name__)}")
     if layer.weight.shape != weight.shape:
         raise InputError(f"layer: must be {list(weight.shape)}, got {list(layer.weight.shape)}")
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
     if layer.bias is None and bias.any():
         raise InputError("layer: must have a bias for this method, without which its balance is lost, got one without")
     with torch.no_grad():
@@ -421,12 +357,14 @@ def write(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
 
 
 @dataclass(frozen=True)
-class Brought:
+class Problem:
     """Everything that is to be balanced, checked.
 
     Attributes:
-        head: None where there is none yet.
-        test: None where there is none.
+        head: as its owner has it; None where there is none yet.
+        train, validation: what is learned from and chosen by, scaled.
+        tested: as they came, the test images, or the validation ones where there are no others (`has_test`).
+        scale: of the features.
         names: of the classes, [C].
         repeated: test images that stand in another set too.
     """
@@ -434,26 +372,46 @@ class Brought:
     head: Head | None
     train: Embeddings
     validation: Embeddings
-    test: Embeddings | None
+    tested: Embeddings
+    has_test: bool
+    scale: float
     names: tuple[str, ...]
     repeated: int
 
+    def start(self) -> nn.Linear:
+        """The head for scaled features, in float32; zeros where there is none."""
+        if self.head is None:
+            zeros = self.train.features.new_zeros(len(self.names), self.train.features.shape[1])
+            return linear(zeros, zeros[:, 0])
+        bias = None if self.head.bias is None else self.head.bias.float()
+        return linear(self.head.weight.float() / self.scale, bias)
 
-def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Brought:
-    """Check everything that the caller brings.
+    def finished(self, classifier: nn.Linear, heat: float) -> tuple[Tensor, Tensor | None]:
+        """A classifier of scaled features as the owner's head: for the features as they came, of the owner's type.
+
+        Args:
+            heat: the temperature to fold in.
+        """
+        weight, bias = classifier.weight.detach() * (self.scale / heat), classifier.bias
+        bias = None if bias is None else bias.detach() / heat
+        if self.head is None:
+            return weight, bias
+        like = self.head.weight.dtype
+        return weight.to(like), None if self.head.bias is None else bias.to(like)
+
+
+def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Problem:
+    """Check everything that the caller brings, and scale its features.
 
     Args:
         given: train, validation and test, each a pair or None.
         options: layer, classes, names, validation_share and seed, see `balance`.
-
-    Raises:
-        InputError: something does not fit.
     """
     pairs = {name: read_pair(pair, name) for name, pair in given.items() if name == "train" or pair is not None}
     x, labels = pairs["train"]
     found = read_head(head, options["layer"], x.shape[1])
     classes = options["classes"] if found is None or found.classes is None else found.classes
-    names = options["names"]
+    names, share = options["names"], options["validation_share"]
     order = order_of_classes(labels, None if found is None else len(found.weight), classes, names)
     names = order if names is None else np.asarray(names)
     if names.ndim != 1 or len(names) != len(order):
@@ -462,54 +420,24 @@ def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Bro
     sets = {name: labelled(*pair, order, name, x) for name, pair in pairs.items()}
     check_classes(sets["train"], names)
     if "validation" not in sets:
-        share = check_share(options["validation_share"], found)
-        check_once(sets["train"])
-        sets["train"], sets["validation"] = split(sets["train"], share, names, options["seed"])
-    elif options["validation_share"] is not None:
+        sets["train"], sets["validation"] = split(sets["train"], check_share(share, found), names, options["seed"])
+    elif share is not None:
         raise InputError("validation_share: must not be given with validation")
-    repeated = check_apart(sets)
-    if found is not None:
-        found = replace(found, **on_device(found, x.device))
-    return Brought(found, sets["train"], sets["validation"], sets.get("test"), names, repeated)
+    repeated, scale = check_apart(sets), scale_of(sets["train"])
+    scaled = (sets[name].scaled(scale) for name in ("train", "validation"))
+    tested = sets.get("test", sets["validation"])
+    found = found and found.apart(x.device)
+    return Problem(found, *scaled, tested, "test" in sets, scale, names, repeated)
 
 
-def on_device(head: Head, device: torch.device) -> dict[str, Tensor | None]:
-    """Copies of a head's parts where the features are: the caller may write over what was brought."""
-    bias = None if head.bias is None else head.bias.to(device, copy=True)
-    return {"weight": head.weight.to(device, copy=True), "bias": bias}
-
-
-def labelled(x: Tensor, labels: np.ndarray, order: np.ndarray, name: str, like: Tensor) -> Embeddings:
-    """A set whose labels are rows of the head, on the device of the training features.
-
-    Raises:
-        InputError: a label is unknown to training, or the features are of another dimension.
-    """
-    if x.shape[1] != like.shape[1]:
-        raise InputError(f"{name}: features must be [N, {like.shape[1]}] as those of train, got {list(x.shape)}")
-    rows = rows_of(labels, order, name)
-    return Embeddings(x.to(like.device), rows.to(like.device), len(order))
-
-
-def check_classes(data: Embeddings, names: Sequence[str]) -> None:
-    """See that every class can be learned.
-
-    Raises:
-        InputError: one has no training images.
-    """
-    missing = np.flatnonzero(data.class_counts == 0)
-    if len(missing):
-        raise InputError(
-            f"train: each class must have at least one image, {clip(names[missing[0]])} has none ({len(missing)} such)"
-        )
+def scale_of(data: Embeddings) -> float:
+    """What brings features to a mean squared norm of `MEAN_SQUARE`."""
+    square = data.mean_square()
+    return math.sqrt(MEAN_SQUARE / square) if square else 1.0
 
 
 def check_share(share: Any, head: Head | None) -> float:
-    """See that validation images may be taken away from the training ones.
-
-    Raises:
-        InputError: there is no share, or the head has learned from these images.
-    """
+    """Validation images may be taken away from the training ones only where no head has learned these."""
     if head is not None:
         raise InputError("validation: must be given with a head, which has learned the training images")
     if share is None:
@@ -522,42 +450,19 @@ def check_share(share: Any, head: Head | None) -> float:
 # --- features of a model --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each part's own again."""
-    training = [part for part in model.modules() if part.training]
-    model.eval()
+def observe(model: nn.Module, names: Iterable[str], images: Tensor) -> tuple[dict[str, tuple[Tensor, Tensor]], Any]:
+    """What goes into some of a model's layers and comes out of them, in the order of their calls; and its output."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
+        seen[name] = inputs[0], output
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(keep, name=name)) for name in names]
     try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-def output_layer(model: nn.Module, images: Tensor) -> str:
-    """The name of the linear layer whose output is the model's.
-
-    Raises:
-        InputError: there is none.
-    """
-    outputs: dict[str, Tensor] = {}
-
-    def keep(layer: nn.Module, given: Any, output: Tensor, name: str) -> None:
-        outputs[name] = output
-
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    hooks = [layer.register_forward_hook(partial(keep, name=name)) for name, layer in layers.items()]
-    try:
-        logits = model(images)
+        return seen, model(images)
     finally:
         for hook in hooks:
             hook.remove()
-    for name, output in reversed(outputs.items()):
-        if isinstance(logits, Tensor) and output.dim() == 2 and torch.equal(output, logits):
-            return name
-    raise InputError(
-        f"model: must end in a linear layer that makes its output [B, C], got {clip(type(model).__name__)} without one"
-    )
 
 
 @torch.no_grad()
@@ -577,43 +482,37 @@ def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]
         InputError: no linear layer makes the output, or the loader gives something else.
     """
     device = next(model.parameters()).device
-    given: list[Tensor] = []
+    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     found: list[Tensor] = []
     labels: list[Any] = []
-    layer, hook = None, None
-    with evaluating(model):
-        try:
-            for batch in tqdm(loader, "features", leave=False, disable=None):
-                images, theirs = read_batch(batch)
-                images = images.to(device)
-                if layer is None:
-                    layer = output_layer(model, images)
-                    last = model.get_submodule(layer)
-                    hook = last.register_forward_pre_hook(lambda part, inputs: given.append(inputs[0]))
-                model(images)
-                found.append(given[-1].float().cpu())
-                given.clear()
-                labels.extend(theirs)
-        finally:
-            if hook:
-                hook.remove()
-    if layer is None:
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        for batch in tqdm(loader, "features", leave=False, disable=None):
+            images, theirs = read_batch(batch)
+            seen, logits = observe(model, names, images.to(device))
+            names = [output_layer(seen, logits, model)]
+            found.append(seen[names[0]][0].float().cpu())
+            labels.extend(theirs)
+    finally:
+        for part in training:
+            part.training = True
+    if not found:
         raise InputError("loader: must give at least one batch, got none")
-    return torch.cat(found), join(labels), layer
+    return torch.cat(found), np.array(labels) if isinstance(labels[0], str) else torch.tensor(labels), names[0]
+
+
+def output_layer(seen: Mapping[str, tuple[Tensor, Tensor]], logits: Any, model: nn.Module) -> str:
+    """The name of the last layer whose output is the model's."""
+    for name, (_, output) in reversed(seen.items()):
+        if isinstance(logits, Tensor) and output.dim() == 2 and torch.equal(output, logits):
+            return name
+    what = f"got {clip(type(model).__name__)} without one"
+    raise InputError(f"model: must end in a linear layer that makes its output [B, C], {what}")
 
 
 def read_batch(batch: Any) -> tuple[Tensor, list[Any]]:
-    """Images and labels of a batch.
-
-    Raises:
-        InputError: it begins with anything else.
-    """
+    """Images and labels of a batch, with which it must begin."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[0], Tensor):
         raise InputError(f"loader: must give batches (images, labels), got {clip(type(batch).__name__)}")
-    labels = batch[1].tolist() if isinstance(batch[1], Tensor) else list(batch[1])
-    return batch[0], labels
-
-
-def join(labels: list[Any]) -> Any:
-    """Labels of all batches: a tensor of integers, an array of strings."""
-    return np.array(labels) if isinstance(labels[0], str) else torch.tensor(labels)
+    return batch[0], batch[1].tolist() if isinstance(batch[1], Tensor) else list(batch[1])

@@ -3,7 +3,8 @@
 `METHODS` are the paper's own rows, trained one at a time by `training.fit`. `BALANCERS` are ways from the first stage's
 classifier to balanced ones, one for each of their settings; those that learn train all of them side by side, by
 `stack.learn`. n_k are the training images of class k, C the classes, D the features, w_k and b_k a class's weights and
-bias, and the logit of class k is z_k = w_k^T f(x) + b_k.
+bias, and the logit of class k is z_k = w_k^T f(x) + b_k. From a classifier without bias all but logit adjustment and
+the Euclidean NCM lead to one whose biases are zero: its weights alone learn.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -186,7 +187,8 @@ def lws(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings
 
     Source: Kang et al. 2020, section 4.
     """
-    weight, bias = first.weight.detach(), first.bias.detach()
+    weight = first.weight.detach()
+    bias = weight.new_zeros(len(weight)) if first.bias is None else first.bias.detach()
 
     def scaled(scale: Tensor) -> tuple[Tensor, Tensor]:
         return scale[:, :, None] * weight, bias.expand_as(scale)
@@ -207,13 +209,13 @@ def class_balanced(first: nn.Linear, features: Training, recipe: Recipe, setting
     radii = weight.new_tensor([setting.get("radius", torch.inf) for setting in settings]) * row_norms(weight).mean()
     backward = backward_of(recipe.loss, features.class_counts, weight.device)
     project = partial(max_norm_project, radius=radii[:, None]) if radii.isfinite().any() else None
-    start = copies(len(settings), weight, first.bias)
+    start = copies(len(settings), *first.parameters())
     return train(features, recipe, settings, start, backward, project=project)
 
 
 def retrain_balanced(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Balanced Softmax on the classifier, see `balanced_softmax`; the paper trains the whole network by it."""
-    start = copies(len(settings), first.weight, first.bias)
+    start = copies(len(settings), *first.parameters())
     backward = backward_of("balanced-softmax", features.class_counts, first.weight.device)
     return train(features, recipe, settings, start, backward)
 
@@ -238,7 +240,7 @@ def over_smooth(first: nn.Linear, features: Training, recipe: Recipe, settings: 
     """
     smoothing = first.weight.new_tensor([setting["smoothing"] for setting in settings])
     backward = partial(smoothed_gradient, smoothing=smoothing)
-    return train(features, recipe, settings, copies(len(settings), first.weight, first.bias), backward)
+    return train(features, recipe, settings, copies(len(settings), *first.parameters()), backward)
 
 
 def isotonic(values: Iterable[float]) -> list[float]:
@@ -290,7 +292,8 @@ def isotonic_norms(first: nn.Linear, features: Training, recipe: Recipe, setting
     def project(weights: Tensor) -> Tensor:
         return torch.stack([isotonic_project(weight, counts) for weight in weights])
 
-    start = copies(len(settings), isotonic_project(first.weight.detach(), counts), first.bias)
+    weight, *bias = first.parameters()
+    start = copies(len(settings), isotonic_project(weight.detach(), counts), *bias)
     return train(features, recipe, settings, start, cross_entropy_gradient, project=project)
 
 
@@ -339,14 +342,14 @@ def etf(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings
     counts, device = features.class_counts, first.weight.device
     frame, shrink = simplex_etf(len(counts)).to(device), 1 - 1 / len(counts)  # M M = centring / shrink
 
-    def framed(mapping: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        return frame @ mapping, offset @ frame
+    def framed(mapping: Tensor, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return as_is(frame @ mapping, None if offset is None else offset @ frame)
 
     def backward(logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy_gradient(logits, labels) + 2 * RHO * shrink / len(labels) * logits
 
     rates = list(dict.fromkeys(setting["lr"] for setting in settings))  # gamma comes after training
-    start = copies(len(rates), *(shrink * frame @ values.detach() for values in (first.weight, first.bias)))
+    start = copies(len(rates), *(shrink * frame @ values.detach() for values in first.parameters()))
     learned = train(features, recipe, [{"lr": lr} for lr in rates], start, backward, framed)
     adjusted = []
     for setting in settings:

@@ -261,10 +261,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A classifier with copies of this weight [C, D] and bias [C]; nothing is drawn from the global generator."""
-    classifier = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device)
-    classifier.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A classifier with copies of this weight [C, D] and bias [C] or None, of their type; nothing is drawn from the
+    global generator."""
+    like = {"device": weight.device, "dtype": weight.dtype}
+    classifier = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, **like)
+    given = {"weight": weight, "bias": bias}
+    classifier.load_state_dict({name: values.detach() for name, values in given.items() if values is not None})
     return classifier
 
 

@@ -75,9 +75,9 @@ def backward_of(loss: str, counts: np.ndarray, device: torch.device) -> Backward
     return by_autograd(build_loss(loss, counts, device))
 
 
-def as_is(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The classifiers whose weights are themselves what is learned."""
-    return weight, bias
+def as_is(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The classifiers whose weights are themselves what is learned; their biases too, or they stay zero."""
+    return weight, weight.new_zeros(weight.shape[:2]) if bias is None else bias
 
 
 def gradients(

@@ -24,7 +24,9 @@ from ltr import embeddings, metrics
 from ltr.balance import FIRST, Evaluation, balance, features, paired_gain, temperature
 from ltr.embeddings import Embeddings
 from ltr.errors import InputError
+from ltr.losses import build_loss
 from ltr.methods import BALANCERS, Balancer, logit_adjustment
+from ltr.models import linear
 from ltr.recipes import Recipe
 from ltr.runtime.options import ROOT
 from ltr.study import balance as command
@@ -70,10 +72,9 @@ def logits(layer: nn.Linear, pair_) -> np.ndarray:
     return layer(torch.as_tensor(pair_[0])).detach().float().numpy()
 
 
-def problem_of(head: nn.Linear, sets: dict) -> module.Problem:
+def problem_of(head: nn.Linear, sets: dict) -> embeddings.Problem:
     """What `balance` makes of its arguments."""
-    options = dict.fromkeys(("layer", "classes", "names", "validation_share", "seed"))
-    return module.Problem.of(embeddings.read(head, sets, options))
+    return embeddings.read(head, sets, dict.fromkeys(("layer", "classes", "names", "validation_share", "seed")))
 
 
 def complaint(*args, **kwargs) -> str:
@@ -130,10 +131,10 @@ def test_the_same_table_as_the_comparisons(everything, head, sets):
     The comparison fits a chosen setting anew, alone: the rounding differs, which a large learning rate amplifies.
     """
     train, validation, test = (Embeddings(torch.as_tensor(x), torch.as_tensor(y), C) for x, y in sets.values())
-    scale = (module.MEAN_SQUARE / train.mean_square()) ** 0.5
+    scale = (embeddings.MEAN_SQUARE / train.mean_square()) ** 0.5
 
     def stage(held: Embeddings) -> SimpleNamespace:
-        held, first = held.scaled(scale), embeddings.layer_of(head.weight / scale, head.bias)
+        held, first = held.scaled(scale), linear(head.weight / scale, head.bias)
         return SimpleNamespace(
             model=SimpleNamespace(classifier=first),
             class_counts=train.class_counts,
@@ -206,7 +207,7 @@ def test_any_float_type(kind, head, sets):
 def test_strings_are_classes_in_alphabetical_order_or_in_the_order_of_names(result, head, sets):
     named = {name: (x, np.array(NAMES)[y]) for name, (x, y) in sets.items()}
     assert balance(head, **named).table.drop(columns="seconds").equals(result.table.drop(columns="seconds"))
-    turned = embeddings.layer_of(head.weight.flip(0), head.bias.flip(0))
+    turned = linear(head.weight.flip(0), head.bias.flip(0))
     assert balance(turned, **named, names=NAMES[::-1]).table["all"].tolist() == result.table["all"].tolist()
     other = balance(turned, **named, classes=NAMES[::-1])
     assert other.table["all"].tolist() == result.table["all"].tolist()
@@ -239,12 +240,28 @@ def test_a_head_comes_back_in_its_own_type(head, sets):
 
 def test_a_head_without_bias_gets_methods_that_need_none(head, sets):
     other = balance((head.weight, None), **sets, methods="all")
-    assert set(other.table.method) == set(module.NO_BIAS)
+    assert other.table.method.tolist() == [name for name in BALANCERS if name != "logit adjustment"]
+    assert other.table["all"].notna().all()
     assert all(other.head(name).bias is None for name in other.heads)
     assert other.table.set_index("method").loc["NCM", "hyper-parameters"] == "metric cosine"
     layer = nn.Linear(10, C, bias=False)
     other.write_into(layer)
     assert torch.equal(layer.weight, other.head().weight)
+
+
+def test_without_bias_the_weights_learn_as_in_a_plain_loop(head, sets):
+    problem, recipe = problem_of((head.weight, None), sets), Recipe(2, 64, 0.01, loss="cb-ce")
+    (found,) = BALANCERS["CB"].fit(problem.start(), problem.train, recipe, [{"lr": 1.0}])
+    layer, loss = linear(problem.start().weight), build_loss("cb-ce", torch.as_tensor(problem.train.class_counts))
+    optimizer = torch.optim.SGD(layer.parameters(), momentum=0.9)
+    for epoch in range(2):
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate(epoch)
+        for x, y in zip(*(values.split(64) for values in problem.train.draw(64, 0, epoch)), strict=True):
+            optimizer.zero_grad()
+            loss(layer(x), y).backward()
+            optimizer.step()
+    torch.testing.assert_close(found.weight, layer.weight, rtol=1e-4, atol=1e-5)
+    assert not found.bias.any()
 
 
 def test_without_a_head_plain_cross_entropy_comes_first(sets):
@@ -284,7 +301,7 @@ def test_a_head_is_written_into_a_model_by_name(result, sets):
 
 
 def test_writing_over_the_head_does_not_change_the_result(head, sets):
-    layer = embeddings.layer_of(head.weight, head.bias)
+    layer = linear(head.weight, head.bias)
     result = balance(layer, **sets)
     result.write_into(layer)
     assert torch.equal(result.head(FIRST).weight, head.weight)
@@ -367,18 +384,18 @@ def test_a_setting_that_diverges_is_never_chosen(head, sets):
     problem = problem_of(head, sets)
 
     def diverges(first, data, recipe, settings):
-        return [embeddings.layer_of(first.weight + one["value"], first.bias) for one in settings]
+        return [linear(first.weight + one["value"], first.bias) for one in settings]
 
     method = Balancer(diverges, [{"value": np.nan}, {"value": 0.0}, {"value": np.inf}])
-    recipe = module.recipe_for(len(problem.sets.train))
-    assert module.tune(method, problem.start(), problem.sets, recipe, "macro").setting == {"value": 0.0}
-    lost = module.tune(Balancer(diverges, [{"value": np.nan}]), problem.start(), problem.sets, recipe, "macro")
+    recipe = module.recipe_for(len(problem.train))
+    assert module.tune(method, problem.start(), problem, recipe, "macro").setting == {"value": 0.0}
+    lost = module.tune(Balancer(diverges, [{"value": np.nan}]), problem.start(), problem, recipe, "macro")
     assert np.isnan(lost.figure())
 
 
 def test_a_method_that_diverges_has_no_figures_and_stops_nothing(head, sets, monkeypatch):
     def diverges(first, data, recipe, settings):
-        return [embeddings.layer_of(first.weight * np.nan, first.bias) for _ in settings]
+        return [linear(first.weight * np.nan, first.bias) for _ in settings]
 
     monkeypatch.setitem(BALANCERS, "NCM", Balancer(diverges, [{"metric": "cosine"}]))
     row = balance(head, **sets).table.set_index("method").loc["NCM"]
@@ -391,12 +408,12 @@ def test_a_large_grid_is_thinned_and_a_small_one_is_not(head, sets, monkeypatch)
 
     def fit(first, data, recipe, settings):
         seen.append((recipe.epochs, len(settings)))
-        return [embeddings.layer_of(first.weight, first.bias + one["lr"] * torch.arange(C)) for one in settings]
+        return [linear(first.weight, first.bias + one["lr"] * torch.arange(C)) for one in settings]
 
-    method, recipe = Balancer(fit, [{"lr": i / 10} for i in range(40)]), module.recipe_for(len(problem.sets.train))
-    whole = module.tune(method, problem.start(), problem.sets, recipe, "macro")
+    method, recipe = Balancer(fit, [{"lr": i / 10} for i in range(40)]), module.recipe_for(len(problem.train))
+    whole = module.tune(method, problem.start(), problem, recipe, "macro")
     monkeypatch.setattr(module, "LARGE", 0)
-    thinned = module.tune(method, problem.start(), problem.sets, recipe, "macro")
+    thinned = module.tune(method, problem.start(), problem, recipe, "macro")
     assert seen == [(recipe.epochs, 40), (1, 40), (recipe.epochs, 4)]
     assert thinned.setting == whole.setting
 
@@ -676,8 +693,8 @@ def test_mistakes_of_shape_and_kind(head, sets):
 def test_mistakes_of_options(head, sets):
     assert "did you mean macro?" in complaint(head, **sets, score="makro")
     assert "did you mean tau-norm?" in complaint(head, **sets, methods=["taunorm"])
-    assert complaint((head.weight, None), **sets, methods=["CB"]).startswith("methods: must need no bias")
-    assert complaint((head.weight, None), **sets, methods="CB").startswith("methods: must need no bias")
+    for named in (["tau-norm", "logit adjustment"], "logit adjustment"):
+        assert complaint((head.weight, None), **sets, methods=named).startswith("methods: must need no bias")
     assert complaint(head, **sets, names=NAMES[1:]).startswith("names: ")
     assert complaint(head, **sets, classes=[0] * C).startswith("classes: ")
     assert complaint(head, **sets, classes=range(11)).startswith("head: ")
