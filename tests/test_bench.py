@@ -91,3 +91,14 @@ def test_the_table_is_written_as_it_grows(tmp_path, monkeypatch, capsys):
     bench.main(["--device", "cpu", "--out", str(tmp_path / "b.csv")])
     assert "3.0" in capsys.readouterr().out
     assert (pd.read_csv(tmp_path / "b.csv").ours_s == "2.0").sum() == 1
+
+
+def test_balancing_is_measured_in_a_process_of_its_own(monkeypatch):
+    assert bench.balance_seconds("fast", 600, 5, 8) > 0
+    calls = []
+    monkeypatch.setattr(bench, "in_child", lambda call: calls.append(call) or (41.5, 900.0))
+    (row,) = bench.balancing("fast")
+    assert calls == ["balance_seconds('fast', **{'images': 100000, 'classes': 1000, 'features': 512})"]
+    assert (row["ours_s"], row["peak_mb"], row["images"]) == (41.5, 900.0, 100_000)
+    rows = [what for what, _, _ in bench.plan(torch.device("cpu"), 1, None)]
+    assert rows[-2:] == ["balance a head, fast methods", "balance a head, all methods"]

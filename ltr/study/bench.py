@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from ltr import first_stage, models, recipes, second_stage, stack, training
+from ltr.balance import balance, recipe_for
 from ltr.datasets import STATISTICS, LabelledImages, LongTailed, class_counts
 from ltr.errors import InputError
 from ltr.runtime import engine, storage
@@ -53,6 +54,8 @@ EIGHT = "stage 1, 10 epochs of eight seeds at once (reference: one after another
 FEATURES = "stage 2, features of 10 passes and of the test images"
 GRID = "stage 2, 500 classifiers (reference scaled)"
 NOTEBOOKS = "both notebooks, paper preset"
+BALANCE = "balance a head, {} methods"
+HEAD = {"images": 100_000, "classes": 1000, "features": 512}  # that is balanced
 
 
 def drawn(scale: float = 1.0) -> LongTailed:
@@ -260,26 +263,61 @@ def both_notebooks(backbone: str, how: Engine, data_root: Path) -> Iterator[dict
         yield row(NOTEBOOKS, backbone, how, ours_s=seconds(work, how.device))
 
 
+def in_child(call: str) -> tuple[float, float]:
+    """What a call of this module gives in a fresh process, and the most memory that the process held, in MB."""
+    code = f"from ltr.study import bench; print(bench.{call}, bench.peak_memory())"
+    child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    result, peak = map(float, child.stdout.split()[-2:])
+    return result, peak
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MB."""
+    import resource  # not there on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
 def peak_mb(backbone: str, how: Engine) -> float:
-    """Most memory that two epochs of stage 1 hold, in MB: the device's, or on a CPU a fresh process's."""
+    """Most memory that an epoch of stage 1 and its test hold, in MB: the device's, or on a CPU a fresh process's."""
     if how.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(how.device)
         training.train_epoch(ready(trainer(drawn(), backbone, how)))
         return torch.cuda.max_memory_allocated(how.device) / 1e6
-    code = f"from ltr.study import bench; bench.show_peak({backbone!r}, {str(how.device)!r}, {how.precision!r})"
-    child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return float(child.stdout.split()[-1])
+    return in_child(f"epoch_seconds({backbone!r}, {str(how.device)!r}, {how.precision!r})")[1]
 
 
-def show_peak(backbone: str, device: str, precision: str) -> None:
-    """Train and test a few epochs' worth in this process, then print its peak memory in MB."""
+def epoch_seconds(backbone: str, device: str, precision: str) -> float:
+    """Seconds of an epoch of stage 1 and its test."""
     (own,) = ready(trainer(drawn(), backbone, Engine(torch.device(device), precision)))
-    training.train_epoch([own])
-    own.test.after(own.epoch)
-    import resource  # not there on Windows
+    return seconds(lambda: (training.train_epoch([own]), own.test.after(own.epoch)), own.engine.device)
 
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+def balance_seconds(methods: str, images: int, classes: int, features: int) -> float:
+    """Seconds that `balance` takes for a head on drawn features of a long tail, 20 validation images a class.
+
+    Args:
+        methods: "fast" or "all".
+        images: about so many train, in the rarest class a hundredth of those in the most common one.
+        classes: C.
+        features: D.
+    """
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(classes, features)).astype(np.float32)
+    counts = class_counts(int(images * np.log(100) / classes), classes, 100)
+    labels = [np.repeat(np.arange(classes), number) for number in (counts, 20)]
+    sets = [(means[y] + 5 * rng.normal(size=(len(y), features)).astype(np.float32), y) for y in labels]
+    head = means / 25, np.log(counts / counts.sum()) - np.square(means).sum(1) / 50  # Bayes' classifier
+    return seconds(lambda: balance(head, *sets, methods=methods), torch.device("cpu"))
+
+
+def balancing(methods: str) -> Iterator[dict[str, Any]]:
+    """`balance` by some methods in a process of its own."""
+    took, peak = in_child(f"balance_seconds({methods!r}, **{HEAD})")
+    images, shape = HEAD["images"], f"{HEAD['classes']:,} x {HEAD['features']}"
+    batch = recipe_for(images).batch_size
+    yield row(BALANCE.format(methods), shape, Engine(), images, ours_s=took, peak_mb=peak, batch=batch)
 
 
 Work = Callable[[], Iterator[dict[str, Any]]]
@@ -309,6 +347,8 @@ def plan(device: torch.device, repeat: int, data_root: Path | None) -> list[tupl
             parts.append((EIGHT, backbone, partial(eight_at_once, backbone, how, repeat)))
         if cuda and backbone == "resnet32-wide" and data_root:
             parts.append((NOTEBOOKS, backbone, partial(both_notebooks, backbone, how, data_root)))
+    if not cuda:
+        parts += [(BALANCE.format(methods), "", partial(balancing, methods)) for methods in ("fast", "all")]
     return parts
 
 
@@ -323,17 +363,13 @@ def unmeasured() -> pd.DataFrame:
 def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """New rows in the place of old ones of the same work and device; GPU rows that still miss stay marked."""
     key = ["what", "backbone", "device", "precision", "images"]
-    text = pd.concat([old, new]).astype({"images": int}).astype(str).replace("nan", "")
-    rows = text.drop_duplicates(key, keep="last")
-    measured = rows[(rows.ours_s != NOT_MEASURED) & ~rows.device.str.startswith("cpu")]
-    missing = unmeasured()
-    done = set(zip(measured.what.str.removesuffix(", compiled"), measured.backbone, strict=True))
+    rows = pd.concat([old, new]).astype({"images": int}).astype(str).replace("nan", "")
+    rows = rows[rows.ours_s != NOT_MEASURED].drop_duplicates(key, keep="last")
+    on_gpu, missing = rows[~rows.device.str.startswith("cpu")], unmeasured().astype(str)
+    done = set(zip(on_gpu.what.str.removesuffix(", compiled"), on_gpu.backbone, strict=True))
     missing = missing[[pair not in done for pair in zip(missing.what, missing.backbone, strict=True)]]
-    order = {"key": lambda column: column.astype(str).str.zfill(9)}  # images as numbers
-    measured, missing = (
-        part.sort_values(key[:3] + key[4:], **order) for part in (rows[rows.ours_s != NOT_MEASURED], missing)
-    )
-    return pd.concat([measured, missing.astype(str)])
+    order = {"by": [*key[:3], "images"], "key": lambda column: column.str.zfill(9)}  # images as numbers
+    return pd.concat([rows.sort_values(**order), missing.sort_values(**order)])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -355,7 +391,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(usable_device(options.device))
     print(f"{device_name(device)}, torch {torch.__version__}", flush=True)
     for what, backbone, work in plan(device, options.repeat, options.data_root):
-        if backbone not in options.backbones or not what.startswith(options.only):
+        if backbone not in ("", *options.backbones) or not what.startswith(options.only):
             continue
         for measured in work():
             new = pd.DataFrame([measured], columns=COLUMNS)
