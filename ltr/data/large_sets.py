@@ -1,7 +1,7 @@
 """Sets too large for memory, as lists of image files: ImageNet-LT, Places-LT and iNaturalist 2018.
 
 Only paths and labels are read here; `ltr.data.streaming` opens the images while training runs. The sets are long-tailed
-as they were published, so that nothing is cut.
+as they were published, so that nothing is cut. What is wrong with a file raises `InputError`, which says where.
 """
 
 import json
@@ -85,7 +85,9 @@ def read(source: str, root: Path) -> Splits:
     rows, named = {}, {}
     for split, file in files.items():
         rows[split], named[file] = read_rows(root, file, large_set.num_classes)
-        check_counts(file, rows[split], large_set.counts[split], large_set.num_classes)
+        if len(rows[split]) != (count := large_set.counts[split]):
+            raise InputError(f"--data-root: {file} must list {count:,} images, it lists {len(rows[split]):,}")
+        check_labels(file, rows[split], large_set.num_classes)
         check_paths(rows[split])
     names = agreed_names(named)
     check_paths(rows["train"] + rows["test"])
@@ -105,11 +107,7 @@ def find_file(source: str, root: Path, names: tuple[str, ...]) -> Path:
 
 
 def read_rows(root: Path, file: Path, num_classes: int) -> tuple[list[Row], list[str] | None]:
-    """Rows of a list or a JSON file, and the classes' names where it gives them.
-
-    Raises:
-        InputError: see `parse_row` and `read_json`.
-    """
+    """Rows of a list or a JSON file, and the classes' names where it gives them."""
     if file.suffix == ".json":
         return read_json(root, file, num_classes)
     return [parse_row(root, *line) for line in read_lines(file)], None
@@ -132,11 +130,7 @@ def folder_names(train: ListedImages, num_classes: int) -> list[str]:
 
 
 def agreed_names(named: Mapping[Path, list[str] | None]) -> list[str] | None:
-    """The classes' names by label, of those files that give them; None where none does.
-
-    Raises:
-        InputError: two files name a class differently, so that their labels mean different things.
-    """
+    """The classes' names by label, on which those files that give them must agree; None where none does."""
     given = {file: names for file, names in named.items() if names is not None}
     if not given:
         return None
@@ -149,23 +143,9 @@ def agreed_names(named: Mapping[Path, list[str] | None]) -> list[str] | None:
     return agreed
 
 
-def check_counts(file: Path, rows: list[Row], count: int, num_classes: int) -> None:
-    """As many images as published, and labels 0 to C - 1, each at least once.
-
-    Raises:
-        InputError: another number, or see `check_labels`.
-    """
-    if len(rows) != count:
-        raise InputError(f"--data-root: {file} must list {count:,} images, it lists {len(rows):,}")
-    check_labels(file, rows, num_classes)
-
-
 def check_images(root: Path, file: Path, rows: list[Row]) -> None:
-    """Every image must be there. Folders are listed, one after another, which costs far less than a look at each file.
-
-    Raises:
-        InputError: some are not; the message names the first and says how many are there.
-    """
+    """Every image must be there. Folders are listed, one after another, which costs far less than a look at each
+    file; the message names the first that is absent and says how many are there."""
     members = defaultdict(list)
     for number, row in enumerate(rows):
         folder, name = os.path.split(row.path)
@@ -191,8 +171,7 @@ def check_images(root: Path, file: Path, rows: list[Row]) -> None:
 def read_json(root: Path, file: Path, num_classes: int) -> tuple[list[Row], list[str] | None]:
     """The competition's `images`, `annotations` and `categories`: rows, and names by label.
 
-    Raises:
-        InputError: it is no such file, an entry lacks something, or an image has not exactly one annotation.
+    Each image must have one annotation.
 
     Source: iNaturalist 2018 competition, annotation format.
     """
@@ -217,11 +196,7 @@ def read_json(root: Path, file: Path, num_classes: int) -> tuple[list[Row], list
 
 
 def load_json(file: Path) -> dict[str, list]:
-    """A JSON file with the three lists.
-
-    Raises:
-        InputError: it cannot be read, is no JSON, or lacks one.
-    """
+    """A JSON file with the three lists, none of them empty."""
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
@@ -235,11 +210,7 @@ def load_json(file: Path) -> dict[str, list]:
 
 
 def field(where: str, entry: Any, key: str, kind: type) -> Any:
-    """What a JSON entry has under a key.
-
-    Raises:
-        InputError: nothing, or something of another kind.
-    """
+    """What a JSON entry has under a key; it must be of this kind."""
     value = entry.get(key) if isinstance(entry, dict) else None
     if type(value) is not kind:
         what = "a whole number" if kind is int else "a text"
@@ -248,16 +219,10 @@ def field(where: str, entry: Any, key: str, kind: type) -> Any:
 
 
 def category_names(file: Path, categories: list, num_classes: int) -> list[str] | None:
-    """Names by label; None unless the categories are 0 to C - 1, each once and with a name of its own.
-
-    Raises:
-        InputError: an entry has no id.
-    """
+    """Names by label; None unless the categories are 0 to C - 1, each once and with a name of its own."""
     names = {}
     for number, entry in enumerate(categories):
         names[field(f"{file} category {number}", entry, "id", int)] = entry.get("name")
-    if len(categories) != num_classes or sorted(names) != list(range(num_classes)):
-        return None
-    if not all(isinstance(name, str) and name.isprintable() and name for name in names.values()):
-        return None
-    return [names[k] for k in range(num_classes)] if len(set(names.values())) == num_classes else None
+    words = {name for name in names.values() if isinstance(name, str) and name.isprintable() and name}
+    whole = len(categories) == len(words) == num_classes and sorted(names) == list(range(num_classes))
+    return [names[k] for k in range(num_classes)] if whole else None

@@ -34,15 +34,19 @@ Transform = Callable[[Image.Image], Tensor]
 Drawn = tuple[Tensor, Tensor]  # an epoch's order [N], and its seed and number [2]; both on the CPU
 
 
+@dataclass(frozen=True)
 class Thumbnails:
     """Small pictures, uint8 [N, 64, 64, 3], that are decoded when they become an array: for a montage."""
 
-    def __init__(self, paths: np.ndarray) -> None:
-        self.paths = paths
-        self.shape = (len(paths), THUMBNAIL, THUMBNAIL, 3)
+    paths: np.ndarray
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """As of the array."""
+        return len(self.paths), THUMBNAIL, THUMBNAIL, 3
 
     def __getitem__(self, chosen: np.ndarray | slice) -> "Thumbnails":
         return Thumbnails(self.paths[chosen])
@@ -136,11 +140,7 @@ class Decoded(Dataset):
             return str(error)
 
     def load(self, index: int) -> Tensor:
-        """One image, uint8 [3, H, W].
-
-        Raises:
-            InputError: its file is absent or broken.
-        """
+        """One image, uint8 [3, H, W]; see `decode`."""
         picture = Image.fromarray(decode(os.path.join(self.images.root, self.images.paths[index])))
         if self.draws is None:
             return self.transform(picture)
@@ -226,11 +226,7 @@ class StreamLoader:
             return iter(loader)  # starts the workers
 
     def normalise(self, images: Tensor | str) -> Tensor:
-        """uint8 [B, 3, H, W] to normalised float on the device, in channels-last memory.
-
-        Raises:
-            InputError: it is the message of an image that could not be read.
-        """
+        """uint8 [B, 3, H, W] to normalised float on the device, in channels-last memory; raises an error's message."""
         if isinstance(images, str):
             raise InputError(images)
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
@@ -251,8 +247,7 @@ class StreamLoader:
     def batch(self, drawn: Drawn, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The images [B, 3, H, W] and labels [B] at these positions [B] of an epoch's order.
 
-        It depends on its arguments only. The next batch of a seed's last `draw`, and the one given last, are at hand;
-        any other is decoded while one waits.
+        The next batch of a seed's last `draw`, and the one given last, are at hand; any other is decoded meanwhile.
 
         Raises:
             InputError: an image cannot be read.
@@ -307,13 +302,7 @@ def open_loader(
     workers: int | None = None,
     repeats: bool = False,
 ) -> Loader:
-    """The loader that suits the images: from memory, or from their files.
-
-    Args:
-        images: of either kind.
-        mean, std, device, repeats: see `loader.MemoryLoader`.
-        workers: see `StreamLoader`.
-    """
+    """The loader that suits the images: `MemoryLoader`, or `StreamLoader` with so many workers."""
     if isinstance(images, ListedImages):
         return StreamLoader(images, mean, std, device, workers)
     return MemoryLoader(images.images, images.labels, mean, std, device, repeats)
