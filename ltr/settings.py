@@ -19,13 +19,12 @@ from ltr.data import augment
 from ltr.errors import InputError, clip
 from ltr.runtime import configs, distributed, engine, process
 from ltr.runtime.options import (
+    PACKAGE,
     ROOT,
-    check,
     flag,
     folder,
-    join_negative,
+    given_values,
     option,
-    parser_of,
     real,
     run_name,
     short,
@@ -76,12 +75,12 @@ MOST = 100_000  # epochs, or images a step: far beyond use, and a clear line for
 S = TypeVar("S", bound="Common")
 
 
-def uncut(values: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, float]:
+def uncut(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
     """The imbalance factor where nothing is cut, so that any other names the same run.
 
     Args:
         values: of all options.
-        given: the words of those that were given.
+        given: of those that were given.
 
     Raises:
         InputError: a factor is given for one's own images, which no profile cuts.
@@ -89,7 +88,7 @@ def uncut(values: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, floa
     if values["profile"] != "as-is":
         return {}
     if "imbalance_factor" in given and "profile" not in given and values["dataset"] in recipes.OWN_IMAGES:
-        got = f"{clip(given['imbalance_factor'])} with --dataset {values['dataset']}, which keeps every image"
+        got = f"{given['imbalance_factor']:g} with --dataset {values['dataset']}, which keeps every image"
         raise InputError(f"--imbalance-factor: must be given with --profile exp or step, got {got}")
     return {"imbalance_factor": 1.0}
 
@@ -152,13 +151,10 @@ class Common:
         Raises:
             InputError: a word is not known, or a value not allowed.
         """
-        given = {k: v for k, v in vars(parser_of(cls).parse_args(join_negative(arguments))).items() if v is not None}
+        given = given_values(cls, arguments)
         if given.pop("resume", False) and given.get("retrain"):
             raise InputError("--resume: must not be given with --retrain, which starts anew")
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        values = {name: check(name, text, fields[name].metadata) for name, text in given.items()}
-        values.setdefault("preset", preset or ("paper" if torch.cuda.is_available() else "demo"))
-        values = cls.filled(values)
+        values = cls.filled({"preset": preset or ("paper" if torch.cuda.is_available() else "demo")} | given)
         datasets.check_options(values["dataset"], values["profile"], values.get("resize"))
         settings = cls(**values | uncut(values, given))
         return dataclasses.replace(settings, device=usable_device(settings.device))
@@ -344,6 +340,12 @@ class FirstStage(Common):
         return recipes.Recipe(weight_decay=weight_decay, **{name: getattr(self, name) for name in names})
 
 
+def shipped_stages() -> Path:
+    """The folder of the first stages whose features ship: in an installed package its own, else a checkout's."""
+    installed = PACKAGE / "shipped"  # by pyproject.toml, which takes it from the checkout's exp/demo_1
+    return installed if installed.is_dir() else ROOT / "exp" / "demo_1"
+
+
 def shipped(backbone: str) -> dict[str, Any]:
     """Settings of the first stage whose features ship for a backbone.
 
@@ -351,7 +353,7 @@ def shipped(backbone: str) -> dict[str, Any]:
         InputError: none do.
     """
     found = {}
-    for path in sorted((ROOT / "exp" / "demo_1").glob("*/features.npz")):
+    for path in sorted(shipped_stages().glob("*/features.npz")):
         try:
             settings = configs.read_config(path.parent)["settings"]
         except InputError as error:
@@ -415,7 +417,7 @@ class SecondStage(Common):
     @property
     def first_stages(self) -> Path:
         """The folder of the first stage's runs."""
-        return (ROOT / "exp" if self.base == "shipped" else self.out) / "demo_1"
+        return shipped_stages() if self.base == "shipped" else self.out / "demo_1"
 
     @property
     def base_settings(self) -> dict[str, Any]:

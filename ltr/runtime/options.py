@@ -53,6 +53,11 @@ def folder(text: str) -> Path:
     return Path(os.path.abspath(Path(text).expanduser()))
 
 
+def file(text: str) -> Path:
+    """A file, from the folder that one works in where it is relative."""
+    return folder(text)
+
+
 def run_name(text: str) -> str:
     """The name of a run's folder."""
     if not text.strip() or not text.isprintable() or Path(text).name != text:
@@ -83,7 +88,7 @@ def allowed(metadata: Mapping[str, Any]) -> str:
     """Say in words what an option takes."""
     if metadata["choices"]:
         return "one of " + ", ".join(metadata["choices"])
-    kinds = {whole: "a whole number", real: "a number", folder: "a folder", run_name: "a run's name"}
+    kinds = {whole: "a whole number", real: "a number", folder: "a folder", file: "a file", run_name: "a run's name"}
     kind = kinds.get(metadata["read"], "text")
     bounds = [
         f"{word} {metadata[key]}"
@@ -195,14 +200,29 @@ class Parser(argparse.ArgumentParser):
 def parser_of(options: type) -> Parser:
     """The parser of a dataclass of options, one a field, and `--resume` beside `--retrain`."""
     parser = Parser(description=options.__doc__.splitlines()[0], allow_abbrev=False)
-    resume = "go on where a run stopped (the default; not with --retrain)"
-    parser.add_argument("--resume", action="store_true", default=None, help=resume)
+    names = {field.name for field in dataclasses.fields(options)}
+    if "retrain" in names:
+        resume = "go on where a run stopped (the default; not with --retrain)"
+        parser.add_argument("--resume", action="store_true", default=None, help=resume)
+    nothing = "by preset" if "preset" in names else "none"
     for field in dataclasses.fields(options):
         if isinstance(field.default, bool):
             parser.add_argument(flag(field.name), action="store_true", default=None, help=field.metadata["help"])
             continue
-        default = "by preset" if field.default is None else field.default
+        default = nothing if field.default is None else field.default
         default = "the machine's cores less one" if field.name == "workers" else default
         text = f"{field.metadata['help']}: {allowed(field.metadata)} (default: {default})"
         parser.add_argument(flag(field.name), action=Once, metavar=field.name.upper(), help=text.replace("%", "%%"))
     return parser
+
+
+def given_values(options: type, arguments: Sequence[str]) -> dict[str, Any]:
+    """Values of those options of a dataclass that a list of words gives, by their names.
+
+    Raises:
+        InputError: a word is not known, or a value not allowed.
+    """
+    known = {field.name: field.metadata for field in dataclasses.fields(options)}
+    words = vars(parser_of(options).parse_args(join_negative(arguments)))
+    given = {name: text for name, text in words.items() if text is not None}
+    return {name: check(name, text, known[name]) if name in known else text for name, text in given.items()}

@@ -10,7 +10,6 @@ best head under the state dict's own keys (head.pt), table.csv, per_class.csv, c
 with its figures inside.
 """
 
-import dataclasses
 import os
 import pickle
 import warnings
@@ -27,18 +26,13 @@ import torch
 from ltr import metrics
 from ltr.balance import METHODS, SCORES, Balanced, balance
 from ltr.errors import InputError, clip
-from ltr.runtime.options import Once, Parser, allowed, check, flag, folder, join_negative, option, real, short, whole
+from ltr.runtime.options import file, flag, folder, given_values, option, real, short, whole
 from ltr.runtime.process import use_physical_cores
 from ltr.runtime.storage import write_text
 from ltr.study import balance_report
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which checkpoints keep the weights
 DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
-def file(text: str) -> Path:
-    """A file, from the folder that one works in."""
-    return folder(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,35 +53,17 @@ class Options:
     out: Path = option(Path("balanced"), "folder for what comes out", folder)
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """Options from a list of words.
-
-    Raises:
-        InputError: a word is not known, or a value not allowed.
-    """
-    parser = Parser(prog="ltr balance", description=Options.__doc__, allow_abbrev=False)
-    fields = {field.name: field for field in dataclasses.fields(Options)}
-    for name, field in fields.items():
-        default = "none" if field.default is None else field.default
-        kind = "a file" if field.metadata["read"] is file else allowed(field.metadata)
-        text = f"{field.metadata['help']}: {kind} (default: {default})"
-        parser.add_argument(flag(name), action=Once, metavar=name.upper(), help=text)
-    given = vars(parser.parse_args(join_negative(arguments)))
-    values = {name: check(name, text, fields[name].metadata) for name, text in given.items() if text is not None}
-    return Options(**values)
-
-
 def read_npz(path: Path, name: str) -> dict[str, np.ndarray]:
     """features, labels and, if there are any, names of a file; nothing in it is executed.
 
     Raises:
         InputError: there is no such file, it is no npz, lacks one of both, or holds pickled objects.
     """
-    what = "an npz file with arrays features and labels, no pickled objects"
+    what = f"{flag(name)}: must be an npz file with arrays features and labels, no pickled objects, got"
     try:
         with open(path, "rb") as opened:
             if not zipfile.is_zipfile(opened):
-                raise InputError(f"{flag(name)}: must be {what}, got {clip(path.name)}, which is no npz")
+                raise InputError(f"{what} {clip(path.name)}, which is no npz")
             opened.seek(0)
             stored = np.load(opened, allow_pickle=False)
             arrays = {key: stored[key] for key in ("features", "labels", "names") if key in stored.files}
@@ -95,10 +71,9 @@ def read_npz(path: Path, name: str) -> dict[str, np.ndarray]:
         raise
     except DAMAGED as error:
         reason = getattr(error, "strerror", None) or "damaged, or with pickled objects"
-        raise InputError(f"{flag(name)}: must be {what}, got {clip(path.name)} ({reason})") from error
-    for key in ("features", "labels"):
-        if key not in arrays:
-            raise InputError(f"{flag(name)}: must be {what}, got {clip(path.name)} without {key}")
+        raise InputError(f"{what} {clip(path.name)} ({reason})") from error
+    if lacking := {"features", "labels"} - arrays.keys():
+        raise InputError(f"{what} {clip(path.name)} without {' and '.join(sorted(lacking))}")
     return arrays
 
 
@@ -108,39 +83,29 @@ def read_state(path: Path) -> Mapping[str, Any]:
     Raises:
         InputError: there is no such file, or it holds more than weights and plain values.
     """
-    what = "a file of weights, as torch.save(model.state_dict(), ...) writes it"
+    what = "--head: must be a file of weights, as torch.save(model.state_dict(), ...) writes it, got"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, AttributeError, *DAMAGED) as error:
         reason = getattr(error, "strerror", None) or "damaged, or with more than weights"
-        raise InputError(f"--head: must be {what}, got {clip(path.name)} ({reason})") from error
+        raise InputError(f"{what} {clip(path.name)} ({reason})") from error
     for key in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping):
-        raise InputError(f"--head: must be {what}, got {clip(path.name)} with a {type(state).__name__}")
+        raise InputError(f"{what} {clip(path.name)} with a {type(state).__name__}")
     return state
 
 
 def check_place(path: Path) -> None:
-    """See that a folder can be made or written to before the work begins; nothing is written yet.
-
-    Raises:
-        InputError: it cannot.
-    """
-    place = path
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    """A folder must be possible there; nothing is written yet."""
+    place = next(each for each in (path, *path.parents) if each.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"--out: must be a folder that can be written to, got {clip(short(path, Path.cwd()))}")
 
 
 def read_inputs(options: Options) -> dict[str, Any]:
-    """The arguments of `ltr.balance.balance`.
-
-    Raises:
-        InputError: an option is missing, or a file cannot be used.
-    """
+    """The arguments of `ltr.balance.balance` that come from files."""
     if options.train is None:
         raise InputError("--train: must be an npz file with arrays features and labels, got nothing")
     if options.layer is not None and options.head is None:
@@ -153,11 +118,7 @@ def read_inputs(options: Options) -> dict[str, Any]:
 
 
 def run(options: Options) -> Balanced:
-    """Balance what the options name.
-
-    Raises:
-        InputError: something does not fit; the message begins with the option.
-    """
+    """Balance what the options name; an error's message begins with the option."""
     inputs = read_inputs(options)
     check_place(options.out)
     told = {name: getattr(options, name) for name in ("layer", "score", "methods", "validation_share", "seed")}
@@ -191,16 +152,12 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option or a file is not allowed.
     """
-    options = parse(arguments)
+    options = Options(**given_values(Options, arguments))
     use_physical_cores()
     result = run(options)
     result.save(options.out)
     write_text(options.out / "report.html", balance_report.html(result))
-    print(
-        "", shown(result), "", f"tested on the {result.tested_on} images; best on validation: {result.best}", sep="\n"
-    )
-    for line in result.verdict:
-        print(line)
-    for line in result.warnings:
-        print(f"warning: {line}")
+    tested = f"tested on the {result.tested_on} images; best on validation: {result.best}"
+    lines = (*result.verdict, *(f"warning: {line}" for line in result.warnings))
+    print("", shown(result), "", tested, *lines, sep="\n")
     print(f"{short(options.out, Path.cwd())}: head.pt, table.csv, per_class.csv, chosen.json, report.html")

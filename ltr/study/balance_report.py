@@ -11,10 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ltr import metrics, plots
-from ltr.balance import FIRST, SCORE_NAMES, Balanced
+from ltr.balance import BASELINES, FIRST, SCORE_NAMES, Balanced, Evaluation
 from ltr.metrics import GROUPS, percent
 
-BEFORE = "before"
 SHOWN = 8  # classes that gain or lose most, and mistakes
 DPI = 160  # sharp on a phone's screen
 STYLE = """
@@ -30,7 +29,8 @@ td.text,.wordy :is(th,td):last-child{text-align:left;white-space:normal;min-widt
 .facts td{text-align:left;white-space:normal}
 tr.best{background:#eef4fa;font-weight:600}.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
 .pair>*{min-width:0}figure{margin:.8rem 0}figcaption{font-size:.875rem;color:#555}img{width:100%;height:auto;
-max-width:46rem}@media(max-width:45rem){.pair{grid-template-columns:1fr}body{padding:.75rem}th,td{padding:.2rem .4rem}}
+max-width:46rem}@media(max-width:45rem){.pair{grid-template-columns:1fr}body{padding:.75rem}
+table{font-size:.8125rem}th,td{padding:.2rem .25rem}}
 """
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width,initial-scale=1"><style>{style}</style></head>
@@ -53,7 +53,7 @@ def picture(figure: Figure, caption: str) -> str:
 
 def group_figure(result: Balanced) -> str:
     """Accuracy of each group, before and after."""
-    rows = [{"model": name, **result.evaluations[method].figures} for name, method in both(result).items()]
+    rows = [{"model": name, **each.figures} for name, each in both(result).items()]
     return picture(plots.group_bars(pd.DataFrame(rows)), "Accuracy by training images of the class, and of all images.")
 
 
@@ -61,10 +61,7 @@ def class_figure(result: Balanced) -> str:
     """Accuracy of each class, before and after."""
     table = result.per_class
     shared = {"class_index": range(len(table)), "count": table["training images"]}
-    parts = [
-        pd.DataFrame({"model": name, **shared, "accuracy": result.evaluations[method].by_class})
-        for name, method in both(result).items()
-    ]
+    parts = [pd.DataFrame({"model": name, **shared, "accuracy": each.by_class}) for name, each in both(result).items()]
     counts = pd.DataFrame({**shared, "group": table["group"]})
     caption = "Accuracy by class: each point is a class, lines are moving averages."
     return picture(plots.per_class_accuracy(pd.concat(parts), counts), caption)
@@ -73,7 +70,7 @@ def class_figure(result: Balanced) -> str:
 def confusion_figure(result: Balanced, name: str) -> str:
     """The confusion matrix before or after, common classes first."""
     order = np.argsort(-result.class_counts, kind="stable")
-    matrix = result.evaluations[both(result)[name]].confusion[np.ix_(order, order)]
+    matrix = both(result)[name].confusion[np.ix_(order, order)]
     groups = metrics.group_of(result.class_counts[order])
     edges = [int((groups == "many").sum()), int((groups != "few").sum())]
     return picture(plots.confusion(matrix, edges), f"Confusion {name}.")
@@ -81,13 +78,13 @@ def confusion_figure(result: Balanced, name: str) -> str:
 
 def calibration_figure(result: Balanced) -> str:
     """Confidence against accuracy, before and after."""
-    bins = [result.evaluations[method].bins.assign(model=name) for name, method in both(result).items()]
+    bins = [each.bins.assign(model=name) for name, each in both(result).items()]
     return picture(plots.reliability(pd.concat(bins)), "Calibration: on the diagonal, confidence is accuracy.")
 
 
-def both(result: Balanced) -> dict[str, str]:
-    """Method by what the page calls it."""
-    return {BEFORE: FIRST, f"after ({result.best})": result.best}
+def both(result: Balanced) -> dict[str, Evaluation]:
+    """The head as it was, and the best one, by what the page calls them."""
+    return {"before": result.evaluations[FIRST], f"after ({result.best})": result.evaluations[result.best]}
 
 
 # --- tables and sentences -------------------------------------------------------------------------------------
@@ -108,14 +105,9 @@ def table_of(rows: Sequence[Sequence[str]], heading: Sequence[str], best: int | 
     return f'<div class="wide"><table{words}>{"".join(lines)}</table></div>'
 
 
-def signed(value: float) -> str:
-    """A change in points, with its sign."""
-    return "–" if np.isnan(value) else f"{value:+.1f}"
-
-
-def one(value: float) -> str:
-    """One decimal, or an en dash where there is no number."""
-    return "–" if np.isnan(value) else f"{value:.1f}"
+def one(value: float, sign: str = "") -> str:
+    """One decimal, or an en dash where there is no number; with a sign where that is "+"."""
+    return "–" if np.isnan(value) else f"{value:{sign}.1f}"
 
 
 def methods_table(result: Balanced) -> str:
@@ -123,7 +115,7 @@ def methods_table(result: Balanced) -> str:
     figures = ["validation", *GROUPS, "all", "class mean", "ECE"]
     rows = []
     for row in result.table.to_dict("records"):
-        gained = [f"{row[name]:+.1f} ± {row[f'{name} ±']:.1f}" for name in ("gain", "gain over LA")]
+        gained = [f"{one(row[name], '+')} ± {one(row[f'{name} ±'])}" for name in BASELINES]
         rows.append([row["method"], *gained, *(one(row[name]) for name in figures), row["hyper-parameters"]])
     heading = ["method", "gain", "over logit adj. at 1", *figures, "hyper-parameters"]
     return table_of(rows, heading, list(result.table["method"]).index(result.best))
@@ -131,10 +123,10 @@ def methods_table(result: Balanced) -> str:
 
 def groups_table(result: Balanced) -> str:
     """Each group before and after."""
-    before, after = (result.evaluations[method].figures for method in (FIRST, result.best))
+    before, after = (each.figures for each in both(result).values())
     classes = result.per_class.groupby("group").size()
     rows = [
-        [name, str(classes.get(name, "")), one(before[name]), one(after[name]), signed(after[name] - before[name])]
+        [name, str(classes.get(name, "")), one(before[name]), one(after[name]), one(after[name] - before[name], "+")]
         for name in (*GROUPS, "all", "class mean")
     ]
     return table_of(rows, ["", "classes", "before", "after", "change"])
@@ -148,16 +140,16 @@ def classes_table(result: Balanced, gaining: bool) -> str:
         return f"<p>No class {'gains' if gaining else 'loses'}.</p>"
     table = table.sort_values("change", ascending=not gaining, kind="stable").head(SHOWN)
     rows = [
-        [row["name"], signed(row["change"]), one(row["accuracy before"]), one(row["accuracy after"])]
+        [row["name"], one(row["change"], "+"), one(row["accuracy before"]), one(row["accuracy after"])]
         + [str(row["training images"])]
         for row in table.to_dict("records")
     ]
-    return table_of(rows, ["gain most" if gaining else "lose most", "change", "before", "after", "training images"])
+    return table_of(rows, ["gain most" if gaining else "lose most", "change", "before", "after", "trained on"])
 
 
 def mistakes_table(result: Balanced) -> str:
     """The mistakes whose number changed most."""
-    before, after = (result.evaluations[method].confusion for method in (FIRST, result.best))
+    before, after = (each.confusion for each in both(result).values())
     change = (after - before) * ~np.eye(len(after), dtype=bool)
     order = np.argsort(-np.abs(change), axis=None, kind="stable")[:SHOWN]
     pairs = [divmod(int(cell), len(after)) for cell in order if change.flat[cell]]
@@ -174,11 +166,9 @@ def about_table(result: Balanced) -> str:
     """What was balanced."""
     told, counts = result.about, result.class_counts
     images = ", ".join(f"{number:,} {name}" for name, number in told["images"].items())
+    head = f"{told['features']:,} features, {len(counts):,} classes" + f", layer {result.layer}" * bool(result.layer)
     rows = [
-        [
-            "head",
-            f"{told['features']:,} features, {len(counts):,} classes" + f", layer {result.layer}" * bool(result.layer),
-        ],
+        ["head", head],
         ["images", images],
         ["training images of a class", f"{counts.max():,} down to {counts.min():,}"],
         ["chosen by", f"{SCORE_NAMES[result.score]} on the validation images"],
@@ -190,18 +180,14 @@ def about_table(result: Balanced) -> str:
 
 def cost(result: Balanced) -> str:
     """What balancing takes away, and the time it took."""
-    before, after = (result.evaluations[method].figures for method in (FIRST, result.best))
+    before, after = (each.figures for each in both(result).values())
     table = result.per_class
     change = table["accuracy after"] - table["accuracy before"]
     lines = [f"{int((change < 0).sum())} of {len(table)} classes lose and {int((change > 0).sum())} gain."]
-    if not np.isnan(after["many"] - before["many"]):
-        lines.append(
-            f"Common classes (more than 100 images) change by {signed(after['many'] - before['many'])} points."
-        )
-    lines.append(
-        "Accuracy over all images, as often as they come in this set, changes by "
-        f"{signed(after['all'] - before['all'])} points."
-    )
+    many, overall = (one(after[name] - before[name], "+") for name in ("many", "all"))
+    if many != "–":
+        lines.append(f"Common classes (more than 100 images) change by {many} points.")
+    lines.append(f"Accuracy over all images, as often as they come in this set, changes by {overall} points.")
     fallen = (table["precision"] - table["precision before"]).dropna()
     if len(fallen):
         lines.append(f"Precision falls for {int((fallen < 0).sum())} classes, as more images are taken for rare ones.")
@@ -211,7 +197,7 @@ def cost(result: Balanced) -> str:
 
 def calibration(result: Balanced) -> str:
     """Both calibration errors in a sentence."""
-    before, after = (result.evaluations[method].figures["ECE"] for method in (FIRST, result.best))
+    before, after = (each.figures["ECE"] for each in both(result).values())
     heat = result.table.set_index("method").loc[result.best, "temperature"]
     return (
         f"<p>Expected calibration error {percent(before)} % before, {percent(after)} % after; "
