@@ -8,8 +8,8 @@ one; tau-normalisation and CB + WD, whose settings are cross-fitted: every class
 of each half are classified by the setting that is best on the other one. Chosen and scored on the same images they
 would look better than they are.
 
-Behind each accuracy stands its standard error over the images, and what the cell gains over the one that shares a
-learning rate, a weight decay or their product with most others, with the paired standard error of the same images.
+Behind each accuracy stands its standard error over the images, and what the cell gains over the one that has most in
+common with the others (learning rate, weight decay, their product), with the paired standard error of the same images.
 Neither knows what another seed would give.
 """
 
@@ -37,7 +37,7 @@ TUNED = ("tau-norm", "CB + WD")
 MEASURES = ("all", *metrics.GROUPS)
 PASSES = 1  # over cropped, flipped training images, which each epoch of CB + WD takes in an order of its own
 IMAGES = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization")
-CELL = ("lr", "weight decay", "lr x wd")
+CELL = ("lr", "weight decay", "lr x wd", "batch", "warm-up", "epochs")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
 
 
 def middle(cells: pd.DataFrame) -> str:
-    """The run whose learning rate, weight decay or product most others share."""
+    """The run that has most in common with the others: learning rate, weight decay, product, batch, warm-up, length."""
     shared = [sum((cells[name] == row[name]).sum() for name in CELL) for row in cells.to_dict("records")]
     return cells.run.iloc[int(np.argmax(shared))]
 
