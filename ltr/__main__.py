@@ -15,6 +15,7 @@ COMMANDS = {
     "tune": "values of every row of Table 1, chosen on held-out images",
     "compare": "every second-stage method in one table, tuned on held-out images",
     "ship": "write the features that come with the package",
+    "pack": "make the runs of a folder small enough to be committed",
     "report": "tables of results, benchmarks and comparisons",
     "doctor": "what this machine makes of the job, in a minute",
     "bench": "time this package beside a plain reference",

@@ -4,7 +4,6 @@ Everything gives numbers or a data frame; `plots` draws them. Sums over features
 since Apple's GPU has no such numbers.
 """
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -94,20 +93,3 @@ def filter_norms(weights: dict[str, Tensor]) -> pd.DataFrame:
             norms = torch.linalg.vector_norm(weight.float().flatten(1), dim=1)
             rows.append({"name": name, "mean": float(norms.mean()), "variance": float(norms.var(unbiased=False))})
     return pd.DataFrame(rows).assign(layer=range(1, len(rows) + 1))
-
-
-def marginal_likelihood(logits: np.ndarray) -> np.ndarray:
-    r"""How much probability a model gives each class over all test images (the paper's figure 6).
-
-    .. math:: \frac{1}{N} \sum_i p_k(x_i)
-
-    Args:
-        logits: [N, C] of a balanced test set.
-
-    Returns:
-        float64 [C], sums to 1; 1 / C each where no class is preferred. NaN if a logit is not finite.
-    """
-    logits = np.asarray(logits, np.float64)
-    if not np.isfinite(logits).all():
-        return np.full(logits.shape[1], np.nan)
-    return torch.as_tensor(logits).softmax(1).mean(0).numpy()

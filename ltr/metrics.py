@@ -1,10 +1,11 @@
-"""From logits to figures: accuracy by class and by group, confusion, calibration, norms.
+"""From logits to figures: accuracy by class and by group, confusion, calibration, and how certain they are.
 
 Everything is NumPy. Accuracies are percentages. An empty group is NaN and shows as an en dash, never as 0. So is every
 figure of a model that gives a logit which is not finite: an argmax would make a class of it all the same.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,40 +32,44 @@ def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: i
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def per_class_accuracy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Percent of each class's test images whose largest logit is their class's; NaN where there are none.
-
-    Args:
-        logits: [N, C]; if one is not finite, every class's accuracy is NaN.
-        labels: [N].
-    """
+def hits_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """1 where the largest logit is the label's, else 0: float [N]; all NaN if a logit is not finite."""
     if not np.isfinite(logits).all():
-        return np.full(logits.shape[1], np.nan)
-    matrix = confusion_matrix(logits.argmax(1), labels, logits.shape[1])
-    images = matrix.sum(1)
-    return np.divide(100.0 * matrix.diagonal(), images, out=np.full(len(matrix), np.nan), where=images > 0)
+        return np.full(len(labels), np.nan)
+    return (logits.argmax(1) == labels).astype(float)
 
 
-def group_accuracy(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """Top-1 accuracy in percent over all test images and over those of each group of classes.
+def accuracy_by_class(hits: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Percent of each class's images that are hits, [C]; NaN for a class without images."""
+    images = np.bincount(labels, minlength=num_classes)
+    found = np.bincount(labels, hits, minlength=num_classes)
+    return np.divide(100.0 * found, images, out=np.full(len(images), np.nan), where=images > 0)
+
+
+def accuracy_by_group(hits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """Percent of all images that are hits, and of those of each group of classes.
 
     Args:
-        logits: [N, C].
+        hits: [N], of `hits_of`.
         labels: [N].
         counts: [C], training images of each class, which decide the groups.
 
     Returns:
-        keys all, many, medium, few; NaN for a group with no class, and all of them if a logit is not finite.
+        keys all, many, medium, few; NaN for a group with no class.
     """
-    if not np.isfinite(logits).all():
-        return dict.fromkeys(("all", *GROUPS), float("nan"))
-    hit = logits.argmax(1) == labels
     groups = group_of(counts)[labels]
-    result = {"all": 100.0 * float(hit.mean())}
-    for group in GROUPS:
-        inside = groups == group
-        result[group] = 100.0 * float(hit[inside].mean()) if inside.any() else float("nan")
-    return result
+    inside = {"all": np.ones(len(labels), bool), **{group: groups == group for group in GROUPS}}
+    return {name: 100.0 * float(hits[own].mean()) if own.any() else float("nan") for name, own in inside.items()}
+
+
+def per_class_accuracy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`accuracy_by_class` of logits [N, C]; if one is not finite, every class's accuracy is NaN."""
+    return accuracy_by_class(hits_of(logits, labels), labels, logits.shape[1])
+
+
+def group_accuracy(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """`accuracy_by_group` of logits [N, C]; if one is not finite, all are NaN."""
+    return accuracy_by_group(hits_of(logits, labels), labels, counts)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -74,42 +79,109 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of each test image: all that accuracy, calibration and the bootstrap need.
+
+    Attributes:
+        predicted: [N], the class with the largest logit.
+        confidence: [N], its probability; NaN throughout if a logit is not finite.
+        labels: [N].
+        marginal: [C], mean probability of each class over the images. Sums to 1; on a balanced test set 1 / C each
+            where no class is preferred (the paper's figure 6).
+    """
+
+    predicted: np.ndarray
+    confidence: np.ndarray
+    labels: np.ndarray
+    marginal: np.ndarray
+
+    @classmethod
+    def of(cls, logits: np.ndarray, labels: np.ndarray) -> "Predictions":
+        """Predictions of logits [N, C]."""
+        probabilities = softmax(logits)
+        marginal = probabilities.mean(0)  # NaN if a logit is not finite
+        confidence = probabilities.max(1) if np.isfinite(marginal).all() else np.full(len(labels), np.nan)
+        return cls(logits.argmax(1), confidence, np.asarray(labels), marginal)
+
+    @property
+    def hits(self) -> np.ndarray:
+        """1 where an image is predicted as its class, else 0: float [N]; all NaN if a logit is not finite."""
+        hits = (self.predicted == self.labels).astype(float)
+        return np.where(np.isnan(self.confidence), np.nan, hits)
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Counts [C, C], see `confusion_matrix`."""
+        return confusion_matrix(self.predicted, self.labels, len(self.marginal))
+
+    @property
+    def by_class(self) -> np.ndarray:
+        """Accuracy of each class in percent, [C]."""
+        return accuracy_by_class(self.hits, self.labels, len(self.marginal))
+
+    def reliability(self, bins: int = 15) -> pd.DataFrame:
+        """Mean confidence and accuracy in equal-width bins of the confidence.
+
+        Returns:
+            a row for each bin that holds images: confidence and accuracy in 0..1, weight = share of the images. No row
+            if a logit is not finite.
+        """
+        if np.isnan(self.confidence).any():
+            return pd.DataFrame(columns=["confidence", "accuracy", "weight"], dtype=float)
+        index = np.clip(np.ceil(self.confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are (a, b]
+        images = np.bincount(index, minlength=bins)
+        filled = images > 0
+        confidence, accuracy = (
+            np.bincount(index, values, minlength=bins)[filled] / images[filled]
+            for values in (self.confidence, self.hits)
+        )
+        weight = images[filled] / len(self.labels)
+        return pd.DataFrame({"confidence": confidence, "accuracy": accuracy, "weight": weight})
+
+    def calibration_error(self, bins: int = 15) -> float:
+        """Expected calibration error: weighted mean distance of confidence and accuracy, in percent, or NaN.
+
+        Source: Guo et al. 2017, equation 3.
+        """
+        table = self.reliability(bins)
+        distance = 100.0 * float((table.weight * (table.confidence - table.accuracy).abs()).sum())
+        return distance if len(table) else float("nan")
+
+    def summary(self, counts: np.ndarray) -> dict[str, float]:
+        """All figures of a model in percent, those of `accuracy_by_group` and ece; NaN if a logit is not finite."""
+        return {**accuracy_by_group(self.hits, self.labels, counts), "ece": self.calibration_error()}
+
+    def shifted(self, counts: np.ndarray, ratios: Sequence[float] = RATIOS) -> dict[str, float]:
+        """Accuracy in percent on test sets whose classes are long-tailed, forward as in training or backward.
+
+        The papers draw such sets from the balanced one. Here the accuracies of the classes are weighted by the shifted
+        class distribution: what that drawing gives on average, without its noise and with all images used.
+
+        Args:
+            counts: [C], training images of each class, which give the order; classes without test images are left out.
+            ratios: see `shifted_priors`.
+
+        Returns:
+            keys "forward 50", ..., "backward 50", from the most to the least like training.
+        """
+        seen = np.bincount(self.labels, minlength=len(self.marginal)) > 0
+        shifts = [("forward", ratio) for ratio in sorted(ratios, reverse=True)]
+        result = {}
+        for name, ratio in [*shifts, *(("backward", ratio) for ratio in sorted(ratios))]:
+            weights = shifted_priors(counts, ratio, name == "backward")[seen]
+            result[f"{name} {ratio:g}"] = float(weights @ self.by_class[seen] / weights.sum())
+        return result
+
+
 def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> pd.DataFrame:
-    """Mean confidence and accuracy in equal-width bins of the confidence.
-
-    Returns:
-        a row for each bin that holds images: confidence and accuracy in 0..1, weight = share of the images. No row
-        if a logit is not finite.
-    """
-    if not np.isfinite(logits).all():
-        return pd.DataFrame(columns=["confidence", "accuracy", "weight"], dtype=float)
-    probabilities = softmax(logits)
-    confidence, hit = probabilities.max(1), probabilities.argmax(1) == labels
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are (a, b]
-    images = np.bincount(index, minlength=bins)
-    filled = images > 0
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.bincount(index, values, minlength=bins)[filled] / images[filled]
-
-    weight = images[filled] / len(labels)
-    return pd.DataFrame({"confidence": mean(confidence), "accuracy": mean(hit.astype(float)), "weight": weight})
-
-
-def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Weighted mean distance between confidence and accuracy, in percent; NaN if a logit is not finite.
-
-    Source: Guo et al. 2017, equation 3.
-    """
-    if not np.isfinite(logits).all():
-        return float("nan")
-    table = reliability(logits, labels, bins)
-    return 100.0 * float((table.weight * (table.confidence - table.accuracy).abs()).sum())
+    """See `Predictions.reliability`."""
+    return Predictions.of(logits, labels).reliability(bins)
 
 
 def summarise(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """All figures of one evaluated model: all, many, medium, few and ece, in percent; NaN if a logit is not finite."""
-    return {**group_accuracy(logits, labels, counts), "ece": expected_calibration_error(logits, labels)}
+    """See `Predictions.summary`."""
+    return Predictions.of(logits, labels).summary(counts)
 
 
 def shifted_priors(counts: np.ndarray, ratio: float, backward: bool = False) -> np.ndarray:
@@ -131,34 +203,6 @@ def shifted_priors(counts: np.ndarray, ratio: float, backward: bool = False) -> 
     rank = len(rank) - 1 - rank if backward else rank
     weights = float(ratio) ** (-rank / max(len(rank) - 1, 1))
     return weights / weights.sum()
-
-
-def shifted_accuracy(
-    logits: np.ndarray, labels: np.ndarray, counts: np.ndarray, ratios: Sequence[float] = RATIOS
-) -> dict[str, float]:
-    """Accuracy in percent on test sets whose classes are long-tailed, forward as in training or backward.
-
-    The papers draw such sets from the balanced one. Here the accuracies of the classes are weighted by the shifted
-    class distribution: what that drawing gives on average, without its noise and with all images used.
-
-    Args:
-        logits: [N, C]; if one is not finite, every accuracy is NaN.
-        labels: [N]; classes without test images are left out.
-        counts: [C], training images of each class, which give the order.
-        ratios: see `shifted_priors`.
-
-    Returns:
-        keys "forward 50", ..., "backward 50", from the most to the least like training.
-    """
-    accuracy = per_class_accuracy(logits, labels)
-    seen = np.bincount(np.asarray(labels, np.int64), minlength=len(accuracy)) > 0
-    shifts = [(ratio, False) for ratio in sorted(ratios, reverse=True)] + [(ratio, True) for ratio in sorted(ratios)]
-    result = {}
-    for ratio, backward in shifts:
-        weights = shifted_priors(counts, ratio, backward)[seen]
-        name = f"{'backward' if backward else 'forward'} {ratio:g}"
-        result[name] = float(weights @ accuracy[seen] / weights.sum())
-    return result
 
 
 def mean_and_error(values: np.ndarray, labels: np.ndarray | None = None) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """A run's folder: what was asked, what came out, and how to go on after an interruption.
 
 `config.json` (settings, data fingerprint, versions, device, commit), `metrics.csv` (a row an epoch),
-`norms.npy` (the classifier's row norms, epoch by class), `test_logits.npz` (float16, last epoch, plain),
+`norms.npy` (the classifier's row norms, epoch by class), `predictions.npz` (of the test images; last epoch, plain),
 `summary.json`, `weights.pt`, and while it trains `checkpoint.pt` and `.lock`. A folder with a summary is finished:
 it is loaded, not repeated. Of several processes rank 0 alone writes; the others wait, and read what it wrote.
 """
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from ltr import metrics
 from ltr.errors import InputError, clip
-from ltr.metrics import VARIANTS
+from ltr.metrics import VARIANTS, Predictions
 from ltr.runtime import configs, distributed
 from ltr.runtime.checkpoint import remove_checkpoint
 from ltr.runtime.configs import ANEW
@@ -47,7 +47,7 @@ from ltr.training import Outcome
 COLUMNS = (
     "dataset,imbalance_factor,profile,backbone,stage1_epochs,stage1_weight_decay,method,loss,weight_decay,"
     "max_norm,max_norm_every,max_norm_fired,tau,mode,seed,selection,tta,all,many,medium,few,ece,run,device,"
-    "torch,seconds"
+    "torch,seconds,stage1_run,network,lr,batch_size,mix,augmentation,sampling,precision,commit"
 ).split(",")
 COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 FIGURES = ("all", *metrics.GROUPS, "ece")
@@ -169,18 +169,14 @@ class Run:
             self.beside(outcome.averaged, counts)
         write_text(self.path / "metrics.csv", outcome.history.to_csv(index=False))
         write_whole(self.path / "norms.npy", lambda file: np.save(file, outcome.norms.astype(np.float32)))
-        largest = np.finfo(np.float16).max  # a logit beyond it would be stored as infinite
-        logits = outcome.logits["last", "none"].clip(-largest, largest).astype(np.float16)
-        last = {"logits": logits, "labels": outcome.labels.astype(np.int16)}
-        write_whole(self.path / "test_logits.npz", lambda file: np.savez_compressed(file, **last))
+        write_predictions(self.path, Predictions.of(outcome.logits["last", "none"], outcome.labels))
         write_weights(self.path / "weights.pt", outcome.weights)
         if (self.path / "weights.pt").stat().st_size > COMMIT_LIMIT:
             write_text(self.path / ".gitignore", "weights.pt\n")
         summary = dict(outcome.extra)
         for (selection, tta), logits in outcome.logits.items():
-            per_class = metrics.per_class_accuracy(logits, outcome.labels).round(4).tolist()
-            figures = metrics.summarise(logits, outcome.labels, counts)
-            summary[f"{selection}/{tta}"] = {**figures, "per_class": per_class}
+            made = Predictions.of(logits, outcome.labels)
+            summary[f"{selection}/{tta}"] = {**made.summary(counts), "per_class": made.by_class.round(4).tolist()}
         write_json(self.path / "summary.json", summary)
         remove_checkpoint(self.checkpoint)
         self.lock.release(force=True)
@@ -224,10 +220,22 @@ def read_history(path: Path) -> pd.DataFrame:
     return history
 
 
-def read_logits(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float32 [N, C] and labels [N]."""
+def write_predictions(run: Path, made: Predictions) -> None:
+    """Write a run's predictions.npz: classes in as few bytes as hold them, confidences as float32."""
+    small = np.min_scalar_type(len(made.marginal) - 1)
+    arrays = {name: getattr(made, name).astype(small) for name in ("predicted", "labels")}
+    arrays |= {name: getattr(made, name).astype(np.float32) for name in ("confidence", "marginal")}
+    write_whole(run / "predictions.npz", lambda file: np.savez_compressed(file, **arrays))
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Predictions from predictions.npz, or from the logits in float16 that earlier runs have in test_logits.npz."""
     with np.load(path, allow_pickle=False) as stored:
-        return stored["logits"].astype(np.float32), stored["labels"].astype(np.int64)
+        if "logits" in stored:
+            return Predictions.of(stored["logits"], stored["labels"].astype(np.int64))
+        classes = (stored[name].astype(np.int64) for name in ("predicted", "labels"))
+        confidence, marginal = (stored[name].astype(np.float64) for name in ("confidence", "marginal"))
+        return Predictions(next(classes), confidence, next(classes), marginal)
 
 
 @dataclass(frozen=True)
@@ -274,6 +282,11 @@ class Result:
             return []
         return [Result.read(self.path.with_name(f"{self.path.name}-{settings['average']}"))]
 
+    @property
+    def precision(self) -> str | None:
+        """In which it was trained, by the engine's words; None where nothing was."""
+        return self.summary["engine"].split(", ")[1] if "engine" in self.summary else None
+
     def provenance(self) -> str:
         """Which run it is, on what it ran and for how long."""
         device, seconds = self.config["environment"]["device"], self.summary["seconds"]
@@ -285,15 +298,16 @@ class Result:
         return np.asarray(self.config["data"]["class_counts"])
 
     @cached_property
-    def test_logits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [N, C] of the last epoch, plain, and labels [N].
+    def predictions(self) -> Predictions:
+        """What the last epoch says of each plain test image.
 
         Raises:
-            InputError: they are not there (git has few), or damaged.
+            InputError: they are not there, or damaged.
         """
-        if not (self.path / "test_logits.npz").exists():
-            raise InputError(f"--out: {self.path} has no test_logits.npz; without its folder, this run is trained anew")
-        return read_part(self.path / "test_logits.npz", read_logits)
+        for name in ("predictions.npz", "test_logits.npz"):
+            if (self.path / name).exists():
+                return read_part(self.path / name, read_predictions)
+        raise InputError(f"--out: {self.path} has no predictions.npz; without its folder, this run is trained anew")
 
     def weights(self, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """The state dict.
@@ -355,8 +369,11 @@ class Result:
         settings, environment = self.config["settings"], self.config["environment"]
         shared = {column: settings.get(column) for column in COLUMNS}
         shared |= {key: self.summary[key] for key in ("max_norm", "max_norm_fired", "seconds") if key in self.summary}
-        shared |= {"run": self.path.name, "device": environment["device"], "torch": environment["torch"]}
-        shared["dataset"] = self.config["data"]["name"]
+        shared |= {name: environment.get(name) for name in ("device", "torch", "commit")}
+        shared |= {"run": self.path.name, "stage1_run": settings.get("stage1_run", self.path.name)}
+        shared |= {"dataset": self.config["data"]["name"], "precision": self.precision}
+        if shared["loss"] is None:  # nothing was learned
+            shared |= {"lr": None, "batch_size": None}
         return [
             {**shared, "selection": selection, "tta": tta, **self.accuracy(selection, tta)}
             for selection, tta in VARIANTS
@@ -366,9 +383,6 @@ class Result:
 def digest(*parts: Any) -> str:
     """Eight hexadecimal digits that stand for plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-# ---- the runs of a folder
 
 
 # ---- the runs of a folder

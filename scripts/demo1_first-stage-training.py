@@ -273,9 +273,7 @@ else:
     print("no sweep yet: the weight decay is the published one")
 
 
-matrix = metrics.confusion_matrix(
-    results[0].test_logits[0].argmax(1), results[0].test_logits[1], len(counts)
-)
+matrix = results[0].predictions.confusion
 edges = [int((groups == "many").sum()), int((groups != "few").sum())]
 sorted_matrix = matrix[np.ix_(order, order)]
 plots.show(plots.confusion(sorted_matrix, edges), figures / "demo1_confusion.png")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ltr import analysis, datasets, losses, metrics, models, plots, recipes, regularizers, runs
+from ltr import datasets, losses, metrics, models, plots, recipes, regularizers, runs
 from ltr.methods import METHODS
 from ltr.runtime.options import short
 from ltr.settings import SecondStage
@@ -235,9 +235,7 @@ plots.show(plots.norm_evolution(evolution, first_epoch=0), figures / "demo2_norm
 # Epoch 0 is the first stage's classifier; common classes are on top.
 
 likelihoods = [
-    classes[["class_index"]].assign(
-        model=result.label, likelihood=analysis.marginal_likelihood(result.test_logits[0])
-    )
+    classes[["class_index"]].assign(model=result.label, likelihood=result.predictions.marginal)
     for result in chosen
 ]
 figure = plots.marginal_likelihoods(pd.concat(likelihoods), classes)
@@ -322,7 +320,7 @@ if pairs is not None:
 # ## Calibration
 
 bins = [
-    metrics.reliability(*result.test_logits).assign(model=result.label)
+    result.predictions.reliability().assign(model=result.label)
     for result in [*([naive] if naive else []), decayed, best]
 ]
 plots.show(plots.reliability(pd.concat(bins)), figures / "demo2_reliability.png")

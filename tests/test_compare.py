@@ -291,6 +291,13 @@ def test_a_comparison_of_a_setting_with_many_digits_does_not_double(tmp_path):
     assert (table["all"] == 2).all()
 
 
+def test_comparisons_on_another_first_stage_stay_apart(tmp_path):
+    changes = [{"stage1_run": "wd-12ab"}, {"stage1_run": "wd-34cd"}]
+    table = save_twice(tmp_path / "comparison.csv", changes)
+    assert table.stage1_run.tolist() == ["wd-12ab", "wd-34cd"]
+    assert (table["all"] == 2).all()
+
+
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "dataset,all\nx,1\n"])
 def test_a_file_that_is_no_comparison_is_refused(tmp_path, content):
     path = tmp_path / "comparison.csv"
@@ -326,10 +333,10 @@ def test_a_network_is_told_of_with_all_figures(network):
 @pytest.mark.parametrize("content", [None, b"", b"PK"])
 def test_a_network_without_logits_keeps_its_other_figures(network, content):
     path, stages = network
-    (path / "test_logits.npz").unlink()
+    (path / "predictions.npz").unlink()
     if content is not None:
-        (path / "test_logits.npz").write_bytes(content)
-    with pytest.warns(UserWarning, match=r"no accuracies on shifted test sets: --out: \S+mixup.*test_logits\.npz"):
+        (path / "predictions.npz").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"no accuracies on shifted test sets: --out: \S+mixup.*predictions\.npz"):
         (row,) = compare.finished_networks(path.parent, stages)
     assert row["all"] == pytest.approx(runs.Run(path, {}).load().accuracy()["all"])
     assert "forward 50" not in row

@@ -59,7 +59,7 @@ def assert_same_run(one: Path, two: Path) -> None:
     """Every file that training writes holds the same bits."""
     histories = [pd.read_csv(run / "metrics.csv").drop(columns="seconds", errors="ignore") for run in (one, two)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
-    for name in ("norms.npy", "test_logits.npz"):
+    for name in ("norms.npy", "predictions.npz"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     weights, others = weights_of(one), weights_of(two)
     assert weights.keys() == others.keys()

@@ -98,7 +98,7 @@ def assert_equal(one: runs.Result, other: runs.Result) -> None:
         *(result.history.drop(columns="seconds") for result in (one, other)), check_exact=True
     )
     assert np.array_equal(one.norms, other.norms)
-    assert np.array_equal(one.test_logits[0], other.test_logits[0])
+    assert np.array_equal(one.predictions.confidence, other.predictions.confidence)
     weights, others = one.weights(), other.weights()
     assert weights.keys() == others.keys()
     for name, value in weights.items():

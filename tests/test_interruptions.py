@@ -34,7 +34,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("demo?_*.py"))
 SHARED = "--preset demo --imbalance-factor 250"  # 250 images down to 1, the shortest epoch
 OPTIONS = (f"{SHARED} --epochs 8", f"{SHARED} --stage1-epochs 8 --epochs 4")
 ALONE = {"OMP_NUM_THREADS": "1"}  # threads that wait for each other take minutes where another process has a core
-FINAL = ("metrics.csv", "norms.npy", "test_logits.npz", "weights.pt")
+FINAL = ("metrics.csv", "norms.npy", "predictions.npz", "weights.pt")
 Moment = Callable[[Path, int, int], bool]
 
 
@@ -108,7 +108,7 @@ def outcome(out: Path) -> dict[str, dict]:
     for path in sorted(out.glob("demo_?/*")):
         assert not list(path.glob("*checkpoint*")), "a finished run keeps no checkpoint and no litter"
         summary = json.loads((path / "summary.json").read_text())
-        with np.load(path / "test_logits.npz") as stored:
+        with np.load(path / "predictions.npz") as stored:
             logits = dict(stored)
         found[f"{path.parent.name}/{path.name}"] = {
             "metrics": pd.read_csv(path / "metrics.csv").drop(columns="seconds", errors="ignore"),

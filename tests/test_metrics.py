@@ -71,9 +71,10 @@ def test_logits_that_are_not_finite_give_no_figure(kind):
     assert metrics.group_accuracy(logits, labels, counts) == pytest.approx(
         dict.fromkeys(("all", *metrics.GROUPS), nan), nan_ok=True
     )
-    assert np.isnan(metrics.expected_calibration_error(logits, labels))
+    assert np.isnan(metrics.Predictions.of(logits, labels).calibration_error())
     assert metrics.reliability(logits, labels).to_dict("list") == {"confidence": [], "accuracy": [], "weight": []}
-    shifted = metrics.shifted_accuracy(logits, labels, counts)
+    assert np.isnan(metrics.Predictions.of(logits, labels).marginal).all()
+    shifted = metrics.Predictions.of(logits, labels).shifted(counts)
     assert len(shifted) == 10
     assert np.isnan(list(shifted.values())).all()
 
@@ -113,10 +114,17 @@ def test_softmax_keeps_float16_extremes():
     np.testing.assert_allclose(metrics.softmax(logits), [[1, 0, 0], [0.5, 0.5, 0], [1 / 3] * 3])
 
 
+def test_marginal_likelihood_by_hand():
+    made = metrics.Predictions.of(np.array([[0.0, np.log(3.0)], [50.0, 0.0]]), np.array([0, 0]))
+    np.testing.assert_allclose(made.marginal, [(0.25 + 1) / 2, 0.75 / 2], rtol=1e-6)
+    assert (made.predicted.tolist(), made.hits.tolist()) == ([1, 0], [0, 1])
+    np.testing.assert_allclose(made.confidence, [0.75, 1], rtol=1e-6)
+
+
 def test_calibration_error_by_hand():
     # 5 bins: (0.4, 0.6]: one image at 0.55, right, gap 0.45; (0.8, 1]: 0.85 and 0.95, one right, gap 0.9 - 0.5
     logits, labels = logits_of([0.55, 0.85, 0.95]), np.array([0, 0, 1])
-    assert metrics.expected_calibration_error(logits, labels, bins=5) == pytest.approx(100 * (0.45 + 2 * 0.4) / 3)
+    assert metrics.Predictions.of(logits, labels).calibration_error(bins=5) == pytest.approx(100 * (0.45 + 2 * 0.4) / 3)
     table = metrics.reliability(logits, labels, bins=5)
     np.testing.assert_allclose(table[["confidence", "accuracy", "weight"]], [[0.55, 1, 1 / 3], [0.9, 0.5, 2 / 3]])
 
@@ -124,7 +132,7 @@ def test_calibration_error_by_hand():
 def test_perfect_calibration_is_zero():
     # three of four right at 0.75, three of five at 0.6
     logits, labels = logits_of([0.75] * 4 + [0.6] * 5), np.array([0, 0, 0, 1, 0, 0, 0, 1, 1])
-    assert metrics.expected_calibration_error(logits, labels) == pytest.approx(0, abs=1e-9)
+    assert metrics.Predictions.of(logits, labels).calibration_error() == pytest.approx(0, abs=1e-9)
 
 
 def test_bins_are_open_below_and_closed_above():
@@ -166,19 +174,19 @@ def test_shifted_priors_span_the_ratio(seed, num_classes, ratio):
 def test_shifted_accuracy_by_hand():
     # classes right in 100, 50 and 0 %, ratio 4: (4 * 100 + 2 * 50) / 7 forward, (2 * 50 + 1 * 100) / 7 backward
     logits, labels = logits_for([0, 0, 1, 0, 1, 1], 3), np.array([0, 0, 1, 1, 2, 2])
-    shifted = metrics.shifted_accuracy(logits, labels, np.array([500, 50, 5]), ratios=(4,))
+    shifted = metrics.Predictions.of(logits, labels).shifted(np.array([500, 50, 5]), ratios=(4,))
     assert shifted == pytest.approx({"forward 4": 500 / 7, "backward 4": 200 / 7})
 
 
 def test_a_ratio_of_one_is_the_balanced_test_set_and_unseen_classes_count_for_nothing():
     logits, labels = logits_for([0, 1, 1, 1], 4), np.array([0, 0, 1, 1])
-    shifted = metrics.shifted_accuracy(logits, labels, np.array([9, 8, 7, 6]), ratios=(1,))
+    shifted = metrics.Predictions.of(logits, labels).shifted(np.array([9, 8, 7, 6]), ratios=(1,))
     assert shifted == pytest.approx({"forward 1": 75, "backward 1": 75})
 
 
 def test_shifts_run_from_the_most_to_the_least_like_training():
     logits, labels = logits_for([0, 1], 2), np.array([0, 0])
-    names = list(metrics.shifted_accuracy(logits, labels, np.array([9, 8])))
+    names = list(metrics.Predictions.of(logits, labels).shifted(np.array([9, 8])))
     assert names[:2] == ["forward 50", "forward 25"]
     assert names[-2:] == ["backward 25", "backward 50"]
 
@@ -192,7 +200,7 @@ def test_weighted_accuracy_is_what_drawing_shifted_test_sets_gives_on_average():
     for _ in range(400):
         chosen = np.concatenate([rng.choice(np.flatnonzero(labels == k), n, False) for k, n in enumerate(wanted)])
         drawn.append(metrics.group_accuracy(logits[chosen], labels[chosen], counts)["all"])
-    assert metrics.shifted_accuracy(logits, labels, counts, (10,))["forward 10"] == pytest.approx(
+    assert metrics.Predictions.of(logits, labels).shifted(counts, (10,))["forward 10"] == pytest.approx(
         np.mean(drawn), abs=0.4
     )
 

@@ -153,10 +153,43 @@ def test_tau_normalisation_of_the_naive_network_has_a_tuned_and_a_published_cell
     assert "| naive + tau-norm | 42.00 | 3.00 | 2.00 |  | not measured |" in report.table_1(pd.concat(both))
 
 
-def test_table_1_averages_no_different_settings_and_takes_the_longest_training():
+def test_table_1_averages_no_different_settings_and_sets_ways_of_training_side_by_side():
     both = [results(method="CB + WD", mode="paper", weight_decay=d, all=a) for d, a in ((0.1, 40.0), (0.2, 42.0))]
-    text = report.table_1(pd.concat([*both, results(method="CB + WD", mode="paper", stage1_epochs=8, all=1.0)]))
-    assert "| CB + WD | 52.42 | 40.00 / 42.00 |" in text
+    shorter = results(method="CB + WD", mode="paper", stage1_epochs=8, all=1.0)
+    head, *lines = report.table_1(pd.concat([shorter, *both])).splitlines()
+    assert head.index("ResNet-32, 60 epochs, 1 seed: tuned") < head.index("ResNet-32, 8 epochs, 1 seed: tuned")
+    assert "| CB + WD | 52.42 | 40.00 / 42.00 | not measured | not measured | 1.00 | not" in "\n".join(lines)
+
+
+def of_two_first_stages() -> pd.DataFrame:
+    """The same rows on a plain network and on one that was trained with more, of two seeds."""
+    kinds = [
+        ("wd", 0, {"lr": 0.1, "batch_size": 128}, 40.0),
+        ("wd-1", 1, {"lr": 0.1, "batch_size": 128}, 42.0),
+        ("aa", 0, {"lr": 0.1, "batch_size": 128, "mix": "mixup", "augmentation": "autoaugment+cutout"}, 50.0),
+    ]
+    rows = []
+    for run, seed, recipe, value in kinds:
+        shared = {"stage1_run": run, "seed": seed}
+        rows += [results(run=run, loss="ce", all=value, **shared, **recipe)]
+        rows += [results(run=f"cb-{run}", method="CB", mode="paper", loss="cb-ce", lr=0.01, all=value + 5, **shared)]
+    return pd.concat(rows)
+
+
+def test_first_stages_that_were_trained_in_other_ways_stand_apart():
+    table = of_two_first_stages()
+    plain, mixed = report.markdown(table).split("**cifar100")[1:]
+    assert "60 epochs at 0.1, batch 128, mixup, autoaugment+cutout**" in mixed + plain
+    both = [(text.count("| WD |"), "41.00 ± 1.41" in text, "46.00 ± 1.41" in text) for text in (plain, mixed)]
+    assert sorted(both) == [(1, False, False), (1, True, True)]
+    head, *lines = report.table_1(table).splitlines()
+    assert "narrow ResNet-32, 60 epochs at 0.1, batch 128, 2 seeds: tuned |" in head
+    assert "narrow ResNet-32, 60 epochs at 0.1, batch 128, mixup, autoaugment+cutout, 1 seed: tuned |" in head
+    assert "| WD | 46.08 | 41.00 ± 1.41 |  |  | 50.00 |  |  | not measured | not measured |" in lines
+    assert "| WD | 46.08 / 52.71 / 66.03 | 41.00 ± 1.41 / not measured / not measured | 50.00 / not" in report.table_2(
+        table
+    )
+    assert report.table_of_released(table).splitlines()[0].count("batch 128") == 2
 
 
 def test_table_1_averages_the_released_radius_over_seeds():
@@ -191,19 +224,21 @@ def test_the_released_numbers_stand_beside_ours_in_their_protocol():
 COMPARISON = {
     "dataset": "cifar100", "imbalance_factor": 100.0, "profile": "exp", "backbone": "resnet32",
     "stage1_epochs": 60, "stage1_weight_decay": 0.005, "seed": 0, "tuned_on": "9 held-out images", "source": "",
-    "method": "CB", "hyper-parameters": "", "first stage": "run",
+    "method": "CB", "hyper-parameters": "", "first stage": "run", "stage1_run": "run",
 } | dict.fromkeys(["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"], 1.0)  # fmt: skip
 
 
 def test_a_comparison_has_a_table_for_each_first_stage():
     kinds = [("CB", 40.0, "run"), ("LOS", NAN, "run"), ("mixup", NAN, None)]  # LOS diverged
     rows = [
-        COMPARISON | {"stage1_weight_decay": decay, "method": method, "all": accuracy - i, "first stage": run}
+        COMPARISON
+        | {"stage1_weight_decay": decay, "method": method, "all": accuracy - i, "first stage": run}
+        | {"stage1_run": f"run-{i}"}
         for i, decay in enumerate((0.005, 0.0))
         for method, accuracy, run in kinds
     ]
     decayed, naive = report.comparison_markdown(pd.DataFrame(rows)).split("**cifar100")[1:]
-    assert "stage-1 weight decay 0.005**" in decayed
+    assert "stage-1 weight decay 0.005** · first stage run-0 ·" in decayed
     assert "| 40.00 |" in decayed
     assert "| mixup |" in decayed
     assert "stage-1 weight decay 0**" in naive

@@ -50,7 +50,7 @@ def test_what_is_saved_is_loaded(tmp_path, outcome, data):
         "config.json",
         "metrics.csv",
         "norms.npy",
-        "test_logits.npz",
+        "predictions.npz",
         "summary.json",
         "weights.pt",
     }
@@ -58,19 +58,37 @@ def test_what_is_saved_is_loaded(tmp_path, outcome, data):
     for selection, tta in metrics.VARIANTS:
         expected = metrics.summarise(outcome.logits[selection, tta], outcome.labels, COUNTS)
         assert result.accuracy(selection, tta) == pytest.approx(expected)
-    logits, labels = result.test_logits
-    np.testing.assert_allclose(logits, outcome.logits["last", "none"], atol=2e-3)
-    assert np.array_equal(labels, outcome.labels)
+    made, expected = result.predictions, metrics.Predictions.of(outcome.logits["last", "none"], outcome.labels)
+    assert np.array_equal(made.hits, expected.hits)
+    assert np.array_equal(made.confusion, expected.confusion)
+    np.testing.assert_allclose(made.confidence, expected.confidence, rtol=1e-7)
+    np.testing.assert_allclose(made.marginal, expected.marginal, rtol=1e-7)
+    assert made.summary(COUNTS) == pytest.approx(result.accuracy(), rel=1e-6)
     np.testing.assert_allclose(result.norms, outcome.norms, rtol=1e-6)
     assert torch.equal(result.weights()["weight"], outcome.weights["weight"])
     assert result.config["data"]["class_counts"] == COUNTS.tolist()
     assert {"device", "torch", "commit", "python"} <= result.config["environment"].keys()
 
 
-def test_logits_beyond_half_precision_stay_finite(tmp_path, outcome, data):
-    outcome.logits["last", "none"][0] = [1e9, -1e9, 3.0]
-    logits, _ = finished(tmp_path, outcome, data).test_logits
-    assert logits[0].tolist() == [65504, -65504, 3]
+def test_an_earlier_run_has_logits_in_place_of_predictions(tmp_path, outcome, data):
+    result = finished(tmp_path, outcome, data)
+    expected = result.predictions
+    (result.path / "predictions.npz").unlink()
+    logits = outcome.logits["last", "none"].astype(np.float16)
+    np.savez_compressed(result.path / "test_logits.npz", logits=logits, labels=outcome.labels.astype(np.int16))
+    made = runs.Result.read(result.path).predictions
+    assert np.array_equal(made.hits, expected.hits)
+    np.testing.assert_allclose(made.confidence, expected.confidence, atol=1e-3)
+
+
+def test_a_thousand_classes_keep_their_numbers(tmp_path):
+    labels = np.array([0, 255, 256, 999])
+    made = metrics.Predictions.of(np.eye(1000)[[0, 256, 256, 999]], labels)
+    runs.write_predictions(tmp_path, made)
+    read = runs.read_predictions(tmp_path / "predictions.npz")
+    assert read.predicted.tolist() == [0, 256, 256, 999]
+    assert read.labels.tolist() == labels.tolist()
+    assert read.hits.tolist() == [1, 0, 1, 1]
 
 
 def test_an_empty_group_stays_empty(tmp_path, outcome, data):
@@ -300,7 +318,7 @@ def test_a_run_without_a_summary_is_no_finished_one(stages, tmp_path):
     assert runs.find_naive(tmp_path, base) is None
 
 
-@pytest.mark.parametrize("file", ["weights.pt", "test_logits.npz"])
+@pytest.mark.parametrize("file", ["weights.pt", "predictions.npz"])
 @pytest.mark.parametrize("kind", ["absent", *DAMAGES])
 def test_weights_and_logits_that_cannot_be_read_are_named(tmp_path, outcome, data, file, kind):
     result = finished(tmp_path, outcome, data)
@@ -309,7 +327,7 @@ def test_weights_and_logits_that_cannot_be_read_are_named(tmp_path, outcome, dat
     else:
         damage(result, file, kind)
     with pytest.raises(InputError, match=rf"^--out: \S+ .*{file}|^--out: \S+{file} ") as caught:
-        assert result.weights() if file == "weights.pt" else result.test_logits
+        assert result.weights() if file == "weights.pt" else result.predictions
     assert "\n" not in str(caught.value)
 
 

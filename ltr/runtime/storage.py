@@ -17,6 +17,7 @@ from ltr.errors import InputError, StorageError
 # Columns of the package's tables that hold words: of results.csv, and those that comparison.csv adds.
 TEXT = (
     *("dataset", "profile", "backbone", "method", "loss", "max_norm_every", "mode", "selection", "tta", "run"),
+    *("stage1_run", "network", "mix", "augmentation", "sampling", "precision", "commit"),
     *("device", "torch", "hyper-parameters", "source", "tuned_on", "tuning_run", "first stage", "metric"),
 )
 

@@ -42,6 +42,7 @@ from ltr.settings import WHOLE_NETWORK as NAMES
 from ltr.study import published
 
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
+KEY = [*PROTOCOL, "stage1_run"]  # what a comparison is one of: its table is replaced by a later one
 FIGURES = ["many", "medium", "few", "all", "ECE"]
 NOT_MEASURED = "not measured"
 TUNED = {"--weight-decay", "--max-norm", "--tau", "--naive-tau"}  # options of the second script that have no place here
@@ -70,10 +71,7 @@ def accuracies(classifier: torch.nn.Linear, features: FrozenFeatures) -> dict[st
 
     They are NaN where training diverged.
     """
-    logits = features.test_logits(classifier, 0)
-    if not np.isfinite(logits).all():
-        return dict.fromkeys(("all", *metrics.GROUPS), NAN)
-    return metrics.group_accuracy(logits, features.test_labels, features.class_counts)
+    return metrics.group_accuracy(features.test_logits(classifier, 0), features.test_labels, features.class_counts)
 
 
 def fit(method: Balancer, features: FrozenFeatures, recipe: Recipe, settings: Settings) -> list[torch.nn.Linear]:
@@ -99,13 +97,10 @@ def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Se
     return method.settings[best], tried.assign(chosen=tried.index == best)
 
 
-def figures_of(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+def figures_of(made: metrics.Predictions, counts: np.ndarray) -> dict[str, float]:
     """Percentages of a table's row: `FIGURES`, then those of shifted test sets; NaN where training diverged."""
-    finite = np.isfinite(logits).all()
-    logits = logits if finite else np.zeros_like(logits)
-    plain = metrics.summarise(logits, labels, counts)
-    row = {name: plain[name.lower()] for name in FIGURES} | metrics.shifted_accuracy(logits, labels, counts)
-    return row if finite else dict.fromkeys(row, NAN)
+    plain = made.summary(counts)
+    return {name: plain[name.lower()] for name in FIGURES} | made.shifted(counts)
 
 
 def draw_reliability(bins: Mapping[str, pd.DataFrame], folder: Path) -> None:
@@ -150,14 +145,14 @@ def compare(
         setting, tried[name] = tune(method, held_out, recipe)
         validation = tried[name]["all"].max()
         (classifier,) = fit(method, final, recipe, [setting])
-        logits = final.test_logits(classifier, 0)
+        made = metrics.Predictions.of(final.test_logits(classifier, 0), final.test_labels)
         row = {"method": name, "hyper-parameters": describe(setting, recipe)}
-        row |= figures_of(logits, final.test_labels, final.class_counts)
+        row |= figures_of(made, final.class_counts)
         rows.append(row | {"validation": validation, "seconds": time.perf_counter() - start})
         if np.isnan(row["all"]):
             rows[-1]["hyper-parameters"] += ", diverged"
         else:
-            bins[name] = metrics.reliability(logits, final.test_labels)
+            bins[name] = made.reliability()
     if figures:
         draw_reliability(bins, figures)
     settings = pd.concat(tried, names=["method", "number"]).reset_index("method")
@@ -260,15 +255,16 @@ def first_stages(settings: Comparison) -> Stages:
         print(f"no full first stage, so the tuning network is tested ({error})", flush=True)
         run, final, name = tuned, settings.features(tuned, cut), f"{tuned.path.name} (tuning network, no full run)"
         final.passes = held_out.passes  # the same network on the same training images
-    protocol = {column: run.config["settings"][column] for column in PROTOCOL} | {"dataset": full.name}
+    protocol = {column: run.config["settings"][column] for column in PROTOCOL}
+    protocol |= {"dataset": full.name, "stage1_run": run.path.name}
     protocol |= {"tuned_on": f"{len(tuning.test)} held-out images, {tuned.path.name}", "first stage": name}
     return Stages(held_out, final, tuned, run, full.describe()["fingerprint"], protocol)
 
 
 def shifted_figures(run: runs.Result) -> dict[str, float]:
-    """Figures of a finished run from its logits, which are rounded to float16; none, and a warning, without them."""
+    """Figures of a finished run from its predictions; none, and a warning, without them."""
     try:
-        return figures_of(*run.test_logits, run.class_counts)
+        return figures_of(run.predictions, run.class_counts)
     except InputError as error:
         warnings.warn(f"no accuracies on shifted test sets: {error}", stacklevel=2)
         return {}
@@ -308,7 +304,16 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
     rows += [protocol | absent_row(name) for name in absent]
     for row in rows:
         row["published"], row["source"] = figures.get(row["method"], (NAN, ""))
-    first = [*PROTOCOL, "method", "hyper-parameters", *FIGURES, "published", "source", "validation", "seconds"]
+    first = [
+        *(name for name in KEY if name in protocol),
+        "method",
+        "hyper-parameters",
+        *FIGURES,
+        "published",
+        "source",
+        "validation",
+        "seconds",
+    ]
     return pd.DataFrame(rows)[list(dict.fromkeys((*first, "tuned_on", "first stage", *rows[0])))]
 
 
@@ -318,8 +323,9 @@ def tuning_table(tried: pd.DataFrame, stages: Stages) -> pd.DataFrame:
     Args:
         tried: of `compare`.
     """
-    protocol = stages.protocol | {"stage1_epochs": stages.tuned.config["settings"]["stage1_epochs"]}
-    protocol = {name: protocol[name] for name in (*PROTOCOL, "tuned_on")}
+    tuned = stages.tuned
+    own = {"stage1_epochs": tuned.config["settings"]["stage1_epochs"], "stage1_run": tuned.path.name}
+    protocol = {name: (stages.protocol | own)[name] for name in (*KEY, "tuned_on")}
     return pd.DataFrame([protocol | row for row in tried.to_dict("records")])
 
 
@@ -332,7 +338,7 @@ def shown(table: pd.DataFrame, columns: Sequence[str]) -> str:
 
 
 def save(path: Path, table: pd.DataFrame) -> None:
-    """Put a comparison into the file, in place of an earlier one of the same protocol.
+    """Put a comparison into the file, in place of an earlier one of the same first stage and protocol.
 
     Raises:
         InputError: the file is there, and no comparison.
@@ -344,7 +350,8 @@ def save(path: Path, table: pd.DataFrame) -> None:
             old = read_table(path)
             if not set(PROTOCOL) <= set(old):
                 raise InputError(f"--out: {path} must have the columns of a comparison, got {clip(', '.join(old))}")
-            earlier = old[~old[PROTOCOL].eq(table[PROTOCOL].iloc[0]).all(axis=1)]
+            key = [name for name in KEY if name in old and name in table]
+            earlier = old[~old[key].eq(table[key].iloc[0]).all(axis=1)]
             table = pd.concat([earlier, table], ignore_index=True) if len(earlier) else table
         write_text(path, table_text(table))
 

@@ -7,14 +7,14 @@ every number there is one of the file.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ltr import metrics, recipes
+from ltr import metrics, recipes, runs
 from ltr.errors import InputError
 from ltr.methods import METHODS
 from ltr.runtime.options import Parser
@@ -22,11 +22,15 @@ from ltr.runtime.storage import read_table, write_text
 from ltr.study import published
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
-MODEL = ["stage1_weight_decay", "method", "mode", "loss", "weight_decay", "max_norm_every", "radius", "tau"]
+# How a first stage was trained, beside its length: the columns of its own rows, by what they are called beside others'.
+FIRST = {f"first {name}": name for name in ("lr", "batch_size", "loss", "mix", "augmentation", "sampling", "network")}
+BASE = [*SET, *FIRST]
+MODEL = ["stage1_weight_decay", "method", "mode", "loss", "lr", "weight_decay", "max_norm_every", "radius", "tau"]
 MEASURES = ["many", "medium", "few", "all", "flip", "best", "both", "ece"]
 COMPARED = ["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"]
 NETWORKS = {"resnet32": "narrow ResNet-32", "resnet32-wide": "wide ResNet-32", "resnet34": "ResNet-34"}
 NOT_MEASURED = "not measured"
+Column = list[str]  # a head, then a cell a line
 
 
 # ---- cells
@@ -73,16 +77,30 @@ def in_markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rest)) + "\n"
 
 
-# ---- all models of results.csv
+def side_by_side(columns: Sequence[Column]) -> str:
+    """A table of columns."""
+    return in_markdown(list(zip(*columns, strict=True)))
+
+
+# ---- rows of results.csv
+
+
+def with_first_stage(results: pd.DataFrame) -> pd.DataFrame:
+    """Beside each row how its first stage was trained, in the columns `FIRST`; empty where its row is not there."""
+    results = results.reindex(columns=runs.COLUMNS)  # a table from before has fewer
+    firsts = results[results.run == results.stage1_run].drop_duplicates("run").set_index("run")
+    return results.assign(**{name: results.stage1_run.map(firsts[own]) for name, own in FIRST.items()})
 
 
 def headline(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of the last epoch and plain test; beside them accuracy over all classes counted in the other ways.
 
     Returns:
-        `flip` (logits averaged with the mirrored image), `best` (best epoch on the test set) and `both` as columns.
+        `flip` (logits averaged with the mirrored image), `best` (best epoch on the test set) and `both` as columns;
+        and those of `with_first_stage`.
     """
     ways = {"flip": ("last", "flip"), "best": ("best_test", "none"), "both": ("best_test", "flip")}
+    results = with_first_stage(results)
     shown = results[(results.selection == "last") & (results.tta == "none")]
     for name, (selection, tta) in ways.items():
         other = results[(results.selection == selection) & (results.tta == tta)]
@@ -90,9 +108,42 @@ def headline(results: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
+def training(rows: pd.DataFrame) -> str:
+    """How the first stage of some rows was trained, in words."""
+    row = rows.iloc[0]
+    words = [f"{row.stage1_epochs:g} epochs"]
+    if pd.notna(row["first lr"]):
+        words = [f"{words[0]} at {row['first lr']:g}", f"batch {row['first batch_size']:g}"]
+    choices = [row[name] for name in FIRST if name not in ("first lr", "first batch_size")]
+    return ", ".join([*words, *(choice for choice in choices if pd.notna(choice) and choice != "ce")])
+
+
+def by_training(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of each way in which their first stages were trained, in words: the plainest first, then the longest."""
+    groups = [own for _, own in rows.groupby(["stage1_epochs", *FIRST], dropna=False)]
+    groups.sort(key=lambda own: (training(own).count(","), -own.stage1_epochs.iloc[0]))
+    return {training(own): own for own in groups}
+
+
+def measured(results: pd.DataFrame, factor: float = 100) -> dict[str, dict[str, pd.DataFrame]]:
+    """The headline rows of CIFAR100-LT by network, and by how its first stage was trained."""
+    rows = headline(results)
+    rows = rows[(rows.dataset == "cifar100") & (rows.imbalance_factor == factor) & (rows.profile == "exp")]
+    rows = rows.assign(mode=rows["mode"].astype(object).fillna("paper"))
+    return {name: by_training(rows[rows.backbone == backbone]) for backbone, name in NETWORKS.items()}
+
+
+# ---- all models of results.csv
+
+
 def has_max_norm(method: str) -> bool:
     """Whether a row learns under MaxNorm."""
     return method in METHODS and METHODS[method].constraint == "MaxNorm"
+
+
+def absolute_radius(rows: pd.DataFrame) -> pd.Series:
+    """The radius where it is a setting; the released one is relative, another for each seed."""
+    return rows.max_norm.where(rows["mode"] != "released")
 
 
 def models_of(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -103,8 +154,8 @@ def models_of(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """
     order = {method: i for i, method in enumerate(published.TABLE_1)}
     position = rows.method.map(order).fillna(len(order))
-    radius = rows.max_norm.where(rows["mode"] != "released")  # the released radius is relative: another for each seed
-    rows = rows.assign(mode=rows["mode"].astype(object).fillna(""), position=position, radius=radius)
+    mode = rows["mode"].astype(object).fillna("")
+    rows = rows.assign(mode=mode, position=position, radius=absolute_radius(rows))
     rows = rows.sort_values(["mode", "position"], kind="stable")
     for (_, method, mode, *_), model in rows.groupby(MODEL, sort=False, dropna=False):
         title = f"{method} ({mode})" if mode else method
@@ -124,36 +175,36 @@ def model_line(title: str, rows: pd.DataFrame) -> list[str]:
     return [title, *map(number, settings), *(cell(rows[name]) for name in MEASURES), fired, str(rows.seed.nunique())]
 
 
-def set_part(place: tuple[Any, ...], rows: pd.DataFrame) -> str:
-    """The models of a data set, network and length of training, `place` of `SET`; beside the paper's where it has some.
+def set_part(rows: pd.DataFrame) -> str:
+    """The models of a data set, network and way of training the first stage; beside the paper's where it has some.
 
     Args:
-        place: values of `SET`.
-        rows: of `headline`.
+        rows: of `headline`, alike in `BASE`.
     """
-    dataset, factor, profile, backbone, epochs = place
+    one = rows.iloc[0]
     devices, versions = (", ".join(sorted(rows[name].unique())) for name in ("device", "torch"))
     lines = [["model", "stage-1 WD", "stage-2 WD", "radius", *MEASURES[:-1], "ECE", "MaxNorm fired", "seeds"]]
     theirs = ["paper (ResNet-34): many / medium / few / all"]
     for title, own in models_of(rows):
         lines.append(model_line(title, own))
         theirs.append(joined(published.TABLE_1.get(own.method.iloc[0], ())))
-    if (dataset, factor, profile) == ("cifar100", 100, "exp"):
+    if (one.dataset, one.imbalance_factor, one.profile) == ("cifar100", 100, "exp"):
         lines = [[*line, paper] for line, paper in zip(lines, theirs, strict=True)]
+    place = f"{one.dataset}, imbalance factor {one.imbalance_factor:g} ({one.profile}), {one.backbone}"
     return (
-        f"**{dataset}, imbalance factor {factor:g} ({profile}), {backbone}, {epochs:g} epochs** · last epoch, plain "
-        "test, in %; `flip`, `best`, `both`: all classes, with mirrored images, of the best epoch on the test set, "
-        f"both · {devices} · torch {versions}\n\n{in_markdown(lines)}"
+        f"**{place}, {training(rows)}** · last epoch, plain test, in %; `flip`, `best`, `both`: all classes, with "
+        f"mirrored images, of the best epoch on the test set, both · {devices} · torch {versions}\n\n"
+        f"{in_markdown(lines)}"
     )
 
 
 def markdown(results: pd.DataFrame) -> str:
-    """One table a data set and network; last epoch, plain test.
+    """One table a data set, network and way of training the first stage; last epoch, plain test.
 
     Args:
         results: the columns of `runs.COLUMNS`.
     """
-    return "\n".join(set_part(place, rows) for place, rows in headline(results).groupby(SET, dropna=False))
+    return "\n".join(set_part(rows) for _, rows in headline(results).groupby(BASE, dropna=False))
 
 
 # ---- the paper's tables beside ours
@@ -161,23 +212,9 @@ def markdown(results: pd.DataFrame) -> str:
 
 def variants(rows: pd.DataFrame, measure: str = "all") -> str:
     """A measure of a method; of each of its settings where it was run with several."""
-    settings = ["stage1_weight_decay", "loss", "weight_decay", "max_norm", "tau"]
-    rows = rows.assign(max_norm=rows.max_norm.where(rows["mode"] != "released"))  # relative: another for each seed
+    settings = ["stage1_weight_decay", "loss", "lr", "weight_decay", "radius", "tau"]
+    rows = rows.assign(radius=absolute_radius(rows))
     return " / ".join(cell(own[measure]) for _, own in rows.groupby(settings, dropna=False)) or NOT_MEASURED
-
-
-def measured(results: pd.DataFrame, factor: float, backbone: str) -> pd.DataFrame:
-    """The headline rows of CIFAR100-LT for a network; of several lengths of training the longest."""
-    rows = headline(results)
-    rows = rows[(rows.dataset == "cifar100") & (rows.imbalance_factor == factor) & (rows.profile == "exp")]
-    rows = rows[rows.backbone == backbone]
-    rows = rows[rows.stage1_epochs == rows.stage1_epochs.max()]
-    return rows.assign(mode=rows["mode"].astype(object).fillna("paper"))
-
-
-def protocol(rows: pd.DataFrame) -> str:
-    """Length of training and number of seeds."""
-    return f"{rows.stage1_epochs.max():.0f} epochs, {seeds(rows)}"
 
 
 def is_tuned(method: str) -> bool:
@@ -209,52 +246,46 @@ def table_1_cell(rows: pd.DataFrame, method: str, mode: str) -> str:
     return variants(own)
 
 
-def table_1_columns(name: str, rows: pd.DataFrame) -> list[list[str]]:
-    """A network's columns of `table_1`: a head, then a cell a method."""
-    if rows.empty:
-        return [[name] + [NOT_MEASURED] * len(published.TABLE_1)]
-    heads = {
-        "paper": f"{name}, {protocol(rows)}: tuned",
-        "published": f"{name}: published values",
-        "released": f"{name}: released mode",
-    }
-    return [[head, *(table_1_cell(rows, method, mode) for method in published.TABLE_1)] for mode, head in heads.items()]
+def network_columns(
+    name: str, trained: dict[str, pd.DataFrame], lines: int, make: Callable[[str, pd.DataFrame], list[Column]]
+) -> list[Column]:
+    """A network's columns, those of `make` for each way of training it; one that says so where there is none."""
+    if not trained:
+        return [[name] + [NOT_MEASURED] * lines]
+    return [column for words, rows in trained.items() for column in make(f"{name}, {words}, {seeds(rows)}", rows)]
 
 
 def table_1(results: pd.DataFrame, factor: float = 100) -> str:
-    """The paper's Table 1 beside ours: a row a model; for each network the paper's mode with tuned and with
-    published values, and the released mode. Last epoch, plain test.
+    """The paper's Table 1 beside ours: a row a model; for each network, and each way of training its first stage, the
+    paper's mode with tuned and with published values, and the released mode. Last epoch, plain test.
 
     Args:
-        results: the columns of `runs.COLUMNS`. Of several lengths of training the longest counts.
+        results: the columns of `runs.COLUMNS`.
         factor: the imbalance factor.
 
     Returns:
         nothing where no row is of CIFAR100-LT.
     """
-    found = {name: measured(results, factor, backbone) for backbone, name in NETWORKS.items()}
-    if all(rows.empty for rows in found.values()):
+
+    def modes(head: str, rows: pd.DataFrame) -> list[Column]:
+        name = head.split(",")[0]
+        heads = {
+            "paper": f"{head}: tuned",
+            "published": f"{name}: published values",
+            "released": f"{name}: released mode",
+        }
+        return [
+            [text, *(table_1_cell(rows, method, mode) for method in published.TABLE_1)] for mode, text in heads.items()
+        ]
+
+    found = measured(results, factor)
+    if not any(found.values()):
         return ""
     theirs = [metrics.percent(values[-1]) for values in published.TABLE_1.values()]
     columns = [["model", *published.TABLE_1], ["paper (ResNet-34, best epoch on the test set)", *theirs]]
-    for name, rows in found.items():
-        columns += table_1_columns(name, rows)
-    return in_markdown(list(zip(*columns, strict=True)))
-
-
-def table_2_column(name: str, parts: Sequence[pd.DataFrame]) -> list[str]:
-    """A network's column of `table_2`: a head, then a cell a method.
-
-    Args:
-        name: the network's.
-        parts: its rows at each of `published.FACTORS`.
-    """
-    lengths = dict.fromkeys(protocol(rows) for rows in parts if not rows.empty)
-    column = [", ".join([name, *lengths])]
-    for method in published.TABLE_2:
-        cells = [table_1_cell(rows, method, "paper") for rows in parts]
-        column.append(NOT_MEASURED if set(cells) == {NOT_MEASURED} else " / ".join(cells))
-    return column
+    for name, trained in found.items():
+        columns += network_columns(name, trained, len(theirs), modes)
+    return side_by_side(columns)
 
 
 def table_2(results: pd.DataFrame) -> str:
@@ -266,16 +297,22 @@ def table_2(results: pd.DataFrame) -> str:
     Returns:
         nothing where no row is of CIFAR100-LT.
     """
-    found = {
-        name: [measured(results, factor, backbone) for factor in published.FACTORS]
-        for backbone, name in NETWORKS.items()
-    }
-    if all(rows.empty for parts in found.values() for rows in parts):
+    found = [measured(results, factor) for factor in published.FACTORS]
+
+    def one(head: str, rows: pd.DataFrame) -> list[Column]:
+        parts = [rows[rows.imbalance_factor == factor] for factor in published.FACTORS]
+        cells = [[table_1_cell(part, method, "paper") for part in parts] for method in published.TABLE_2]
+        return [[head, *(NOT_MEASURED if set(each) == {NOT_MEASURED} else " / ".join(each) for each in cells)]]
+
+    if not any(trained for parts in found for trained in parts.values()):
         return ""
     head = f"paper (ResNet-34), imbalance factor {' / '.join(map(str, published.FACTORS))}"
     columns = [["model", *published.TABLE_2], [head, *map(joined, published.TABLE_2.values())]]
-    columns += [table_2_column(name, parts) for name, parts in found.items()]
-    return in_markdown(list(zip(*columns, strict=True)))
+    for name in NETWORKS.values():
+        ways = dict.fromkeys(words for parts in found for words in parts[name])
+        trained = {words: pd.concat([parts[name][words] for parts in found if words in parts[name]]) for words in ways}
+        columns += network_columns(name, trained, len(published.TABLE_2), one)
+    return side_by_side(columns)
 
 
 # ---- the released notebooks beside ours
@@ -289,29 +326,6 @@ def as_released(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     return own[own["mode"] == ("released" if method in METHODS else "paper")]
 
 
-def released_columns(name: str, rows: pd.DataFrame, counted: pd.DataFrame, heads: Sequence[str]) -> list[list[str]]:
-    """A network's two columns of `table_of_released`, one where it is not measured: a head, then a cell a method.
-
-    Args:
-        name: the network's.
-        rows: of `measured`.
-        counted: the rows of the best epoch on the test set and mirrored images, by run.
-        heads: what the columns hold.
-    """
-    if rows.empty:
-        return [[name] + [NOT_MEASURED] * len(published.RELEASED)]
-    theirs = counted.reindex(rows.run)
-    rows = rows.assign(**{f"{group} both": theirs[group].to_numpy() for group in metrics.GROUPS})
-    measures = [*(f"{group} both" for group in metrics.GROUPS), "both"]
-    printed, logged = [f"{name}, {protocol(rows)}: {heads[0]}"], [f"{name}: {heads[1]}"]
-    for method in published.RELEASED:
-        own = as_released(rows, method)
-        groups = " / ".join(variants(own, measure) for measure in measures)
-        printed.append(NOT_MEASURED if own.empty else groups)
-        logged.append(variants(own))
-    return [printed, logged]
-
-
 def table_of_released(results: pd.DataFrame) -> str:
     """What the released notebooks print beside ours, in their protocol and in their mode.
 
@@ -321,20 +335,28 @@ def table_of_released(results: pd.DataFrame) -> str:
     Returns:
         nothing where no row is of CIFAR100-LT at imbalance factor 100.
     """
-    found = {name: measured(results, 100, backbone) for backbone, name in NETWORKS.items()}
-    if all(rows.empty for rows in found.values()):
-        return ""
-    heads = "many / medium / few / all, flip, best epoch on the test set", "all, plain, last epoch"
-    printed, logged = [f"released notebooks (ResNet-34, 320 epochs): {heads[0]}"], [f"their logs: {heads[1]}"]
-    for values, last in published.RELEASED.values():
-        printed.append(" / ".join(map(str, values)))
-        logged.append(metrics.percent(last))
-    columns = [["model", *published.RELEASED], printed, logged]
     counted = results[(results.selection == "best_test") & (results.tta == "flip")]
     counted = counted.drop_duplicates("run").set_index("run")
-    for name, rows in found.items():
-        columns += released_columns(name, rows, counted, heads)
-    return in_markdown(list(zip(*columns, strict=True)))
+    heads = "many / medium / few / all, flip, best epoch on the test set", "all, plain, last epoch"
+    measures = [*(f"{group} both" for group in metrics.GROUPS), "both"]
+
+    def two(head: str, rows: pd.DataFrame) -> list[Column]:
+        theirs = counted.reindex(rows.run)
+        rows = rows.assign(**{f"{group} both": theirs[group].to_numpy() for group in metrics.GROUPS})
+        own = [as_released(rows, method) for method in published.RELEASED]
+        groups = [NOT_MEASURED if each.empty else " / ".join(variants(each, name) for name in measures) for each in own]
+        return [[f"{head}: {heads[0]}", *groups], [f"{head.split(',')[0]}: {heads[1]}", *map(variants, own)]]
+
+    found = measured(results)
+    if not any(found.values()):
+        return ""
+    printed = [f"released notebooks (ResNet-34, 320 epochs): {heads[0]}"]
+    printed += [" / ".join(map(str, values)) for values, _ in published.RELEASED.values()]
+    logged = [f"their logs: {heads[1]}", *(metrics.percent(last) for _, last in published.RELEASED.values())]
+    columns = [["model", *published.RELEASED], printed, logged]
+    for name, trained in found.items():
+        columns += network_columns(name, trained, len(published.RELEASED), two)
+    return side_by_side(columns)
 
 
 # ---- what a way of counting, and what MaxNorm adds
@@ -390,9 +412,10 @@ def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
         classes with and without it (last epoch, plain test, percent, means over seeds), and the mean and deviation
         of the gain. Models whose counterpart without MaxNorm is not there have no row.
     """
-    rows = results[(results.selection == "last") & (results.tta == "none")]
-    same = [*SET, "stage1_weight_decay"]
-    rows = rows[(rows[same] == rows.loc[rows.run == run, same].iloc[0]).all(axis=1)]
+    rows = headline(results)
+    same = [*BASE, "stage1_weight_decay"]
+    wanted = rows.loc[rows.run == run, same].iloc[0]
+    rows = rows[(rows[same].eq(wanted) | (rows[same].isna() & wanted.isna())).all(axis=1)]
     plain_names = {method: without_max_norm(method) for method in METHODS if has_max_norm(method)}
     plain_names = {method: plain for method, plain in plain_names.items() if plain is not None}
     limited = rows[rows.method.isin(plain_names)]
@@ -408,19 +431,19 @@ def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
 
 
 def max_norm_table(results: pd.DataFrame) -> str:
-    """`max_norm_gains` of every measured network on CIFAR100-LT, imbalance factor 100.
+    """`max_norm_gains` of every measured network on CIFAR100-LT, imbalance factor 100, and way of training it.
 
     Args:
         results: the columns of `runs.COLUMNS`.
     """
     parts = []
-    for backbone, name in NETWORKS.items():
-        rows = measured(results, 100, backbone)
-        limited = rows[rows.method.map(has_max_norm).astype(bool)]
-        if len(limited):
-            gains = max_norm_gains(results, limited.run.iloc[0]).astype(str)
-            table = in_markdown([[*gains.columns], *gains.to_numpy().tolist()])
-            parts.append(f"**{name}, {protocol(rows)}**\n\n{table}")
+    for name, trained in measured(results).items():
+        for words, rows in trained.items():
+            limited = rows[rows.method.map(has_max_norm).astype(bool)]
+            if len(limited):
+                gains = max_norm_gains(results, limited.run.iloc[0]).astype(str)
+                table = in_markdown([[*gains.columns], *gains.to_numpy().tolist()])
+                parts.append(f"**{name}, {words}, {seeds(rows)}**\n\n{table}")
     return "\n".join(parts)
 
 
@@ -464,8 +487,8 @@ def comparison_part(rows: pd.DataFrame) -> str:
     words = [
         f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs:g} "
         f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}**",
+        f"first stage {first.stage1_run}",
         "last epoch, plain test, in %",
-        seeds(rows),
         *(f"tuned on {images}" for images in rows.tuned_on.dropna().head(1)),
     ]
     return f"{' · '.join(words)}\n\n{body}"
@@ -475,15 +498,14 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     """Every method of a comparison, the measured ones first by their accuracy; one table a first stage.
 
     Args:
-        table: what `compare.assemble` gives, read from its file. What is not measured has no first stage, and stands in
-            the first table of a network alone.
+        table: what `compare.assemble` gives, read from its file. What is not measured has no first stage of its own,
+            and stands in the first table of a network alone: that of the most epochs and the largest weight decay.
     """
     parts = []
-    for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]):
-        stages = [rows for _, rows in network.groupby("stage1_weight_decay")]
-        stages.reverse()  # the largest weight decay first
-        parts.append(stages[0])
-        parts += [rows[rows["first stage"].notna()] for rows in stages[1:]]
+    for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"]):
+        order = network.sort_values(["stage1_epochs", "stage1_weight_decay"], ascending=False, kind="stable")
+        first, *others = (rows for _, rows in order.groupby("stage1_run", sort=False))
+        parts += [first, *(rows[rows["first stage"].notna()] for rows in others)]
     return "\n".join(comparison_part(rows) for rows in parts if len(rows))
 
 

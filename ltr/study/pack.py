@@ -1,0 +1,135 @@
+"""Make the runs of a folder small enough to be committed:
+
+    python -m ltr pack exp --data-root data --keep wd_wd0.005_e100_resnet32_if100_s0-3f23bd22
+
+Every run keeps its predictions. Where an earlier run has none yet they are computed from its weights and the test
+images, and must give its own summary. Then logits go, and weights and features of more than 100 kB but for those of
+the runs to keep. A run whose predictions cannot be had is left as it is, and named.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ltr import datasets, models, runs
+from ltr.errors import InputError, clip
+from ltr.metrics import Predictions
+from ltr.runtime.options import Parser, short
+from ltr.second_stage import FrozenFeatures
+from ltr.study import ship
+
+LARGE = 100_000  # bytes
+HEAVY = ("weights.pt", ship.NAME)
+CUT = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization")  # of `datasets.load`
+SLACK = 0.005  # points: less than one image of 10,000, more than what adding in another order does
+
+
+def state_of(run: runs.Result) -> dict[str, Tensor]:
+    """The whole network's state after a run of either stage.
+
+    Raises:
+        InputError: its weights, or those of the network that it started from, are not there.
+    """
+    own, base = run.weights(), run.config["settings"].get("stage1_run")
+    if base is None:
+        return own
+    state = runs.load_first(run.path.parents[1] / "demo_1" / base).weights()
+    # A classifier's names are its own; last layers keep the network's, and so do statistics that drifted.
+    names = {"weight": "classifier.weight", "bias": "classifier.bias"}
+    return state | {names.get(name, name.removeprefix("trunk.")): value for name, value in own.items()}
+
+
+class Images:
+    """Test images of runs, and what networks make of them; what a backbone sees in them is computed once.
+
+    Args:
+        root: see `datasets.load`; None where there are none.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self.sets: dict[str, datasets.LongTailed] = {}
+        self.features: dict[str, Tensor] = {}
+
+    def of(self, run: runs.Result) -> datasets.LongTailed:
+        """The images that a run was tested on.
+
+        Raises:
+            InputError: they are not there, or others.
+        """
+        if self.root is None:
+            raise InputError("--data-root: must be given")
+        settings, fingerprint = run.config["settings"], run.config["data"]["fingerprint"]
+        cut = {name: settings[name] for name in CUT}
+        key = runs.digest(cut, fingerprint)
+        if key not in self.sets:
+            data = datasets.load(settings["dataset"], self.root, **cut)
+            self.sets[key] = data.for_tuning() if settings["hold_out"] else data
+        if self.sets[key].describe()["fingerprint"] != fingerprint:
+            raise InputError(f"--data-root: must hold the images of the run, {short(self.root)} has others")
+        return self.sets[key]
+
+    def predictions(self, run: runs.Result) -> Predictions:
+        """What a run's network says of its test images.
+
+        Raises:
+            InputError: its weights or images are not there, or it says something else than its summary.
+        """
+        state, data = state_of(run), self.of(run)
+        model = models.restore(run.config["settings"]["backbone"], len(data.class_counts), state)
+        backbone = {name: value.numpy().tobytes() for name, value in state.items() if "classifier" not in name}
+        key = hashlib.sha256(b"".join([*backbone.values(), data.test.fingerprint().encode()])).hexdigest()
+        if key not in self.features:
+            self.features[key] = FrozenFeatures(model, data, "cpu").test_features(0, False)
+        made = Predictions.of(model.classifier(self.features[key]).detach().numpy(), data.test.labels)
+        told = run.accuracy()
+        for name, value in made.summary(data.class_counts).items():
+            if not np.isclose(value, told[name], rtol=0, atol=SLACK, equal_nan=True):
+                raise InputError(
+                    f"--data-root: {name} is {value:.4f} from its weights, {told[name]:.4f} in its summary"
+                )
+        return made
+
+
+def pack(path: Path, images: Images, keep: bool) -> str:
+    """Make one run ready, see above; what stopped it in a word, or nothing."""
+    try:
+        run = runs.Result.read(path)
+        if not (path / "predictions.npz").exists():
+            runs.write_predictions(path, images.predictions(run))
+    except InputError as error:
+        return str(error)
+    for name in ("test_logits.npz", *HEAVY):
+        file = path / name
+        if file.exists() and (name not in HEAVY or not keep and file.stat().st_size > LARGE):
+            file.unlink()
+    return ""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line.
+
+    Raises:
+        InputError: an option is not allowed, or names no run.
+    """
+    parser = Parser(prog="ltr pack", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of the runs of both stages, as exp; its tuning is packed too")
+    parser.add_argument("--data-root", type=Path, help="images, for runs without predictions")
+    parser.add_argument("--keep", nargs="*", default=[], metavar="RUN", help="whose weights and features stay")
+    options = parser.parse_args(arguments)
+    found = sorted(path.parent for path in options.folder.glob("**/demo_[12]/*/summary.json"))
+    for name in options.keep:
+        if name not in {path.name for path in found}:
+            raise InputError(f"--keep: must be finished runs in {options.folder}, got {clip(name)}")
+    images, kept = Images(options.data_root), 0
+    # Heads first: they need the weights of the networks that they stand on.
+    for path in sorted(found, key=lambda path: path.parent.name, reverse=True):
+        stopped = pack(path, images, path.name in options.keep)
+        kept += not stopped
+        if stopped:
+            print(f"{path.name} stays as it is: {stopped}", flush=True)
+    size = sum(file.stat().st_size for file in options.folder.rglob("*") if file.is_file())
+    print(f"{kept} of {len(found)} runs are ready to be committed; {options.folder} has {size / 2**20:.1f} MiB")
