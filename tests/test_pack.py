@@ -13,6 +13,7 @@ from ltr import datasets, metrics, models, recipes, runs, training
 from ltr.errors import InputError
 from ltr.first_stage import ImageData
 from ltr.regularizers import row_norms
+from ltr.runtime.options import ROOT
 from ltr.second_stage import FrozenFeatures
 from ltr.study import pack
 
@@ -115,3 +116,22 @@ def test_a_run_whose_predictions_cannot_be_had_stays_as_it_is(folder, tmp_path, 
 def test_bad_options_are_refused(tmp_path, words, message):
     with pytest.raises(InputError, match=message):
         pack.main([str(tmp_path), *words])
+
+
+# ---- the committed runs
+
+COMMITTED = sorted(path.parent for path in (ROOT / "exp").glob("**/demo_[12]/*/predictions.npz"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_committed_predictions_give_the_tables_last_digit(path):
+    run = runs.Result.read(path)
+    told = run.accuracy()
+    for name, value in run.predictions.summary(run.class_counts).items():
+        assert metrics.percent(value) == metrics.percent(told[name]), name
+    assert run.predictions.by_class.round(4).tolist() == run.summary["last/none"]["per_class"]
+
+
+def test_git_holds_no_logits():
+    assert COMMITTED
+    assert not list((ROOT / "exp").glob("**/demo_[12]/*/test_logits.npz"))
