@@ -1,4 +1,4 @@
-# make demo | test | check | soak | reproduce | table-1 | notebooks | scripts | tables. ARGS="--backbone resnet34 ..." adds options.
+# make demo | test | check | soak | reproduce | table-1 | notebooks | tutorial | scripts | tables. ARGS="--backbone resnet34 ..." adds options.
 PYTHON ?= python3
 ARGS ?=
 ARGS1 ?= $(ARGS)
@@ -12,10 +12,11 @@ BIN := .venv/bin
 INSTALL ?= $(BIN)/python -m pip install --quiet
 ONE := demo1_first-stage-training
 TWO := demo2_second-stage-training
+STUDY := study_paper-versus-code
 EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=-1 \
 	--ExecutePreprocessor.record_timing=False --log-level=WARN
 
-.PHONY: demo test check soak reproduce table-1 notebooks scripts tables clean
+.PHONY: demo test check soak reproduce table-1 notebooks tutorial scripts tables clean
 
 .venv/.installed: requirements.txt pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -26,19 +27,18 @@ EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocesso
 	$(INSTALL) -e ".[dev]"
 	touch $@
 
-# Both notebooks on the embedded set, into build/demo; nothing that is in git changes.
+# Chapters 1 and 2 on the embedded set and on shipped features, into build; nothing that is in git changes.
 demo: .venv/.installed
-	@echo "first notebook: training two networks on the embedded set"
+	@echo "chapter 1: training two networks on the embedded set"
 	@LTR_ARGS="--preset demo $(ARGS1)" $(EXECUTE) --output-dir build/demo/notebooks notebooks/$(ONE).ipynb
-	@echo "second notebook: balancing the classifier"
+	@echo "chapter 2: balancing the classifier"
 	@LTR_ARGS="--preset demo $(ARGS2)" $(EXECUTE) --output-dir build/demo/notebooks notebooks/$(TWO).ipynb
-	@$(BIN)/python -m ltr report build/demo/results.csv
-	@echo "second notebook again, on shipped features of real images: CIFAR100-LT, imbalance factor 100"
+	@echo "chapter 2 again, on shipped features of real images: CIFAR100-LT, imbalance factor 100"
 	@LTR_ARGS="--base shipped" $(EXECUTE) --output-dir build/shipped/notebooks notebooks/$(TWO).ipynb
-	@$(BIN)/python -m ltr report build/shipped/results.csv
-	@echo "executed notebooks: build/demo/notebooks, build/shipped/notebooks"
-	@echo "figures:            build/demo/figures, build/shipped/figures"
-	@echo "all numbers:        build/demo/results.csv, build/shipped/results.csv"
+	@$(BIN)/python -m ltr headline build/shipped/results.csv
+	@echo "executed chapters: build/demo/notebooks, build/shipped/notebooks"
+	@echo "figures:           build/demo/figures, build/shipped/figures"
+	@echo "all numbers:       build/demo/results.csv, build/shipped/results.csv"
 
 test: .venv/.developer
 	$(BIN)/ruff check .
@@ -57,6 +57,7 @@ soak: .venv/.developer
 reproduce: .venv/.installed
 	$(BIN)/python scripts/$(ONE).py --preset paper $(ARGS1)
 	$(BIN)/python scripts/$(TWO).py --preset paper $(ARGS2)
+	$(BIN)/python scripts/$(STUDY).py --preset paper $(ARGS2)
 
 # All rows of the paper's Table 1 for a network, over seeds: networks without held-out images, every row's values chosen
 # on these, then the runs. What is finished is not repeated.
@@ -67,22 +68,28 @@ table-1: .venv/.installed
 		--stage1-weight-decay 0 $(ARGS2)
 	$(BIN)/python -m ltr sweep --preset paper $(OF) --epochs $(EPOCHS) --seeds $(SEEDS) $(ARGS1)
 	for seed in $(SEEDS); do \
-		$(BIN)/python scripts/$(TWO).py --preset paper $(OF) --stage1-epochs $(EPOCHS) --seed $$seed \
+		$(BIN)/python scripts/$(STUDY).py --preset paper $(OF) --stage1-epochs $(EPOCHS) --seed $$seed \
 			--tuned-on auto $(ARGS2) || exit; \
 	done
 	$(BIN)/python -m ltr report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme exp/README.md
 
-# Execute the notebooks in place; finished runs are loaded.
+# Execute the chapters in place: the committed runs are read.
 notebooks: .venv/.installed
 	LTR_ARGS="$(ARGS1)" $(EXECUTE) --inplace notebooks/$(ONE).ipynb
 	LTR_ARGS="$(ARGS2)" $(EXECUTE) --inplace notebooks/$(TWO).ipynb
+	LTR_ARGS="$(ARGS2)" $(EXECUTE) --inplace notebooks/$(STUDY).ipynb
+
+# The chapters as HTML pages, into build/tutorial.
+tutorial: .venv/.installed
+	$(BIN)/python -m ltr tutorial --out build/tutorial
 
 scripts: .venv/.installed
 	$(BIN)/jupyter nbconvert --to script --no-prompt --log-level=WARN --output-dir scripts notebooks/*.ipynb
 
-# Rewrite the tables of exp/README.md from the tables in exp/.
+# Rewrite the tables of exp/README.md and of the README from the tables in exp/.
 tables: .venv/.installed
 	$(BIN)/python -m ltr report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme exp/README.md
+	$(BIN)/python -m ltr headline exp/results.csv exp/comparison.csv --readme README.md
 
 clean:
 	rm -rf build .venv

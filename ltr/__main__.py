@@ -16,7 +16,9 @@ COMMANDS = {
     "compare": "every second-stage method in one table, tuned on held-out images",
     "ship": "write the features that come with the package",
     "pack": "make the runs of a folder small enough to be committed",
+    "tutorial": "the chapters as a folder of HTML pages",
     "report": "tables of results, benchmarks and comparisons",
+    "headline": "the five rows that the README begins with",
     "doctor": "what this machine makes of the job, in a minute",
     "bench": "time this package beside a plain reference",
 }

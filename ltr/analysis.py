@@ -4,6 +4,7 @@ Everything gives numbers or a data frame; `plots` draws them. Sums over features
 since Apple's GPU has no such numbers.
 """
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -93,3 +94,19 @@ def filter_norms(weights: dict[str, Tensor]) -> pd.DataFrame:
             norms = torch.linalg.vector_norm(weight.float().flatten(1), dim=1)
             rows.append({"name": name, "mean": float(norms.mean()), "variance": float(norms.var(unbiased=False))})
     return pd.DataFrame(rows).assign(layer=range(1, len(rows) + 1))
+
+
+def mean_logits(logits: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """Mean logit that each class gets from its own images, and from all others.
+
+    Args:
+        logits: [N, C]; labels: [N].
+
+    Returns:
+        a row a class: class_index, own, others; NaN where there is no such image, or a logit is not finite.
+    """
+    logits = np.where(np.isfinite(logits).all(), logits, np.nan).astype(np.float64)
+    mine = labels[:, None] == np.arange(logits.shape[1])  # [N, C]
+    with np.errstate(invalid="ignore"):
+        own, others = ((logits * each).sum(0) / each.sum(0) for each in (mine, ~mine))
+    return pd.DataFrame({"class_index": np.arange(logits.shape[1]), "own": own, "others": others})

@@ -248,6 +248,10 @@ class Difference(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """As a sentence speaks of it: "+4.7 ± 0.4 points"."""
+        return f"{self.points:+.1f} ± {self.error:.1f} points"
+
 
 def paired_difference(
     before: np.ndarray, after: np.ndarray, labels: np.ndarray | None = None, draws: int = 10_000, seed: int = 0

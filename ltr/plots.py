@@ -25,11 +25,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
@@ -38,7 +38,6 @@ from ltr.runtime import distributed
 DPI = 90
 STYLE: dict[str, Any] = {
     "figure.dpi": DPI,
-    "savefig.dpi": 2 * DPI,  # sharp when projected; shown at half its size
     "savefig.facecolor": "white",
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
@@ -304,6 +303,75 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 
 @_styled
+def loss_curves(history: pd.DataFrame) -> Figure:
+    """Mean training loss by epoch, models overlaid, beside the learning rate that all of them have.
+
+    Args:
+        history: columns model, epoch, train_loss, lr.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 2.8), width_ratios=(2, 1))
+    for index, name in enumerate(_models(history)):
+        rows = history[history["model"] == name].sort_values("epoch")
+        left.plot(rows["epoch"], rows["train_loss"], **_line_style(index), label=_literal(name))
+    right.plot(rows["epoch"], rows["lr"], color="0.3")
+    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    left.grid(axis="y")
+    if history["train_loss"].isna().all():
+        _say(left, DIVERGED)
+    _legend_below(fig, *left.get_legend_handles_labels())
+    return fig
+
+
+@_styled
+def regions(panels: dict[str, tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]]) -> Figure:
+    """What a classifier answers in the plane, and the points that it learned from, a panel each.
+
+    Args:
+        panels: title -> points [N, 2], their labels [N], and what gives the label of points [M, 2].
+    """
+    fig, grid = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.3), sharex=True, sharey=True)
+    every = np.concatenate([points for points, _, _ in panels.values()])
+    reach = 1.05 * np.abs(every).max()
+    ticks = np.linspace(-reach, reach, 241)
+    plane = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
+    look = {"extent": (-reach, reach) * 2, "origin": "lower", "alpha": 0.22, "interpolation": "nearest"}
+    for (title, (points, labels, answer)), axes in zip(panels.items(), np.atleast_1d(grid), strict=True):
+        answers = answer(plane).reshape(len(ticks), len(ticks))
+        palette = ListedColormap(COLORS[: int(labels.max()) + 1])
+        axes.imshow(answers, cmap=palette, vmin=0, vmax=labels.max(), **look)
+        for k in np.unique(labels):
+            mine = points[labels == k]
+            axes.plot(*mine.T, MARKS[k % len(MARKS)], color=COLORS[k], markersize=2.5, alpha=0.6)
+        axes.set(title=_literal(title), xticks=[], yticks=[], aspect="equal")
+    return fig
+
+
+@_styled
+def projections(before: np.ndarray, after: dict[str, np.ndarray], radius: float) -> Figure:
+    """Vectors in the plane before and after each of some rules, a panel a rule, with the ball's edge.
+
+    Args:
+        before: [C, 2].
+        after: rule -> [C, 2].
+        radius: of the circle that is drawn.
+    """
+    fig, grid = plt.subplots(1, len(after), figsize=(2.9 * len(after), 3.0), sharex=True, sharey=True)
+    reach = 1.1 * max(np.abs(each).max() for each in (before, *after.values()))
+    for (title, vectors), axes in zip(after.items(), np.atleast_1d(grid), strict=True):
+        axes.add_patch(Circle((0, 0), radius, facecolor="0.94", edgecolor="0.6"))
+        for index, (old, new) in enumerate(zip(before, vectors, strict=True)):
+            color = COLORS[index % len(COLORS)]
+            axes.plot(*old, "o", color=color, markerfacecolor="none", markersize=6)
+            axes.annotate("", new, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.6})
+        axes.set(
+            title=_literal(title), xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[]
+        )
+        axes.spines[:].set_visible(False)
+    return fig
+
+
+@_styled
 def per_class_accuracy(table: pd.DataFrame, counts: pd.DataFrame | None = None) -> Figure:
     """Accuracy of each class, common to rare, models overlaid on the class counts (grey area, right axis).
 
@@ -384,6 +452,24 @@ def class_norms(table: pd.DataFrame, counts: pd.DataFrame | None = None, log: bo
 
 
 @_styled
+def class_logits(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
+    """Mean logit of each class over its own test images, and over all others, common to rare.
+
+    Args:
+        table: columns model (one alone), class_index, own, others; see `analysis.mean_logits`.
+        counts: as for `class_counts`.
+    """
+    kinds = {"own": "images of the class", "others": "images of other classes"}
+    long = table.melt(["class_index"], list(kinds), "model", "logit")
+    fig = _class_lines(long.replace({"model": kinds}), "logit", "mean logit of the class", counts, log=False)
+    axes = fig.axes[0]
+    axes.axhline(0, color="0.3", linewidth=1)
+    axes.set_ylim(auto=True)
+    axes.autoscale(axis="y")
+    return fig
+
+
+@_styled
 def marginal_likelihoods(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
     """Probability that a model gives each class over a balanced test set (paper, figure 6): flat is balanced.
 
@@ -453,21 +539,27 @@ def weight_rays(norms: dict[str, np.ndarray], epoch: int) -> Figure:
 
     Args:
         norms: model -> [E, C], row 0 before training, common classes first.
-        epoch: the row to draw; the scale is that of all rows.
+        epoch: the row to draw; the scale is that of all rows and models.
     """
-    fig, panels = plt.subplots(1, len(norms), figsize=(1.9 * len(norms), 2.3), subplot_kw={"projection": "polar"})
+    size = (2.2 * len(norms), 2.7)
+    fig, panels = plt.subplots(1, len(norms), figsize=size, subplot_kw={"projection": "polar"})
+    top = _largest(norms.values())
     for axes, (name, values) in zip(np.atleast_1d(panels), norms.items(), strict=True):
-        classes, top = values.shape[1], _largest([values])
+        classes = values.shape[1]
         angles = 2 * np.pi * np.arange(classes) / classes
         colors = plt.get_cmap("viridis", 5)(np.linspace(0, 1, classes))  # few colours keep an animation small
         lengths = values[min(epoch, len(values) - 1)]
         axes.vlines(angles, 0, np.where(np.isfinite(lengths), lengths, 0), colors=colors, linewidth=2)
-        reach = "–" if top is None else f"{top:.2f}"
-        axes.set(ylim=(0, top), xticks=[], yticks=[], title=f"{_literal(name)}, up to {reach}")
+        axes.set(ylim=(0, top), xticks=[], title=_literal(name))
+        axes.yaxis.set_major_locator(MaxNLocator(3, prune="lower"))
+        axes.set_rlabel_position(350)
+        axes.tick_params(axis="y", labelsize=7)
         axes.set_theta_zero_location("N")
         axes.set_theta_direction(-1)
         axes.spines["polar"].set_color("0.8")
-    fig.supxlabel(f"epoch {epoch}", size=9)
+    ends = Line2D([], [], color=colors[0], linewidth=3), Line2D([], [], color=colors[-1], linewidth=3)
+    _legend_below(fig, ends, ["common", "rare"])
+    fig.suptitle(f"epoch {epoch}", size=9)
     return fig
 
 
@@ -774,10 +866,10 @@ def reliability(bins: pd.DataFrame) -> Figure:
     return fig
 
 
-def _png(fig: Figure) -> bytes:
-    """The figure as PNG at its own resolution; past 45 KB with a palette of as many colours as fit."""
+def _png(fig: Figure, dpi: int = 2 * DPI) -> bytes:
+    """The figure as PNG, shown at half its size; past 45 KB with a palette of as many colours as fit."""
     with plt.rc_context(STYLE), io.BytesIO() as file:
-        fig.savefig(file, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+        fig.savefig(file, dpi=dpi, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
         png = file.getvalue()
         picture = Image.open(file).convert("RGB")
     for colors in (256, 128, 64, 32):
@@ -829,7 +921,7 @@ def show_animation(figures: Iterable[Figure], path: Path | None, seconds: float 
         return
     frames = []
     for fig in figures:
-        frames.append(Image.open(io.BytesIO(_png(fig))).convert("RGB").quantize(12, dither=Image.Dither.NONE))
+        frames.append(Image.open(io.BytesIO(_png(fig, DPI))).convert("RGB").quantize(12, dither=Image.Dither.NONE))
         plt.close(fig)
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(6000 * seconds)]
     with io.BytesIO() as file:
@@ -839,7 +931,7 @@ def show_animation(figures: Iterable[Figure], path: Path | None, seconds: float 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     if in_a_page():
-        _display(data, "gif", frames[0].width // 2)
+        _display(data, "gif")
 
 
 def show(fig: Figure, path: Path | None = None) -> None:

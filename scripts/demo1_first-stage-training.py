@@ -1,301 +1,505 @@
 #!/usr/bin/env python
 # coding: utf-8
 
-# # First stage: learning features from long-tailed data
+# # 1 · First stage: learning features from a long tail
 # 
-# Real data is long-tailed: a few classes have hundreds of images, most have a handful. A network trained on it
-# in the usual way does well on the common classes and fails on the rare ones.
+# Real data is long-tailed: a few classes have hundreds of images, most have a handful. A network that is trained on it in the usual way does well on the common classes and fails on the rare ones.
 # 
-# *Long-Tailed Recognition via Weight Balancing* (Alshammari, Wang, Ramanan, Kong, CVPR 2022) cures this in two stages:
+# *Long-Tailed Recognition via Weight Balancing* ([Alshammari, Wang, Ramanan and Kong, CVPR 2022](https://arxiv.org/abs/2203.14197)) cures this in two stages. **This chapter** is the first: learn features with plain cross-entropy and a *tuned, large* weight decay. [The second](demo2_second-stage-training.ipynb) keeps these features and balances the classifier on top of them.
 # 
-# 1. **this notebook**: learn features with plain cross-entropy and a *tuned, large* weight decay;
-# 2. [the second](demo2_second-stage-training.ipynb): freeze them and retrain only the classifier with a
-#    class-balanced loss, weight decay and MaxNorm.
+# **Goals.** See why the tail fails; build the training step from nothing but gradients; predict, then measure, what weight decay does to accuracy, to the classifier's weights and to the features.
 # 
-# We train the same network twice, without and with weight decay, and look at what weight decay does to the
-# accuracy of rare classes and to the norms of the classifier's weights.
+# **You need** Python, some PyTorch, and to have heard of softmax and convolutional networks. **Time**: half an hour to read, under a minute to run.
 # 
-# *Settings.* In Jupyter, set `LTR_ARGS="--preset demo"` (or any other options) before starting; as a script,
-# give the same options on the command line (`--help` lists them). A finished run is loaded, not repeated.
+# **Contents**: [the tail](#The-tail) · [a training step](#A-training-step) · [why the tail fails](#Why-the-tail-fails,-in-the-plane) · [naive training](#Naive-training) · [weight decay](#Weight-decay) · [the classifier's weights](#The-classifier's-weights) · [filters and features](#Filters-and-features) · [choosing λ](#Choosing-λ) · [take-aways](#Take-aways) · [exercises](#Exercises)
+# 
+# *Running all cells* shows the runs that come with the package: no images, no GPU. To train anew, name a preset in the cell below: `--preset demo` takes minutes on an embedded set, `--preset paper` does the paper's job on a GPU. Scripts take the same words on their command line.
+
+options = ""
+
+
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ltr import analysis, datasets, metrics, models, plots, runs, training
-from ltr.first_stage import ImageData
-from ltr.runtime.options import short
-from ltr.runtime.storage import read_table
-from ltr.second_stage import FrozenFeatures
+from ltr import analysis, datasets, losses, metrics, models, plots
 from ltr.settings import FirstStage
+from ltr.study.chapter import Chapter, difference, geometry, mean_logits, show_table, tuning_runs
 
-settings = FirstStage.read()
-figures = settings.figures_folder
+settings = FirstStage.read(options)
+chapter = Chapter(settings)
+classes = chapter.classes  # class_index, name, count (training images), group
+order = chapter.order  # from the most common class to the rarest
+counts = classes["count"].to_numpy()
 
 
-# ## The data
+# ## The tail
 # 
-# Class $k$ of $C$ keeps $n_k = \lfloor n_{max} \cdot r^{k/(C-1)} \rfloor$ training images, $r = 1/\mathrm{IF}$. At imbalance
-# factor $\mathrm{IF} = 100$, CIFAR100-LT has 10,847 training images, 500 of the most common class down to 5 of the
-# rarest. The test set stays balanced. Classes with more than 100 images are called *many*, 20 to 100 *medium*,
-# fewer than 20 *few*.
+# Class $k$ of $C$ keeps $n_k$ of its training images, fewer and fewer by a constant factor; the **imbalance factor** is the largest class over the smallest:
+# 
+# $$n_k = \left\lfloor n_{\max} \cdot \mathrm{IF}^{-k/(C-1)} \right\rfloor$$
+# 
+# CIFAR100-LT cuts the 100 classes of CIFAR-100 so, with $n_{\max} = 500$ and $\mathrm{IF} = 100$. The test set stays balanced: every class counts the same there, which is what we want of the network.
 
-try:
-    data = datasets.load(**settings.data)
-    about = data.describe()
-except datasets.Absent as absent:
-    print(f"{absent}; only finished runs can be read")
-    data = None
-    run = runs.find(settings.out / "demo_1", settings.identity(), absent=absent)
-    about = run.config["data"]
+def tail(largest: int, number: int, imbalance_factor: float) -> np.ndarray:
+    """Training images of each class, from common to rare."""
+    k = np.arange(number)
+    return np.floor(largest * imbalance_factor ** (-k / (number - 1)) + 1e-9).astype(int)
 
-counts = np.array(about["class_counts"])
-order = np.argsort(-counts, kind="stable")  # from common to rare; CIFAR100-LT's classes are so
-groups = metrics.group_of(counts)
-print(
-    f"{about['name']}: {counts.sum():,} training images, {counts.max()} to {counts.min()} a class"
+
+images = tail(500, 100, 100)
+print(images[:4], "...", images[-4:], f"{images.sum():,} images of once 50,000")
+assert (images == datasets.class_counts(500, 100, 100)).all()
+
+
+plots_of_the_tail = plots.class_counts(classes)
+chapter.show(plots_of_the_tail, "demo1_class-counts.png")
+sizes = {group: int((classes["group"] == group).sum()) for group in metrics.GROUPS}
+chapter.claim(
+    "10,847 training images, 500 of the most common class down to 5 of the rarest",
+    (counts.sum(), counts.max(), counts.min()) == (10_847, 500, 5),
 )
-sizes = ", ".join(f"{(groups == group).sum()} {group}" for group in metrics.GROUPS)
-print(f"{about['test_images']:,} test images; classes: {sizes}")
-
-
-classes = pd.DataFrame({"class_index": np.arange(len(counts)), "count": counts, "group": groups})
-plots.show(plots.class_counts(classes), figures / "demo1_class-counts.png")
+chapter.claim(
+    "35 classes are many, 35 medium, 30 few", sizes == {"many": 35, "medium": 35, "few": 30}
+)
 rarest = int((np.sort(counts).cumsum() <= counts.max()).sum())
-print(f"the most common class has as many images as the {rarest} rarest together")
-
-
-# The axis is logarithmic.
-
-if data is not None:
-    shown = plots.ends(order)  # the three most common and the three rarest
-    shape = (len(shown), 8, *data.train.images.shape[1:])
-    pictures = np.full(shape, 255, np.uint8)  # white where a class has no more
-    for row, k in enumerate(shown):
-        members = data.train.images[data.train.labels == k][:8]
-        pictures[row, : len(members)] = members
-    titles = [f"{about['class_names'][k]} ({counts[k]})" for k in shown]
-    plots.show(plots.montage(pictures, titles), figures / "demo1_montage.png")
-
-
-# Training images of the three most common and the three rarest classes, with each class's number of images. All that the
-# network will ever see of a rare class fits in its row.
-
-# ## Training
-# 
-# The network is a residual network for small images. *ResNet-32* means two networks in this field: a narrow one
-# (16-32-64 channels, 0.46 M weights) and a wide one (64-128-256, 7.4 M); the paper's own numbers come from a ResNet-34
-# with a 3×3 stem. `--backbone` chooses.
-# 
-# Both models minimise cross-entropy with SGD, momentum and a cosine schedule; the second adds weight decay $\lambda$
-# to all its weights $\Theta$ (equation 4 of the paper):
-# 
-# $$\Theta^* = \arg\min_\Theta \; \frac{1}{N} \sum_{i=1}^{N} -\log p_{y_i}(x_i; \Theta) \; + \; \lambda \lVert \Theta \rVert_2^2$$
-# 
-# (SGD's `weight_decay` adds $\lambda \Theta$ to the gradient, so its loss term is $\frac{\lambda}{2} \lVert \Theta \rVert_2^2$.)
-# 
-# Other ways to train a whole network that people compare with are options: `--loss` (Balanced Softmax, LDAM-DRW, label smoothing,
-# ...), `--mix` (mixup, CutMix), `--augmentation` (Cutout, AutoAugment), `--sampling`. The second notebook starts from none of
-# them; `python -m ltr compare` puts them beside it.
-
-def network(seed: int = 0) -> models.CifarResNet:
-    """A new network, on the device."""
-    model = models.build_model(settings.backbone, len(counts), seed, settings.cosine)
-    return model.to(settings.device, memory_format=torch.channels_last)
-
-
-def first_stage(method: str, weight_decay: float) -> runs.Result:
-    """Train a network, or go on training it, or load it where it is finished."""
-    label, identity = settings.run_key(method, weight_decay)
-    run = runs.open_run(settings.out / "demo_1", label, identity, about["fingerprint"])
-
-    def train() -> training.Outcome:
-        images = ImageData(data, settings.device, **settings.augmented)
-        recipe, how = settings.recipe(weight_decay), settings.engine
-        return training.fit(
-            network(settings.seed), images, recipe, None, run.checkpoint, method, how
-        )
-
-    result = run.load_or_train(data, train, settings.device, counts, settings.retrain)
-    weights = models.count_parameters(network())
-    print(f"{method}: {weights:,} weights, {result.provenance()}")
-    return result
-
-
-naive = first_stage("naive", 0.0) if settings.naive == "train" else None
-
-
-decayed = first_stage("WD", settings.weight_decay)
-
-
-results = [result for result in (naive, decayed) if result]
-history = pd.concat([result.history.assign(model=result.label) for result in results])
-plots.show(plots.learning_curves(history), figures / "demo1_learning-curves.png")
-
-
-# Both networks come to fit their training images, most of which are of common classes; the balanced test set tells
-# them apart.
-
-# ## What weight decay does to rare classes
-
-print(
-    f"{settings.backbone}, {settings.epochs} epochs, seed {settings.seed}; last epoch, plain; %"
+chapter.claim(
+    f"the most common class alone has as many images as the {rarest} rarest together",
+    np.sort(counts)[:rarest].sum() <= counts.max() and rarest > 1,
 )
-print(runs.table(results).to_string())
 
 
-accuracies = pd.DataFrame([{"model": result.label, **result.accuracy()} for result in results])
-plots.show(plots.group_bars(accuracies), figures / "demo1_groups.png")
-for group in ("all", *metrics.GROUPS) if naive else ():
-    before, after = (result.accuracy()[group] for result in results)
-    if np.isfinite(before):
-        print(f"{group}: {before:.2f} % without weight decay, {after:.2f} % with it")
-
-
-# Naive training serves the common classes and fails on the rare ones. Look at each group of the second network by itself: a
-# higher accuracy over all classes says nothing about the rare ones, which are left to the second stage.
-
-per_class = pd.concat([result.per_class() for result in results])
-plots.show(plots.per_class_accuracy(per_class, classes), figures / "demo1_per-class-accuracy.png")
-
-
-# Accuracy falls with the number of training images, from left to right, for both models.
-
-# ## Norms of the classifier's weights
+# The vertical axis is logarithmic. The field speaks of three groups: classes with more than 100 training images are **many-shot**, with 20 to 100 **medium-shot**, with fewer than 20 **few-shot**.
 # 
-# The logit of class $k$ is $w_k^\top f(x) + b_k$. A longer $w_k$ scales what the features say
-# about class $k$ in both directions: an image that speaks for the class gets a larger logit, one that speaks against it a
-# smaller one. Where the norms of common classes are larger, their logits spread further, and reach the top more often. This
-# is the imbalance that the paper's title speaks of.
+# Here is all that the network will ever see of the three rarest classes, below a few images of the three most common ones.
 
-plots.show(plots.class_norms(per_class, classes), figures / "demo1_class-norms.png")
-for result in results:
-    norms = result.norms[-1]
-    print(
-        f"{result.label}: norms {norms.min():.2f} to {norms.max():.2f}, "
-        f"largest over smallest {norms.max() / norms.min():.2f}, "
-        f"correlation with log n_k {np.corrcoef(norms, np.log(counts))[0, 1]:+.2f}"
+def examples() -> plots.Figure:
+    """Eight training images of classes from both ends of the tail."""
+    train, shown = chapter.data.train, plots.ends(order)
+    rows = np.full(
+        (len(shown), 8, *train.images.shape[1:]), 255, np.uint8
+    )  # white where a class has no more
+    for row, k in zip(rows, shown, strict=True):
+        members = train.images[train.labels == k][:8]
+        row[: len(members)] = members
+    return plots.montage(rows, [f"{classes.name[k]} ({counts[k]})" for k in shown])
+
+
+chapter.picture("demo1_montage.png", examples)
+
+
+# **Augmentation.** Each time an image is used it is padded by four pixels, cropped at a random place, and mirrored half of the time. It is the only augmentation here; the network hardly ever sees the same pixels twice.
+
+def crop_and_flip(image: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """One random view of an image [H, W, 3]."""
+    height, width, _ = image.shape
+    top, left = draw.integers(0, 9, size=2)
+    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
+    view = padded[top : top + height, left : left + width]
+    return view[:, ::-1] if draw.random() < 0.5 else view
+
+
+def augmented() -> plots.Figure:
+    """One image of a common, a medium and a rare class, and seven views of each."""
+    draw, train = np.random.default_rng(0), chapter.data.train
+    shown = [order[0], order[len(order) // 2], order[-1]]
+    originals = [train.images[train.labels == k][0] for k in shown]
+    rows = [[image, *(crop_and_flip(image, draw) for _ in range(7))] for image in originals]
+    return plots.montage(
+        np.array(rows),
+        [classes.name[k] for k in shown],
+        "the image, and what the network sees of it",
     )
 
 
-# Both lines fall from left to right: the norms follow the class counts. Weight decay pulls all of them down and keeps their
-# order. It does not make them more even: compare the largest with the smallest norm. The paper's premise, that weight decay
-# balances norms, does not hold for their ratio here.
+chapter.picture("demo1_augmented.png", augmented)
 
-evolution = {result.label: result.norms for result in results}
-plots.show(
-    plots.norm_evolution(evolution, shared=False, first_epoch=0),
-    figures / "demo1_norm-evolution.png",
+
+# ## A training step
+# 
+# A network turns an image $x$ into one **logit** $z_k$ for each class. Softmax makes probabilities of them, and **cross-entropy** is the mean surprise at the right answers:
+# 
+# $$p_k = \frac{e^{z_k}}{\sum_j e^{z_j}}, \qquad \mathcal{L} = -\frac{1}{N} \sum_{i=1}^N \log p_{y_i}(x_i)$$
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean surprise; logits [N, C], labels [N]."""
+    log_p = logits - logits.logsumexp(1, keepdim=True)
+    return -log_p[torch.arange(len(labels)), labels].mean()
+
+
+logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 1.0, 1.0]], requires_grad=True)
+labels = torch.tensor([0, 2, 1])
+loss = cross_entropy(logits, labels)
+loss.backward()
+print(
+    f"loss {loss.item():.4f}; its gradient, a row an image:",
+    logits.grad.mul(3).numpy().round(2),
+    sep="\n",
+)
+torch.testing.assert_close(loss, losses.cross_entropy(logits, labels))
+
+
+# Read the rows of the gradient: each image pushes its own class's logit up (a negative gradient, as descent goes against it) and **every other class's logit down**. The gradient is $p - \mathrm{onehot}(y)$, up to $1/N$.
+# 
+# So over an epoch a class is pulled up by its own $n_k$ images and pushed down by the $N - n_k$ others. *What do you expect* to become of a class with 5 images among 10,847?
+# 
+# The step itself is **stochastic gradient descent** with momentum. Weight decay $\lambda$ adds $\lambda w$ to the gradient: a pull towards zero, the stronger the larger the weight.
+# 
+# $$v \leftarrow \mu v + \nabla \mathcal{L} + \lambda w, \qquad w \leftarrow w - \eta v$$
+
+@torch.no_grad()
+def descend(
+    weights: list, momenta: list, lr: float, weight_decay: float = 0.0, momentum: float = 0.9
+) -> None:
+    """One step of SGD, in place, on weights that have their gradients."""
+    for w, v in zip(weights, momenta, strict=True):
+        v.mul_(momentum).add_(w.grad + weight_decay * w)
+        w.sub_(lr * v)
+        w.grad = None
+
+
+mine, theirs = (torch.tensor([[1.0, -2.0], [0.5, 3.0]], requires_grad=True) for _ in range(2))
+momenta, optimizer = (
+    [torch.zeros_like(mine)],
+    torch.optim.SGD([theirs], 0.1, 0.9, weight_decay=0.01),
+)
+for _ in range(5):
+    (mine**3).sum().backward()
+    descend([mine], momenta, 0.1, 0.01)
+    optimizer.zero_grad()
+    (theirs**3).sum().backward()
+    optimizer.step()
+torch.testing.assert_close(mine, theirs)
+print("five steps by hand and five of torch.optim.SGD end at the same weights")
+
+
+# The library's own step is [`TrainingStep.update`](../ltr/training.py): the same lines, with room for mixed precision, several GPUs and MaxNorm.
+# 
+# ## Why the tail fails, in the plane
+# 
+# Three classes of points in the plane, equally spread, and a linear classifier $z = Wx + b$. We train it twice by the step above: on 200 points of each class, and on a tail of 500, 50 and 5. Both are tested on the same balanced points. *Where do you expect* the borders between the classes?
+
+def points(number: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gaussian points [N, 2] around the corners of a triangle, and their labels [N]."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(number))
+    angle = 2 * torch.pi * labels / 3 + torch.pi / 2
+    return torch.stack([angle.cos(), angle.sin()], 1) + 0.6 * torch.randn(
+        len(labels), 2, generator=draw
+    ), labels
+
+
+def train(number: list[int]) -> torch.nn.Linear:
+    """A linear classifier, trained on points."""
+    x, y = points(number, seed=0)
+    model = torch.nn.Linear(2, 3)
+    weights = [torch.nn.init.zeros_(w) for w in model.parameters()]
+    momenta = [torch.zeros_like(w) for w in weights]
+    for _ in range(500):
+        cross_entropy(model(x), y).backward()
+        descend(weights, momenta, lr=0.1)
+    return model
+
+
+def answer(model: torch.nn.Linear, plane: np.ndarray) -> np.ndarray:
+    """The class [M] that a classifier gives points [M, 2] of the plane."""
+    return model(torch.as_tensor(plane).float()).argmax(1).numpy()
+
+
+sets = {"200, 200 and 200 points": [200] * 3, "500, 50 and 5 points": [500, 50, 5]}
+toys = {title: train(number) for title, number in sets.items()}
+test_x, test_y = points([1000] * 3, seed=1)
+panels, toy_accuracy = {}, {}
+for title, model in toys.items():
+    seen_x, seen_y = (values.numpy() for values in points(sets[title], seed=0))
+    panels[title] = (seen_x, seen_y, partial(answer, model))
+    toy_accuracy[title] = metrics.per_class_accuracy(
+        model(test_x).detach().numpy(), test_y.numpy()
+    )
+chapter.show(plots.regions(panels), "demo1_plane.png")
+show_table(
+    pd.DataFrame(toy_accuracy, ["common", "medium", "rare"]).T.map("{:.0f} %".format),
+    "test accuracy",
+)
+norms_of_toy = toys["500, 50 and 5 points"].weight.detach().norm(dim=1)
+print("norms of the tail's classifier:", ", ".join(f"{norm:.1f}" for norm in norms_of_toy))
+
+
+# The classes themselves did not change: the borders did. The tail's classifier has moved them towards the rare class, which it answers too seldom. Nothing is wrong with the points, nor with the step: cross-entropy minimises the surprise *over the training set*, where the rare class hardly occurs. This is what the paper's second stage undoes, and why it can be undone with the features as they are.
+# 
+# ## Naive training
+# 
+# Now the real thing. The network is a residual network for small images, the narrow **ResNet-32** of this field (16-32-64 channels); the paper's own numbers come from a ResNet-34 with a 3×3 stem (`--backbone resnet34`). *Naive* is cross-entropy without weight decay.
+# 
+# A training is four lines. They stand in `Chapter.first_stage`, which goes on with an interrupted training and loads a finished one:
+# 
+# ```python
+# model = models.build_model(settings.backbone, num_classes, settings.seed)
+# images = ImageData(data, device)               # crops and flips, on the device
+# recipe = settings.recipe(weight_decay)         # epochs, batch size, learning rate, schedule, ...
+# outcome = training.fit(model, images, recipe)  # the step above, for every batch of every epoch
+# ```
+
+network = models.build_model(settings.backbone, len(classes), settings.seed)
+print(f"{settings.backbone}: {models.count_parameters(network):,} weights")
+recipe = settings.recipe(weight_decay=0.0)
+print(f"{recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.lr:g}")
+naive = chapter.first_stage("naive", 0.0)
+chapter.results([naive])
+few, many = naive.accuracy()["few"], naive.accuracy()["many"]
+chapter.claim(
+    f"of common classes {many:.1f} % are recognised, of rare ones {few:.1f} %", few < many / 4
 )
 
 
-# Each row is a class, common ones on top, each column an epoch (0 is before training). The imbalance is there from the first
-# epochs on. Note the two colour scales.
+# Under each accuracy stands its standard error over test images. **ECE** says how far the network's confidence is from being right; [the next chapter](demo2_second-stage-training.ipynb#Calibration) defines it.
+# 
+# Where do the rare classes' images go? Each row of the matrix is a true class, each column an answer; common classes come first. *Where do you expect* the light spots of the lowest rows?
+
+matrix = naive.predictions.confusion[np.ix_(order, order)]
+groups = classes["group"].to_numpy()[order]
+edges = [int((groups == "many").sum()), int((groups != "few").sum())]
+chapter.show(plots.confusion(matrix, edges), "demo1_confusion.png")
+few_rows = matrix[groups == "few"]
+if few_rows.size:
+    elsewhere = 100 * few_rows[:, groups != "few"].sum() / few_rows.sum()
+    chapter.claim(
+        f"{elsewhere:.0f} % of few-shot images are taken for a class with more images",
+        elsewhere > 50,
+    )
+
+
+# ## Weight decay
+# 
+# The paper's first stage is the same training with one number changed (its equation 4):
+# 
+# $$\Theta^* = \arg\min_\Theta \; \frac{1}{N} \sum_{i=1}^{N} -\log p_{y_i}(x_i; \Theta) \; + \; \frac{\lambda}{2} \lVert \Theta \rVert_2^2$$
+# 
+# The gradient of the new term is $\lambda \Theta$: the line that `descend` has already. *What do you expect* of each group, and of the rare classes above all?
+
+decayed = chapter.first_stage("WD", settings.weight_decay)
+both = [naive, decayed]
+print(f"weight decay {settings.weight_decay:g}")
+chapter.results(both)
+accuracies = pd.DataFrame([{"model": result.label, **result.accuracy()} for result in both])
+chapter.show(plots.group_bars(accuracies), "demo1_groups.png")
+for group in ("all", "many", "medium", "few"):
+    before, after = (result.accuracy()[group] for result in both)
+    print(f"{group:6}: {after - before:+.1f} points")
+
+
+gain = difference(naive, decayed)
+chapter.claim(
+    f"weight decay changes the accuracy over all classes by {gain}", gain.points > 2 * gain.error
+)
+before, after = naive.accuracy()["few"], decayed.accuracy()["few"]
+chapter.claim(
+    f"and takes few-shot accuracy from {before:.1f} to {after:.1f} %: the rare classes lose",
+    after < before,
+)
+
+
+# A surprise, if you expected balance: weight decay by itself does not serve the rare classes. (*±* is the standard error of the difference, paired over test images.) Class by class:
+
+per_class = pd.concat([result.per_class() for result in both])
+chapter.show(plots.class_differences(per_class, naive.label, classes), "demo1_differences.png")
+better = (
+    (decayed.per_class().accuracy > naive.per_class().accuracy).groupby(classes["group"]).sum()
+)
+for group in metrics.GROUPS:
+    print(
+        f"{group}: {better.get(group, 0)} of {sizes[group]} classes are better with weight decay"
+    )
+
+
+# The learning curves tell what changed: both networks come to fit their training images, of which most are of common classes, and the balanced test set tells them apart.
+
+history = pd.concat([result.history.assign(model=result.label) for result in both])
+chapter.show(plots.loss_curves(history), "demo1_losses.png")
+chapter.show(plots.learning_curves(history), "demo1_learning-curves.png")
+last = {result.label: result.history.iloc[-1] for result in both}
+for name, row in last.items():
+    right = f"{row.train_accuracy:.1f} % of training images right"
+    print(f"{name}: loss {row.train_loss:.2f}, {right} in the last epoch")
+
+
+# ## The classifier's weights
+# 
+# The last layer is linear: $z_k = w_k^\top f(x) + b_k$, where $f(x)$ are the image's **features** and each class has a row of weights $w_k$. The paper's title speaks of these rows: a longer row scales what the features say about its class, **in both directions**. An image that speaks for the class gets a larger logit, one that speaks against it a smaller one.
+# 
+# *What do you expect*: do the norms $\lVert w_k \rVert$ follow the class counts? Does weight decay make them more even?
+
+chapter.show(plots.class_norms(per_class, classes), "demo1_class-norms.png")
+norms = {result.label: result.norms[-1] for result in both}
+ratio = {name: values.max() / values.min() for name, values in norms.items()}
+for name, values in norms.items():
+    along = np.corrcoef(values, np.log(counts))[0, 1]
+    print(
+        f"{name}: {values.min():.2f} to {values.max():.2f}, "
+        f"largest over smallest {ratio[name]:.2f}, correlation with log n {along:+.2f}"
+    )
+chapter.claim("weight decay makes every norm smaller", bool((norms["WD"] < norms["naive"]).all()))
+chapter.claim(
+    "but not more even: the largest over the smallest goes from "
+    f"{ratio['naive']:.1f} to {ratio['WD']:.1f}",
+    ratio["WD"] > ratio["naive"],
+)
+
+
+# This disagrees with the paper's premise, that weight decay balances norms: it shrinks them all, but it shrinks those of the rare classes most, which hardly any image pulls the other way.
+# 
+# Both directions can be seen in the logits themselves. For each class, the mean logit over its own test images, and over all others:
+
+table = chapter.of_images("mean-logits", decayed, mean_logits)
+if table is not None:
+    chapter.show(
+        plots.class_logits(table.assign(model=decayed.label), classes), "demo1_logits.png"
+    )
+    negative = 100 * (table["others"] < 0).mean()
+    along = np.corrcoef(table["own"] - table["others"], norms["WD"])[0, 1]
+    print(f"images of other classes: the mean logit is negative for {negative:.0f} % of classes")
+    chapter.claim(f"the gap between both follows the norm (correlation {along:.2f})", along > 0.5)
+
+
+# The upper line, which decides whether a class is ever answered, falls with the number of images. When did this begin?
+
+evolution = {result.label: result.norms[:, order] for result in both}
+chapter.show(
+    plots.norm_evolution(evolution, shared=False, first_epoch=0), "demo1_norm-evolution.png"
+)
+early = max(1, settings.epochs // 20)
+along = np.corrcoef(naive.norms[early], np.log(counts))[0, 1]
+chapter.claim(
+    f"after {early} epochs the norms follow the counts already (correlation {along:.2f})",
+    along > 0.5,
+)
+
 
 epochs = np.unique([0, *np.geomspace(1, settings.epochs, 14).round().astype(int)])
-rays = {name: norms[:, order] for name, norms in evolution.items()}
-frames = (plots.weight_rays(rays, epoch) for epoch in epochs)
-plots.show_animation(frames, figures / "demo1_weights.gif", seconds=0.3)
+frames = (plots.weight_rays(evolution, epoch) for epoch in epochs)
+chapter.animate(frames, "demo1_weights.gif")
 
 
-# The same norms as rays, clockwise from the most common class to the rarest. Balanced weights would fill a disc.
-
-# ## Filters of the hidden layers
+# The same as rays, clockwise from the most common class to the rarest, on one scale. Balanced weights would fill a disc.
 # 
-# The paper's figure 3: weight decay acts on every layer. It makes the filters smaller; whether it makes them more even is
-# told by their spread over their mean.
+# ## Filters and features
+# 
+# Weight decay acts on every layer. The paper's figure 3 looks at the **filters** of the hidden layers: their mean norm, and how much it varies within a layer. *Do you expect* them to be more even?
 
-filters = pd.concat(
-    [
-        result.cached("filters", lambda r=result: analysis.filter_norms(r.weights())).assign(
-            model=result.label
-        )
-        for result in results
-    ]
+def filters(result) -> pd.DataFrame:
+    """Norms of the filters of a network, a row a layer."""
+    return analysis.filter_norms(result.weights()).assign(model=result.label)
+
+
+table = pd.concat(
+    [r.cached("filters", lambda r=r: filters(r)).assign(model=r.label) for r in both]
 )
-plots.show(plots.filter_norms(filters), figures / "demo1_filter-norms.png")
-spread = filters.assign(spread=filters.variance**0.5 / filters["mean"])
-spread = spread.pivot(index="layer", columns="model", values="spread")
-names = [result.label for result in results]
-print("spread over mean, median:", spread[names].median().round(2).to_dict())
-if naive:
-    more = int((spread[names[1]] > spread[names[0]]).sum())
-    print(f"larger with weight decay in {more} of {len(spread)} layers")
+chapter.show(plots.filter_norms(table), "demo1_filter-norms.png")
+table["spread"] = table.variance**0.5 / table["mean"]
+spread = table.pivot(index="layer", columns="model", values="spread")
+less_even = int((spread["WD"] > spread["naive"]).sum())
+middle = spread.median()
+chapter.claim(
+    f"relative to their mean they are less even, in {less_even} of {len(spread)} layers "
+    f"(median spread over mean {middle['naive']:.2f} without, {middle['WD']:.2f} with it)",
+    less_even > len(spread) / 2,
+)
 
 
-# The axes are logarithmic. What the next convolution sees is normalised by batch-norm in between, so the size of a filter by
-# itself changes no output; it changes how fast the filter turns at the same learning rate.
-
-# ## Why weight decay helps
+# What follows a convolution is normalised by batch-norm, so a filter's size by itself changes no output. It changes how fast the filter turns: at the same learning rate a smaller one turns faster, and weight decay keeps them small.
 # 
-# Weight decay hardly helps the rare classes by itself; what it gives is better *features* to balance a classifier on. Two numbers
-# tell (Hasegawa and Sato, ICLR 2024): **Fisher's discriminant ratio**
-# $\mathrm{tr}(S_W^{+} S_B)$, scatter between classes over scatter within them, and the **mean cosine** of the
-# features of two images, of one class and of two.
+# So what does weight decay give, if neither balance nor rare classes? **Better features.** Two numbers tell (Hasegawa and Sato, ICLR 2024): Fisher's discriminant ratio $\mathrm{tr}(S_W^{+} S_B)$, scatter between classes over scatter within them, and the mean cosine of the features of two images, of one class and of two.
 
-def geometry(result: runs.Result) -> pd.DataFrame:
-    """Fisher's ratio and mean cosines of a network's features."""
-    model = models.restore(settings.backbone, len(counts), result.weights(), settings.device)
-    frozen = FrozenFeatures(model, data, settings.device, engine=settings.engine)
-    parts = {
-        "train": frozen.plain(),
-        "test": (frozen.test_features(0, False), frozen.test.labels),
-    }
-    return pd.DataFrame([{"images": k, **analysis.geometry(*pair)} for k, pair in parts.items()])
-
-
-for result in results:
-    make = None if data is None else lambda r=result: geometry(r)
-    table = result.cached("geometry", make)
-    print(result.label if table is not None else f"{result.label}: needs the images")
-    if table is not None:
-        print(table.round(3).to_string(index=False))
+tables = {result.label: chapter.of_images("geometry", result, geometry) for result in both}
+if all(table is not None for table in tables.values()):
+    test = {name: table.set_index("images").loc["test"] for name, table in tables.items()}
+    test = pd.DataFrame(test)
+    show_table(test.T.map("{:.2f}".format), "features of the test images")
+    fisher, cosine = test.loc["Fisher's ratio"], test.loc["cosine between classes"]
+    chapter.claim(
+        f"Fisher's ratio rises from {fisher['naive']:.0f} to {fisher['WD']:.0f}, "
+        f"and the cosine between classes falls from {cosine['naive']:.2f} to {cosine['WD']:.2f}",
+        fisher["WD"] > fisher["naive"] and cosine["WD"] < cosine["naive"],
+    )
 
 
-# On test images, a larger ratio and a smaller cosine between classes mean classes that a linear classifier can tell apart.
-
-# ## Which weight decay?
+# Classes whose features lie apart can be told apart by a linear classifier: not by the one that was learned with them, which neglects the tail, but by a balanced one. That is the next chapter.
 # 
-# Chosen on held-out images, never on the test set: `python -m ltr sweep --hold-out 20 --weight-decays 0 0.001 0.002 0.005 0.01`
-# with the options of this notebook trains a network for each, and what it found is drawn here (the paper's figure 4).
+# ## Choosing λ
+# 
+# Never on the test set. 20 images of each class are held out before the tail is cut, a network is trained on the others for each $\lambda$, and the held-out images say which is best (the paper's figure 4). How learning rate and weight decay depend on each other is told in [the study](study_paper-versus-code.ipynb).
 
-tuned = settings.out / "tuning" / "results.csv"
-swept = read_table(tuned) if tuned.exists() else pd.DataFrame(columns=runs.COLUMNS)
-swept = swept[(swept.backbone == settings.backbone) & (swept.selection == "last")]
-swept = swept[(swept.imbalance_factor == settings.imbalance_factor) & (swept.tta == "none")]
-swept = swept[swept.stage1_epochs == swept.stage1_epochs.max()]
-if swept.stage1_weight_decay.nunique() > 1:
-    print(f"held-out images, {swept.stage1_epochs.max()} epochs")
-    best = settings.weight_decay
-    figure = plots.sweep(swept, "stage1_weight_decay", "weight decay", best, log=True)
-    plots.show(figure, figures / "demo1_weight-decay-sweep.png")
+tuned = tuning_runs(settings)
+if tuned.stage1_weight_decay.nunique() > 1:
+    figure = plots.sweep(
+        tuned, "stage1_weight_decay", "weight decay", settings.weight_decay, log=True
+    )
+    chapter.show(figure, "demo1_weight-decay-sweep.png")
+    print(f"held-out images, {tuned.stage1_epochs.max()} epochs")
 else:
-    print("no sweep yet: the weight decay is the published one")
+    print("python -m ltr sweep --hold-out 20 --weight-decays 0 0.001 0.005 trains such networks")
 
 
-matrix = results[0].predictions.confusion
-edges = [int((groups == "many").sum()), int((groups != "few").sum())]
-sorted_matrix = matrix[np.ix_(order, order)]
-plots.show(plots.confusion(sorted_matrix, edges), figures / "demo1_confusion.png")
-few = groups == "few"
-if few.any():
-    lost = 100 * matrix[few][:, ~few].sum() / matrix[few].sum()
-    first = results[0].label
-    print(f"{first}: {lost:.0f} % of few-shot test images are taken for larger classes")
-else:
-    print("no class has fewer than 20 images")
+# ## Take-aways
+
+chapter.keep(both)
+few = [result.accuracy()["few"] for result in both]
+print(
+    f"1. The tail fails: of few-shot images naive training recognises {few[0]:.1f} %, "
+    f"of many-shot ones {naive.accuracy()['many']:.1f} %.\n"
+    f"2. Weight decay: {gain} over all classes, but few-shot {few[1] - few[0]:+.1f};\n"
+    f"   norms become smaller and less even (largest over smallest {ratio['naive']:.1f} to {ratio['WD']:.1f})."
+)
+if all(table is not None for table in tables.values()):
+    ratios = f"{fisher['naive']:.0f} without, {fisher['WD']:.0f} with it"
+    print(
+        f"3. What weight decay gives is features that can be told apart: Fisher's ratio {ratios}."
+    )
 
 
-# The lower rows are the rare classes: the naive network spreads their test images over the common classes on the left, and
-# hardly ever answers with a rare class.
-
-# ## Keeping the results
+# ## Exercises
 # 
-# The headline is the last epoch on plain test images. The released code printed the best epoch *on the test set*, with
-# logits averaged over the image and its mirror image; the table shows what each choice adds.
-
-print(runs.variants(results).to_string())
-runs.append_results(settings.out / "results.csv", results)
-print(short(f"\nruns: {settings.out / 'demo_1'}\nfigures: {figures}"))
-print(short(f"table: {settings.out / 'results.csv'}"))
-
+# **1. Loss by group.** Cross-entropy is a sum over images. What share of the naive network's *training* loss can come from the 30 rare classes at the first step, when all logits are about equal? And what is their share of the test loss?
+# 
+# <details><summary>Solution</summary>
+# 
+# At the first step every image costs about $\log C$, so a class's share of the training loss is its share of the images; of the test loss it is its share of the classes.
+# 
+# ```python
+# few = classes["group"] == "few"
+# print(f"training: {100 * counts[few].sum() / counts.sum():.1f} %, test: {100 * few.mean():.0f} %")
+# ```
+# 
+# For CIFAR100-LT at imbalance factor 100 that is about 3 % against 30 %: the training hears of the rare classes a tenth as much as the test asks.
+# </details>
+# 
+# **2. Choose λ.** Train the points in the plane with the tail and `weight_decay` in `descend` at 0, 0.001, 0.01 and 0.1. Which norms shrink most? Is the rare class served?
+# 
+# <details><summary>Solution</summary>
+# 
+# ```python
+# x, y = points([500, 50, 5], seed=0)
+# for decay in (0, 0.001, 0.01, 0.1):
+#     model = torch.nn.Linear(2, 3)
+#     weights = [torch.nn.init.zeros_(w) for w in model.parameters()]
+#     momenta = [torch.zeros_like(w) for w in weights]
+#     for _ in range(500):
+#         cross_entropy(model(x), y).backward()
+#         descend(weights, momenta, 0.1, decay)
+#     accuracy = metrics.per_class_accuracy(model(test_x).detach().numpy(), test_y.numpy())
+#     print(decay, model.weight.detach().norm(dim=1).numpy().round(2), accuracy.round())
+# ```
+# 
+# All norms shrink, the rare class's relatively most, and it is answered less and less: with features that are given, weight decay cannot balance a classifier that cross-entropy trains.
+# </details>
+# 
+# ## References and the next chapter
+# 
+# - Alshammari, Wang, Ramanan and Kong, [Long-Tailed Recognition via Weight Balancing](https://arxiv.org/abs/2203.14197), CVPR 2022
+# - Cui, Jia, Lin, Song and Belongie, [Class-Balanced Loss Based on Effective Number of Samples](https://arxiv.org/abs/1901.05555), CVPR 2019: the tail's formula
+# - Hasegawa and Sato, [Exploring Weight Balancing on Long-Tailed Recognition Problem](https://arxiv.org/abs/2305.16573), ICLR 2024: Fisher's ratio and cosines
+# - Kang et al., [Decoupling Representation and Classifier for Long-Tailed Recognition](https://arxiv.org/abs/1910.09217), ICLR 2020: the two stages
+# 
+# **Next**: [2 · Second stage: balancing the classifier](demo2_second-stage-training.ipynb).

@@ -4,7 +4,7 @@ A chapter without options reads the committed runs: it writes nothing, and shows
 would be needed. What it claims about them is asserted; of any other runs it says whether it holds.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +15,27 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ltr import datasets, metrics, models, plots, runs, training
+from ltr import analysis, datasets, metrics, models, plots, runs, training
 from ltr.errors import InputError
 from ltr.first_stage import ImageData
 from ltr.runtime import distributed, process
+from ltr.runtime.storage import read_table
+from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage, SecondStage
 from ltr.study.rows import Rows, open_rows
 
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
+
+
+def load_images(settings: FirstStage | SecondStage) -> tuple[datasets.LongTailed | None, datasets.Absent | None]:
+    """The images, or why there are none."""
+    if settings.committed or getattr(settings, "base", "trained") == "shipped":
+        return None, None
+    try:
+        return datasets.load(**settings.data), None
+    except datasets.Absent as absent:
+        print(f"{absent}; only finished runs can be read")
+        return None, absent
 
 
 @dataclass(frozen=True)
@@ -39,14 +52,7 @@ class Chapter:
 
     @cached_property
     def _images(self) -> tuple[datasets.LongTailed | None, datasets.Absent | None]:
-        """The images, or why there are none."""
-        if self.settings.committed or getattr(self.settings, "base", "trained") == "shipped":
-            return None, None
-        try:
-            return datasets.load(**self.settings.data), None
-        except datasets.Absent as absent:
-            print(f"{absent}; only finished runs can be read")
-            return None, absent
+        return load_images(self.settings)
 
     @property
     def data(self) -> datasets.LongTailed | None:
@@ -100,6 +106,22 @@ class Chapter:
 
         return run.load_or_train(self.data, train, settings.device, counts, settings.retrain)
 
+    def of_images(self, name: str, result: runs.Result, compute: Callable[[FrozenFeatures], pd.DataFrame]) -> Any:
+        """A table about a network's features, read from its run, else computed; None where that takes images.
+
+        Args:
+            name: of the table.
+            result: a first stage.
+            compute: makes it.
+        """
+        settings = self.settings
+
+        def make() -> pd.DataFrame:
+            model = models.restore(settings.backbone, len(self.classes), result.weights(), settings.device)
+            return compute(FrozenFeatures(model, self.data, settings.device, engine=settings.engine))
+
+        return result.cached(name, None if self.data is None else make)
+
     @cached_property
     def rows(self) -> Rows:
         """The second stage's rows on the first stage that the settings name."""
@@ -109,7 +131,7 @@ class Chapter:
         """Put runs into results.csv, unless it has them already as committed; return the table."""
         path = self.settings.out / "results.csv"
         if self.settings.committed:
-            return runs.read_table(path)
+            return read_table(path)
         return runs.append_results(path, results)
 
     # ---- what a reader sees
@@ -140,13 +162,14 @@ class Chapter:
         else:
             print(f"{name}: needs the images")
 
-    def results(self, results: list[runs.Result], note: str = "") -> None:
+    def results(self, results: Sequence[runs.Result] | Mapping[str, runs.Result], note: str = "") -> None:
         """Show accuracies by group with their standard errors; bold are those that the best is not clearly above.
 
         Args:
-            results: a row each.
+            results: a row each, under its own name or under those given.
             note: beside the protocol.
         """
+        results = results if isinstance(results, Mapping) else {result.label: result for result in results}
         show_table(accuracy_table(results), " ".join([protocol(self.settings), note]).strip())
 
     def claim(self, sentence: str, holds: bool) -> None:
@@ -164,45 +187,95 @@ class Chapter:
         print(f"{'holds' if holds else 'does not hold here'}: {sentence}")
 
 
-def hits_of(result: runs.Result) -> tuple[np.ndarray, np.ndarray] | None:
-    """Whether each test image is a hit, and its label, [N] each; None where the folder does not say."""
+def geometry(frozen: FrozenFeatures) -> pd.DataFrame:
+    """Fisher's ratio and mean cosines, a row for training and for test images."""
+    parts = {"train": frozen.plain(), "test": (frozen.test_features(0, False), frozen.test.labels)}
+    return pd.DataFrame([{"images": name, **analysis.geometry(*pair)} for name, pair in parts.items()])
+
+
+def mean_logits(frozen: FrozenFeatures) -> pd.DataFrame:
+    """Mean logit of each class over its own test images and over all others, see `analysis.mean_logits`."""
+    logits = frozen.test_logits(models.copy_classifier(frozen.model), 0)
+    return analysis.mean_logits(logits, frozen.test_labels)
+
+
+def predictions_of(result: runs.Result) -> metrics.Predictions | None:
+    """What a model says of each test image; None where its folder does not tell."""
     try:
-        logits, labels = result.test_logits
+        return result.predictions
     except InputError:
         return None
-    return logits.argmax(1) == labels, labels
 
 
-def accuracy_table(results: Sequence[runs.Result]) -> pd.DataFrame:
+def difference(before: runs.Result, after: runs.Result) -> metrics.Difference:
+    """What the second model has over the first one over all classes, in points, with its paired standard error."""
+    return metrics.paired_difference(before.predictions.hits, after.predictions.hits)
+
+
+def tuning_curve(settings: SecondStage, method: str, column: str) -> pd.DataFrame | None:
+    """Accuracies on held-out images over a method's one setting, for the longest tuning network with weight decay.
+
+    Args:
+        settings: whose network.
+        method: as `ltr compare` names it.
+        column: its setting.
+
+    Returns:
+        a row a value, percent; None where nothing was tuned for this network.
+    """
+    path = settings.out / "tuning" / "comparison.csv"
+    table = read_table(path) if path.exists() else pd.DataFrame(columns=["method"])
+    wanted = {"method": method, "backbone": settings.backbone, "imbalance_factor": settings.imbalance_factor}
+    wanted["stage1_weight_decay"] = settings.stage1_weight_decay
+    for name, value in wanted.items():
+        table = table[table[name] == value] if len(table) else table
+    if table.empty:
+        return None
+    return table[table.stage1_epochs == table.stage1_epochs.max()].sort_values(column)
+
+
+def tuning_runs(settings: FirstStage) -> pd.DataFrame:
+    """First stages that were trained without held-out images, a row each: the longest ones of this network.
+
+    Accuracies are those on the held-out images; last epoch, plain, percent.
+    """
+    path = settings.out / "tuning" / "results.csv"
+    table = read_table(path) if path.exists() else pd.DataFrame(columns=runs.COLUMNS)
+    wanted = {"backbone": settings.backbone, "imbalance_factor": settings.imbalance_factor}
+    wanted |= {"selection": "last", "tta": "none"}
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    return table[table.stage1_epochs == table.stage1_epochs.max()]
+
+
+def accuracy_table(results: Mapping[str, runs.Result]) -> pd.DataFrame:
     """Accuracies in percent as HTML, under each its standard error over test images.
 
     Args:
         results: a row each; rows that are not clearly below the best one over all classes are bold: within two paired
             standard errors of it.
 
-    Source: `metrics.mean_and_error` for the errors, `metrics.best_rows` for what is bold.
+    Source: `metrics.best_rows` for what is bold.
     """
-    hits = [hits_of(result) for result in results]
-    known = [index for index, each in enumerate(hits) if each is not None]
+    said = [predictions_of(result) for result in results.values()]
+    known = [index for index, each in enumerate(said) if each is not None]
     bold = np.zeros(len(results), bool)
-    if known:
-        bold[known] = metrics.best_rows(np.stack([hits[index][0] for index in known]))
-    rows = {
-        result.label: accuracy_cells(result, each, best) for result, each, best in zip(results, hits, bold, strict=True)
-    }
+    if len(known) > 1:
+        bold[known] = metrics.best_rows(np.stack([said[index].hits for index in known]))
+    parts = zip(results.items(), said, bold, strict=True)
+    rows = {name: accuracy_cells(result, each, best) for (name, result), each, best in parts}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def accuracy_cells(result: runs.Result, hits: tuple[np.ndarray, np.ndarray] | None, bold: bool) -> dict[str, str]:
+def accuracy_cells(result: runs.Result, said: metrics.Predictions | None, bold: bool) -> dict[str, str]:
     """A row of `accuracy_table`."""
     cells, groups = {}, metrics.group_of(result.class_counts)
     for key, name in COLUMNS.items():
         value = metrics.percent(result.accuracy()[key])
         value = f"<b>{value}</b>" if bold and key == "all" else value
-        if hits is not None and key != "ece" and value != "–":
-            hit, labels = hits
-            inside = np.ones(len(labels), bool) if key == "all" else groups[labels] == key
-            value += f"<br><small>±{metrics.standard_error(hit[inside], labels[inside]):.2f}</small>"
+        if said is not None and key != "ece" and value != "–":
+            inside = np.ones(len(said.labels), bool) if key == "all" else groups[said.labels] == key
+            value += f"<br><small>±{metrics.standard_error(said.hits[inside]):.2f}</small>"
         cells[name] = value
     return cells
 

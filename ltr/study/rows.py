@@ -72,13 +72,24 @@ class Sources:
     @cached_property
     def features(self) -> dict[str, Features]:
         """The base's features by mode, computed when first needed; none where there are neither images nor features."""
-        if self.shipped:
+        if self.shipped or (self.data is None and (self.base.path / ship.NAME).exists()):
             paper = ship.read(self.base.path / ship.NAME, self.base.config["data"], self.settings.device)
             return {"paper": paper, "published": paper}
         if self.data is None:
             return {}
         paper, released = (self.extract(self.network(self.base), mode) for mode in ("paper", "released"))
         return {"paper": paper, "published": paper, "released": released}
+
+    @property
+    def paper(self) -> Features:
+        """The base's features in the paper's mode.
+
+        Raises:
+            InputError: there are neither images nor features.
+        """
+        if "paper" not in self.features:
+            raise InputError("--data-root: must hold the images, or give --base shipped")
+        return self.features["paper"]
 
     def maps_of(self, mode: str) -> FrozenFeatures:
         """The maps of a mode; those of another one are let go."""

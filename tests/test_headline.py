@@ -1,0 +1,55 @@
+"""The README's five rows."""
+
+import pandas as pd
+import pytest
+
+from ltr.errors import InputError
+from ltr.runtime.options import ROOT
+from ltr.runtime.storage import read_table, table_text
+from ltr.study import headline
+
+FILES = ROOT / "exp" / "results.csv", ROOT / "exp" / "comparison.csv"
+
+
+def test_the_readme_has_the_rows_of_the_files(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text("utf-8"), "utf-8")
+    headline.main([*map(str, FILES), "--readme", str(readme)])
+    assert readme.read_text("utf-8") == (ROOT / "README.md").read_text("utf-8"), "run `make tables`"
+
+
+def test_a_row_is_the_mean_of_its_seeds():
+    results = read_table(FILES[0])
+    other = results.assign(seed=1, all=results["all"] + 2)
+    before, after = (headline.five_rows(table, None) for table in (results, pd.concat([results, other])))
+    assert [row[0] for row in before] == [row[0] for row in after]
+    assert len(before) == 4
+    for old, new in zip(before, after, strict=True):
+        assert float(new[4]) == pytest.approx(float(old[4]) + 1, abs=0.011)
+        assert new[1:4] == old[1:4]
+
+
+def test_without_a_naive_network_its_row_is_left_out():
+    results = read_table(FILES[0])
+    rows = headline.five_rows(results[results.method != "naive"], read_table(FILES[1]))
+    assert [row[0].split(":")[0].split(" (")[0] for row in rows] == [
+        "WD",
+        "WD + tau-norm",
+        "WD + logit adjustment",
+        "WD + CB & WD & MaxNorm",
+    ]
+
+
+def test_several_balanced_networks_must_be_told_apart(tmp_path, capsys):
+    results = read_table(FILES[0])
+    both = pd.concat([results, results.assign(stage1_epochs=7)])
+    (tmp_path / "results.csv").write_text(table_text(both), "utf-8")
+    with pytest.raises(InputError, match=r"^--stage1-epochs: must choose one balanced network, there are "):
+        headline.main([str(tmp_path / "results.csv")])
+    headline.main([str(tmp_path / "results.csv"), "--stage1-epochs", "7"])
+    assert "WD + CB & WD & MaxNorm" in capsys.readouterr().out
+
+
+def test_a_file_that_is_absent_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=f"^results: there is no file {tmp_path / 'none.csv'}$"):
+        headline.main([str(tmp_path / "none.csv")])
