@@ -15,7 +15,7 @@ statistics become their mean over the processes at the end of each epoch, for th
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, zip_longest
@@ -111,6 +111,11 @@ def kept(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
+def keyed(**selections: Mapping[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
+    """Logits by selection and tta, as `metrics.VARIANTS` has them."""
+    return {(selection, tta): logits for selection, by_tta in selections.items() for tta, logits in by_tta.items()}
+
+
 class TrainingStep:
     """One update of the weights: what it needs, what it does, and what it counts.
 
@@ -196,11 +201,9 @@ class TrainingStep:
     def begin_epoch(self, epoch: int) -> None:
         """Set the learning rate, draw the epoch, and start counting."""
         recipe = self.recipe
+        rate = recipe.learning_rate(epoch)
         for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(recipe.learning_rate(epoch))
-            else:
-                group["lr"] = recipe.learning_rate(epoch)
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
         if isinstance(self.loss, Deferred):
             self.loss.begin_epoch(epoch / recipe.epochs)
         drawn = self.data.draw(recipe.batch_size, recipe.seed, epoch)
@@ -225,9 +228,8 @@ class TrainingStep:
     @property
     def sizes(self) -> list[int]:
         """Images of each step of an epoch; the last one may be short."""
-        full, rest = divmod(len(self.data), self.recipe.batch_size)
-        sizes = [self.recipe.batch_size] * full
-        return [*sizes, rest] if rest else sizes
+        size, images = self.recipe.batch_size, len(self.data)
+        return [min(size, images - start) for start in range(0, images, size)]
 
     @property
     def momentum(self) -> list[Tensor]:
@@ -274,6 +276,10 @@ class Evaluation:
             raise TrainingError(f"logits of the test are not finite after epoch {epoch + 1}: try a smaller --lr")
         return logits
 
+    def both(self, epoch: int, model: nn.Module | None = None) -> dict[str, np.ndarray]:
+        """Logits, plain and with the mirrored image, by tta."""
+        return {tta: self.logits(epoch, tta == "flip", model) for tta in ("none", "flip")}
+
     def after(self, epoch: int) -> dict[str, float]:
         """Accuracy after an epoch; its weights are kept where it is the best so far."""
         accuracy = metrics.group_accuracy(self.logits(epoch), self.data.test_labels, self.data.class_counts)
@@ -284,15 +290,10 @@ class Evaluation:
 
     def all_logits(self, last: int, weights: dict[str, Tensor]) -> dict[tuple[str, str], np.ndarray]:
         """Logits of the last and of the best test epoch, plain and with the mirrored image, see `metrics.VARIANTS`."""
-        logits = {}
-        for selection, epoch, own in (
-            ("best_test", self.best["epoch"], self.best["model"]),
-            ("last", last, weights),  # last, so that the model ends with these weights
-        ):
-            self.model.load_state_dict(own)
-            for tta in ("none", "flip"):
-                logits[selection, tta] = self.logits(epoch, flip=tta == "flip")
-        return logits
+        self.model.load_state_dict(self.best["model"])
+        best = self.both(self.best["epoch"])
+        self.model.load_state_dict(weights)  # with which the model ends
+        return keyed(best_test=best, last=self.both(last))
 
 
 class Average:
@@ -324,11 +325,10 @@ class Average:
         with self.step.engine.autocast():
             update_bn(self.step.inputs(epochs), network)
         self.step.group.average_([values for values in network.buffers() if values.is_floating_point()])
-        plain, flipped = (test.logits(epochs - 1, flip, network) for flip in (False, True))
-        logits = {(selection, tta): flipped if tta == "flip" else plain for selection, tta in metrics.VARIANTS}
+        logits = test.both(epochs - 1, network)
         own = row_norms(network.classifier.weight.detach()).cpu().numpy()
         norms = np.concatenate([trained.norms[:-1], own[None]])
-        return replace(trained, norms=norms, logits=logits, weights=kept(network))
+        return replace(trained, norms=norms, logits=keyed(last=logits, best_test=logits), weights=kept(network))
 
 
 class Trainer:

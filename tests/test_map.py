@@ -5,6 +5,7 @@ import pytest
 
 from ltr import runs
 from ltr.errors import InputError
+from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table
 from ltr.study import map as lr_wd
 from ltr.study import sweep
@@ -70,3 +71,34 @@ def test_what_cannot_be_scored_is_one_line(tuned, tmp_path):
         lr_wd.main([str(tmp_path / "demo_1")])
     with pytest.raises(InputError, match="^RUN: must be a finished run or a folder of some, got "):
         lr_wd.main([str(tmp_path / "nowhere")])
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """The committed map of 40 epochs at batch 64: gains over lr 0.1, weight decay 5e-4, by lr and weight decay."""
+    table = read_table(ROOT / "exp" / "tuning" / "lr_wd.csv")
+    table = table[(table.batch == 64) & (table.classifier.isin((lr_wd.BEFORE, lr_wd.AFTER)))]
+    return table.set_index(["classifier", "lr", "weight decay"])
+
+
+def in_errors(row, group: str) -> float:
+    """A gain in paired standard errors."""
+    return row[f"{group} gain"] / row[f"{group} gain ±"]
+
+
+@pytest.mark.parametrize("classifier", [lr_wd.BEFORE, lr_wd.AFTER])
+def test_weight_decay_gains_and_so_does_a_learning_rate_at_the_same_product(cells, classifier):
+    assert in_errors(cells.loc[classifier, 0.1, 0.0], "all") < -4
+    assert in_errors(cells.loc[classifier, 0.01, 5e-3], "all") < -4
+    assert np.isclose(cells.loc[(classifier, 0.01, 5e-3), "lr x wd"], cells.loc[(classifier, 0.1, 5e-4), "lr x wd"])
+    for lr, decay in ((0.05, 1e-3), (0.1, 1e-3), (0.2, 5e-4)):  # products of 5e-5 and 1e-4 are alike from lr 0.05 on
+        assert abs(in_errors(cells.loc[classifier, lr, decay], "all")) < 2
+
+
+def test_weight_decay_serves_the_rare_classes_only_once_balanced(cells):
+    assert abs(in_errors(cells.loc[lr_wd.BEFORE, 0.1, 0.0], "few")) < 2
+    assert in_errors(cells.loc[lr_wd.AFTER, 0.1, 0.0], "few") < -3
+    assert (
+        in_errors(cells.loc[lr_wd.BEFORE, 0.1, 1e-3], "few") < -4
+    )  # more of it takes from them what balancing gives back
+    assert abs(in_errors(cells.loc[lr_wd.AFTER, 0.1, 1e-3], "few")) < 2

@@ -36,6 +36,7 @@ def test_every_row_has_values_that_its_grid_holds(tuned):
     table = read_table(out / "tuning" / VALUES).set_index("method")
     assert set(METHODS) | {"WD", "WD + L2norm", "WD + tau-norm"} == set(table.index)
     assert set(table.tuning_run) == {name}
+    assert "logits" not in table
     for row, method in METHODS.items():
         own = table.loc[row]
         told = {"none": [0.0], "stage 1": [0.002], "stage 2": [1e-3, 1e-2]}[method.weight_decay]

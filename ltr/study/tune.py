@@ -36,7 +36,6 @@ DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RADII = (1.5, 1.25, 1.0, 0.85, 0.7, 0.5, 0.35, 0.25)  # times the mean norm
 FEW = {"weight_decay": (1e-3, 1e-2), "radius": (1.0, 0.7)}  # of rows with more layers, which train one at a time
 TAUS = np.arange(0, 3.01, 0.1).round(1)
-MEASURES = ("all", *metrics.GROUPS)
 
 
 def candidates(method: Method, stage1_weight_decay: float) -> Iterator[dict[str, Any]]:
@@ -61,45 +60,43 @@ def in_a_grid(rows: Rows, held_out: Features) -> Iterator[dict[str, Any]]:
     table = pd.DataFrame(asked)
     told = table.assign(lr=table.lr * settings.lr, max_norm=table.radius * mean, max_norm_every="step")
     grid = Grid(start, held_out, settings.recipe(loss=settings.loss, lr=settings.lr), told).fit()
-    scored = grid.table()[list(MEASURES)].join(told.assign(radius=table.radius))
+    scored = grid.table()[["all"]].join(told.assign(radius=table.radius))
     for name, each in scored.groupby("method", sort=False):
         best = each["all"].fillna(-np.inf).idxmax()
         logits = held_out.test_logits(grid.classifier(best), 0)
-        yield {"method": name, **each.loc[best].drop("method").to_dict(), **fitted(logits, held_out)}
+        yield best_of([{"method": name, **each.loc[best].drop("method").to_dict(), "logits": logits}], held_out)
 
 
 def one_at_a_time(rows: Rows, name: str) -> dict[str, Any]:
     """A row that no grid can train: unit norms, or more layers than the classifier."""
     settings, method, found = rows.settings, METHODS[name], []
     mean = float(regularizers.row_norms(rows.sources.classifier.weight.detach()).mean())
+    loss = "ce" if method.loss == "CE" else settings.loss
     for each in tqdm(list(candidates(method, settings.stage1_weight_decay)), name, leave=False, disable=None):
         told = {"lr": each["lr"] * settings.lr, "weight_decay": each["weight_decay"]}
         learner, source, engine = rows.sources.learner(method.layers, "paper")
-        loss = "ce" if method.loss == "CE" else settings.loss
         constraint = method.constrain(each["radius"] * mean, "step")
         outcome = training.fit(learner, source, settings.recipe(loss=loss, **told), constraint, engine=engine)
-        logits = outcome.logits["last", "none"]
-        accuracy = metrics.group_accuracy(logits, outcome.labels, source.class_counts)
-        found.append({"method": name, "loss": loss, **told, "radius": each["radius"], **accuracy, "logits": logits})
-    best = max(found, key=lambda row: row["all"])
-    return {**best, **fitted(best.pop("logits"), rows.sources.features["paper"])}
+        found.append({"loss": loss, **told, "radius": each["radius"], "logits": outcome.logits["last", "none"]})
+    return {"method": name} | best_of(found, rows.sources.features["paper"])
 
 
 def over_tau(classifier: nn.Linear, name: str, held_out: Features, taus: Sequence[float]) -> dict[str, Any]:
     """Tau-normalisation of a first stage's classifier."""
-    found = []
+    found, weight = [], classifier.weight.detach()
     for tau in taus:
-        weight = regularizers.tau_normalize(classifier.weight.detach(), float(tau))
-        logits = held_out.test_logits(models.linear(weight, classifier.bias), 0)
-        accuracy = metrics.group_accuracy(logits, held_out.test_labels, held_out.class_counts)
-        found.append({"method": name, "tau": float(tau), **accuracy, "logits": logits})
-    best = max(found, key=lambda row: row["all"])
-    return {**best, **fitted(best.pop("logits"), held_out)}
+        normalised = models.linear(regularizers.tau_normalize(weight, float(tau)), classifier.bias)
+        found.append({"tau": float(tau), "logits": held_out.test_logits(normalised, 0)})
+    return {"method": name} | best_of(found, held_out)
 
 
-def fitted(logits: np.ndarray, held_out: Features) -> dict[str, float]:
-    """The temperature that fits the held-out images best."""
-    return {"temperature": temperature(torch.as_tensor(logits), torch.as_tensor(held_out.test_labels))}
+def best_of(found: Sequence[dict[str, Any]], held_out: Features) -> dict[str, Any]:
+    """The best on the held-out images, of equals the first: its values, accuracies and best temperature."""
+    labels, counts = held_out.test_labels, held_out.class_counts
+    rows = [each | metrics.group_accuracy(each["logits"], labels, counts) for each in found]
+    best = max(rows, key=lambda row: -np.inf if np.isnan(row["all"]) else row["all"])
+    logits = torch.as_tensor(best.pop("logits"))
+    return best | {"temperature": temperature(logits, torch.as_tensor(labels))}
 
 
 def chosen(rows: Rows) -> Iterator[dict[str, Any]]:
