@@ -130,10 +130,14 @@ class Common:
         """What was given, and beside it what its preset, its images and its network say."""
         preset = given["preset"]
         if preset == COMMITTED:
-            known = {field.name for field in dataclasses.fields(cls)}
-            first = cls.as_own(shipped(given.get("backbone", "resnet32")))
-            given = {name: value for name, value in first.items() if name in known} | {"device": "cpu"} | given
+            given = cls.of_shipped(given) | {"device": "cpu"} | given
         return {"out": OUT[preset]} | cls.preset_values(preset, given.get("dataset"), given.get("backbone")) | given
+
+    @classmethod
+    def of_shipped(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """This stage's settings for the first stage whose features ship."""
+        own = cls.as_own(shipped(given.get("backbone", "resnet32")))
+        return {field.name: own[field.name] for field in dataclasses.fields(cls) if field.name in own}
 
     @classmethod
     def as_own(cls, first: dict[str, Any]) -> dict[str, Any]:
@@ -402,12 +406,8 @@ class SecondStage(Common):
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
         """As the common one; from shipped features or a named run, what the first stage says that they are of."""
         if given.get("base") == "shipped":
-            known = {field.name for field in dataclasses.fields(cls)}
-            first = cls.as_own(shipped(given.get("backbone", "resnet32")))
-            own = {name: value for name, value in first.items() if name in known}
-            return super().filled(
-                own | given | {"preset": "paper", "out": given.get("out", ROOT / "build" / "shipped")}
-            )
+            own = {"out": ROOT / "build" / "shipped"} | cls.of_shipped(given)
+            return super().filled(own | given | {"preset": "paper"})
         if "stage1" in given:
             stages = given.get("out", OUT[given["preset"]]) / "demo_1"
             first = configs.read_config(configs.named_run(stages, given["stage1"]))["settings"]

@@ -190,9 +190,8 @@ def choose(
         graph: one of `GRAPH`; "auto" captures on CUDA where a capture that fails does no harm (PyTorch 2.11 on).
     """
     device = torch.device(device)
-    cuda, notices = device.type == "cuda", []
-    captured, why_not = choose_graph(device, graph)
-    notices += why_not
+    cuda = device.type == "cuda"
+    captured, notices = choose_graph(device, graph)
     fast = cuda and has_fast_bf16(device)
     if precision == "auto":
         precision = "bf16" if fast else "fp32"
