@@ -735,9 +735,10 @@ def lr_wd_map(table: pd.DataFrame, before: str = "first stage alone", after: str
     Args:
         table: of `ltr map`: columns lr, weight decay, lr x wd, batch, warm-up, epochs, classifier, many, medium, few,
             all (percent), a row a run and classifier. Runs of another batch, warm-up or length have columns of their
-            own.
+            own; those that differ in what the column `further` names are left out.
         before, after: classifiers.
     """
+    table = table[table["further"].fillna("") == ""]
     places = sorted({tuple(row) for row in table[MAP_PLACE].itertuples(index=False)})
     decays = sorted(table["weight decay"].unique())
     shown = table[table["classifier"].isin((before, after))]["all"]

@@ -48,6 +48,13 @@ def test_gains_are_paired_and_over_the_cell_that_shares_most():
     assert table["lr x wd"].tolist() == [5e-5, 0, 5e-5, 1e-4]
 
 
+def test_what_the_map_has_no_axis_for_is_said():
+    settings = {"lr": 0.2, "stage1_weight_decay": 5e-4, "batch_size": 64, "stage1_epochs": 40, "schedule": "cosine"}
+    assert lr_wd.cell(settings, "plain")["further"] == ""
+    other = lr_wd.cell(settings | {"schedule": "linear", "nesterov": True, "average": "ema", "warm_up": 8}, "other")
+    assert (other["further"], other["warm-up"]) == ("schedule linear, nesterov True, average ema", 8)
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     out = tmp_path_factory.mktemp("map")

@@ -52,7 +52,9 @@ def curve(name: str, factor: float) -> pd.DataFrame:
 def tuning_map(rarest: int, names: tuple[str, str], factors: tuple[float, float]) -> pd.DataFrame:
     """A table of `ltr map`: three cells at one batch size, and one of them at another."""
     cells = [(0.01, 5e-3, 64), (0.1, 5e-4, 64), (0.1, 0.0, 64), (0.1, 5e-4, 128)]
-    how = [{"lr": a, "weight decay": b, "lr x wd": a * b, "batch": n, "warm-up": 0, "epochs": 40} for a, b, n in cells]
+    same = {"warm-up": 0, "epochs": 40, "further": ""}
+    how = [{"lr": a, "weight decay": b, "lr x wd": a * b, "batch": n, **same} for a, b, n in cells]
+    how.append({"lr": 0.4, "weight decay": 0.0, "lr x wd": 0.0, "batch": 64, **same, "further": "nesterov True"})
     pairs = zip(names, factors, strict=True)
     return pd.DataFrame([groups(rarest, f, classifier=name) | each for name, f in pairs for each in how])
 

@@ -40,6 +40,11 @@ IMAGES = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normaliz
 CELL = ("lr", "weight decay", "lr x wd", "batch", "warm-up", "epochs")
 
 
+# What else a run may differ in, and what the map itself has.
+FURTHER = {"schedule": "cosine", "loss": "ce", **dict.fromkeys(("mix", "augmentation", "sampling"))}
+FURTHER |= {"nesterov": False, **dict.fromkeys(("average", "network"))}
+
+
 @dataclass(frozen=True)
 class Scored:
     """A run's network under one classifier.
@@ -87,7 +92,9 @@ def cell(settings: dict[str, Any], name: str) -> dict[str, Any]:
     """A run's settings, as the map's rows have them."""
     lr, decay = settings["lr"], settings["stage1_weight_decay"]
     how = {"batch": settings["batch_size"], "warm-up": settings.get("warm_up", 0), "epochs": settings["stage1_epochs"]}
-    return {"lr": lr, "weight decay": decay, "lr x wd": round(lr * decay, 12), **how, "run": name}
+    further = [f"{key} {settings[key]}" for key, plain in FURTHER.items() if settings.get(key, plain) != plain]
+    product = {"lr x wd": round(lr * decay, 12)}
+    return {"lr": lr, "weight decay": decay, **product, **how, "further": ", ".join(further), "run": name}
 
 
 @cache
