@@ -550,6 +550,8 @@ def weight_rays(norms: dict[str, np.ndarray], epoch: int) -> Figure:
         colors = plt.get_cmap("viridis", 5)(np.linspace(0, 1, classes))  # few colours keep an animation small
         lengths = values[min(epoch, len(values) - 1)]
         axes.vlines(angles, 0, np.where(np.isfinite(lengths), lengths, 0), colors=colors, linewidth=2)
+        if not np.isfinite(lengths).any():
+            _say(axes, DIVERGED)
         axes.set(ylim=(0, top), xticks=[], title=_literal(name))
         axes.yaxis.set_major_locator(MaxNLocator(3, prune="lower"))
         axes.set_rlabel_position(350)

@@ -110,3 +110,17 @@ def test_the_device_without_float64_refuses_it_whichever_way_it_comes():
             values + torch.ones(3)
         assert values.cpu().double().sum() == 3
         assert (2 * values).tolist() == [2, 2, 2]
+
+
+def test_mean_logits_are_of_a_class_own_images_and_of_all_others():
+    logits = np.array([[3.0, 0.0], [1.0, -2.0], [-1.0, 5.0]])
+    table = analysis.mean_logits(logits, np.array([0, 0, 1]))
+    assert table.own.tolist() == [2.0, 5.0]
+    assert table.others.tolist() == [-1.0, -1.0]
+
+
+def test_mean_logits_of_no_image_or_no_number_are_none():
+    alone = analysis.mean_logits(np.ones((2, 2)), np.array([0, 0]))
+    assert alone.isna().to_numpy().tolist() == [[False, False, True], [False, True, False]]
+    broken = analysis.mean_logits(np.array([[np.inf, 1.0], [0, 1]]), np.array([0, 1]))
+    assert broken[["own", "others"]].isna().all(axis=None)

@@ -82,6 +82,19 @@ def figures(
         "class_counts": lambda: plots.class_counts(about),
         "montage": lambda: plots.montage(np.zeros((2, 3, 8, 8, 3), np.uint8), names, names[0]),
         "learning_curves": lambda: plots.learning_curves(pd.concat(curve(*model) for model in models)),
+        "loss_curves": lambda: plots.loss_curves(
+            pd.concat(
+                pd.DataFrame({"epoch": [1, 2], "train_loss": [2 * f, f], "lr": 0.1, "model": n}) for n, f in models
+            )
+        ),
+        "regions": lambda: plots.regions(
+            {name: (np.eye(2), np.arange(2), lambda plane: (plane[:, 0] < plane[:, 1]).astype(int)) for name in names}
+        ),
+        "projections": lambda: plots.projections(np.eye(2), dict.fromkeys(names, 0.5 * np.eye(2)), 0.5),
+        "class_differences": lambda: plots.class_differences(per_class, names[0], about),
+        "class_logits": lambda: plots.class_logits(
+            about.assign(model=names[1], own=falling * factors[1], others=-falling), about
+        ),
         "per_class_accuracy": lambda: plots.per_class_accuracy(per_class, about),
         "class_norms": lambda: plots.class_norms(per_class, about),
         "class_norms, log": lambda: plots.class_norms(per_class, about, log=True),
@@ -120,7 +133,7 @@ def words(fig: Figure) -> list[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_dollars_in_names_are_drawn_as_they_stand(name):
     named = [text for text in figures(DOLLARS)[name]().findobj(Text) if re.search("naive|frac", text.get_text())]
-    assert bool(named) == (name not in ("class_counts", "sweep", "sweep, nothing but 0", "confusion"))
+    assert bool(named) == (name not in ("class_counts", "sweep", "sweep, nothing but 0", "confusion", "class_logits"))
     for text in named:
         width = text.get_window_extent().width
         text.set_text(text.get_text().replace(r"\$", "$"))
@@ -191,8 +204,7 @@ def test_diverged_training_has_a_dash_or_a_sentence():
     drawn = figures(factors=LAST)
     assert words(drawn["group_bars"]()).count("–") == 4
     assert "WD (ECE –)" in words(drawn["reliability"]())
-    assert "WD, up to –" in words(drawn["weight_rays"]())
-    for name in ("learning_curves", "norm_evolution", "sweep"):
+    for name in ("learning_curves", "norm_evolution", "sweep", "weight_rays"):
         assert words(drawn[name]()).count(plots.DIVERGED) == 1, name
     assert plots.DIVERGED in words(figures(factors=EVERY)["class_norms, log"]())
     landscape = words(drawn["landscape"]())
@@ -206,3 +218,33 @@ def test_a_landscape_keeps_the_values_at_which_training_diverged():
     panel = fig.axes[0]
     assert [label.get_text() for label in panel.get_yticklabels()] == ["0", "0.01", "0.1"]
     assert panel.collections[0].get_offsets().tolist() == [[0, 2]]
+
+
+def test_classes_at_both_ends_have_their_names_and_those_between_numbers():
+    counts = np.geomspace(500, 5, 100).astype(int)
+    about = pd.DataFrame({"class_index": range(100), "count": counts, "group": "many"})
+    named = about.assign(name=[f"class_{k} $x$" for k in range(100)])
+    labels = [tick.get_text() for tick in plots.class_counts(named).axes[0].get_xticklabels()]
+    ends = [rf"class {k} \$x\$" for k in (*range(10), *range(90, 100))]
+    assert labels == [*ends[:10], "20", "40", "60", "80", *ends[10:]]
+    assert not [tick for tick in plots.class_counts(about).axes[0].get_xticklabels() if "class" in tick.get_text()]
+
+
+def test_differences_are_those_of_the_named_model():
+    about = pd.DataFrame({"class_index": [0, 1, 2], "count": [200, 50, 5], "group": ["many", "medium", "few"]})
+    table = pd.concat(about.assign(model=name, accuracy=a) for name, a in {"A": [80, 50, 1], "B": [70, 55, 9]}.items())
+    bars = [bar.get_height() for bar in plots.class_differences(table, "A", about).axes[0].patches]
+    assert bars == [-10, 5, 8]
+
+
+def test_regions_show_what_the_classifier_answers():
+    points, labels = np.array([[-1.0, 0], [1, 0]]), np.array([0, 1])
+    fig = plots.regions({"halves": (points, labels, lambda plane: (plane[:, 0] > 0).astype(int))})
+    shown = fig.axes[0].images[0].get_array()
+    assert (shown[:, :100] == 0).all()
+    assert (shown[:, -100:] == 1).all()
+
+
+def test_rays_of_all_models_have_one_scale():
+    norms = {"A": np.full((2, 4), 1.0), "B": np.full((2, 4), 3.0)}
+    assert [axes.get_ylim()[1] for axes in plots.weight_rays(norms, 1).axes] == [3.0, 3.0]
