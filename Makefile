@@ -8,6 +8,7 @@ IMBALANCE_FACTOR ?= 100
 EPOCHS ?= 320
 SEEDS ?= 0 1 2
 OF = --backbone $(BACKBONE) --imbalance-factor $(IMBALANCE_FACTOR)
+TABLES := $(addprefix exp/,results.csv benchmarks.csv comparison.csv maxnorm.csv norms.csv)
 BIN := .venv/bin
 INSTALL ?= $(BIN)/python -m pip install --quiet
 ONE := demo1_first-stage-training
@@ -71,7 +72,7 @@ table-1: .venv/.installed
 		$(BIN)/python scripts/$(STUDY).py --preset paper $(OF) --stage1-epochs $(EPOCHS) --seed $$seed \
 			--tuned-on auto $(ARGS2) || exit; \
 	done
-	$(BIN)/python -m ltr report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme exp/README.md
+	$(BIN)/python -m ltr report $(TABLES) --readme exp/README.md
 
 # Execute the chapters in place: the committed runs are read.
 notebooks: .venv/.installed
@@ -88,7 +89,7 @@ scripts: .venv/.installed
 
 # Rewrite the tables of exp/README.md and of the README from the tables in exp/.
 tables: .venv/.installed
-	$(BIN)/python -m ltr report exp/results.csv exp/benchmarks.csv exp/comparison.csv --readme exp/README.md
+	$(BIN)/python -m ltr report $(TABLES) --readme exp/README.md
 	$(BIN)/python -m ltr headline exp/results.csv exp/comparison.csv --readme README.md
 
 clean:

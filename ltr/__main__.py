@@ -17,6 +17,7 @@ COMMANDS = {
     "ship": "write the features that come with the package",
     "pack": "make the runs of a folder small enough to be committed",
     "tutorial": "the chapters as a folder of HTML pages",
+    "maxnorm": "what MaxNorm does, and whether a radius is more than a temperature",
     "report": "tables of results, benchmarks and comparisons",
     "headline": "the five rows that the README begins with",
     "doctor": "what this machine makes of the job, in a minute",

@@ -247,7 +247,7 @@ def test_a_comparison_has_a_table_for_each_first_stage():
     assert "mixup" not in naive
 
 
-@pytest.mark.parametrize("name", ["results", "benchmarks", "comparison"])
+@pytest.mark.parametrize("name", ["results", "benchmarks", "comparison", "maxnorm", "norms"])
 def test_the_readmes_tables_are_those_of_the_files(name):
     readme = (ROOT / "exp" / "README.md").read_text("utf-8")
     for place, text in report.tables(ROOT / "exp" / f"{name}.csv").items():

@@ -509,6 +509,77 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     return "\n".join(comparison_part(rows) for rows in parts if len(rows))
 
 
+# ---- what MaxNorm does, measured on shipped features
+
+
+def spread(values: pd.Series, form: str) -> str:
+    """Mean over orders of the images, and their deviation where there are several."""
+    deviation = values.std()
+    return or_dash(values.mean(), form) + ("" if pd.isna(deviation) else f" ± {deviation:{form.lstrip('+')}}")
+
+
+def limited_line(rows: pd.DataFrame) -> list[str]:
+    """A row of `question_markdown`, means over orders."""
+    one = rows.iloc[0]
+    gain = [spread(rows.gain, "+.2f"), or_dash(rows["gain ±"].mean(), ".2f")]
+    nats = [spread(rows.nats, "+.3f"), or_dash(rows["nats ±"].mean(), ".3f")]
+    radius = ["none", "–"] if pd.isna(one.max_norm) else [f"{one.max_norm:.2f}", f"each {one.max_norm_every}"]
+    fired = or_dash(100 * rows.max_norm_fired.mean(), ".1f")
+    heats = [or_dash(rows[name].mean(), ".2f") for name in ("ece", "temperature", "ece cooled")]
+    return [one.loss, f"{one.weight_decay:g}", *radius, fired, spread(rows["all"], ".2f"), *gain, *heats, *nats]
+
+
+def beyond(rows: pd.DataFrame, name: str) -> float:
+    """The mean of a gain in its standard errors: over the test images, and over orders where there are several."""
+    orders = rows[name].var() / len(rows) if len(rows) > 1 else 0.0
+    return rows[name].mean() / (rows[f"{name} ±"].mean() ** 2 + orders) ** 0.5
+
+
+def answer(groups: Sequence[pd.DataFrame]) -> str:
+    """What the measurements say, in sentences.
+
+    Args:
+        groups: rows of each setting with MaxNorm, one an order.
+    """
+    lines, above, below = [], np.zeros(len(groups), bool), np.zeros(len(groups), bool)
+    for name, form, what in (("gain", "+.2f", "accuracy, points"), ("nats", "+.3f", "likelihood once cooled, nats")):
+        sizes, means = np.array([beyond(rows, name) for rows in groups]), [rows[name].mean() for rows in groups]
+        above, below = above | (sizes > 2), below | (sizes < -2)
+        lines.append(
+            f"- **MaxNorm against none, {what}**: {min(means):{form}} to {max(means):{form}}; more than two standard "
+            f"errors above none in {(sizes > 2).sum()} of {len(groups)} settings, below in {(sizes < -2).sum()}."
+        )
+    alike, worse = f"{(~above & ~below).sum()} of {len(groups)} settings, where neither differs", below.sum()
+    lines.append(
+        f"- **A radius is no more than a temperature** in {alike}. In {worse} it costs accuracy or likelihood that "
+        f"no temperature gives back, in {above.sum()} it adds some."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def question_markdown(table: pd.DataFrame) -> str:
+    """With and without MaxNorm: accuracy, calibration, and likelihood at each model's own temperature.
+
+    Args:
+        table: of `maxnorm.measure`, read from its file.
+    """
+    keys = ["loss", "weight_decay", "max_norm", "max_norm_every"]
+    ordered = table.sort_values(keys, na_position="first", kind="stable")
+    groups = [rows for _, rows in ordered.groupby(keys, dropna=False, sort=False)]
+    head = ["loss", "weight decay", "radius", "projected", "fired (%)", "all", "gain", "± images", "ECE", "temperature"]
+    head += ["ECE after it", "likelihood gained after it (nats)", "± images"]
+    words = f"{table.seed.nunique()} orders of the images, mean ± deviation · first stage {table.stage1_run[0]}"
+    body = in_markdown([head, *map(limited_line, groups)])
+    return f"{words}\n\n{body}\n{answer([rows for rows in groups if rows.max_norm.notna().all()])}"
+
+
+def norms_markdown(table: pd.DataFrame) -> str:
+    """How even the norms of the first stages' classifiers are, a sentence a network."""
+    shown = table.assign(**{name: table[name].map("{:.2f}".format) for name in table.columns[2:]})
+    shown["weight_decay"] = shown.weight_decay.map("{:g}".format)
+    return in_markdown([["first stage", "weight decay", *shown.columns[2:]], *shown.to_numpy().tolist()])
+
+
 # ---- files
 
 
@@ -525,6 +596,10 @@ def tables(path: Path) -> dict[str, str]:
         return {path.stem: benchmark_markdown(pd.read_csv(path, dtype=str, keep_default_na=False))}
     if "published" in table:
         return {path.stem: comparison_markdown(table)}
+    if "temperature" in table:
+        return {path.stem: question_markdown(table)}
+    if "largest / smallest" in table:
+        return {path.stem: norms_markdown(table)}
     made = {"table-1": table_1(table), "table-2": table_2(table), "released": table_of_released(table)}
     return made | {"max-norm": max_norm_table(table), path.stem: markdown(table)}
 

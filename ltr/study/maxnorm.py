@@ -1,0 +1,137 @@
+"""Does MaxNorm do anything, and is a radius anything but a temperature? Measured on the features that ship:
+
+    python -m ltr maxnorm [--orders 5]
+
+Classifiers learn with and without MaxNorm, after each step and each epoch, under the plain and the class-balanced
+cross-entropy, with and without weight decay, in several orders of the images. Each is compared with the one that
+differs by MaxNorm alone, image by image: in accuracy, and in likelihood once each has its own best temperature. That is
+fitted on one half of the test images and used on the other, in turn, so that no image says how sure to be of itself.
+
+The measurements go to `<out>/maxnorm.csv`, and what weight decay does to the norms of the first stage's classifiers to
+`<out>/norms.csv`. All other options are the second script's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ltr import metrics, recipes, regularizers, runs
+from ltr.balance import temperature
+from ltr.metrics import Predictions
+from ltr.runtime.options import ROOT, option, short, whole
+from ltr.runtime.storage import table_text, write_text
+from ltr.settings import SecondStage
+from ltr.stack import Grid
+from ltr.study.rows import Sources, open_rows
+
+NAME = "maxnorm.csv"
+NORMS = "norms.csv"
+PAIR = ["loss", "weight_decay", "seed"]  # what a classifier shares with the one without MaxNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question(SecondStage):
+    """Whether MaxNorm does anything, on shipped features."""
+
+    orders: int = option(5, "orders of the training images, in each of which every classifier is trained", whole, low=2)
+
+
+def choices(settings: Question, sources: Sources) -> pd.DataFrame:
+    """A row a classifier, see `stack.Grid`: the tuned and the released radius, and none."""
+    released = regularizers.relative_radius(sources.classifier.weight.detach(), recipes.RELEASED_FRACTION)
+    radii = [
+        (None, "step"),
+        *((radius, every) for radius in (settings.max_norm, released) for every in regularizers.EVERY),
+    ]
+    rows = [
+        {"loss": loss, "weight_decay": decay, "max_norm": radius, "max_norm_every": every, "seed": seed}
+        for seed in range(settings.orders)
+        for loss in (settings.loss, "ce")
+        for decay in (0.0, settings.weight_decay)
+        for radius, every in radii
+    ]
+    return pd.DataFrame(rows).assign(lr=settings.lr).astype({"max_norm": float})
+
+
+def cooled(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Logits [N, C], each half of the images divided by the temperature of the other half; and the mean of the two."""
+    found, result = [], np.empty_like(logits)
+    for half in (0, 1):
+        found.append(temperature(torch.as_tensor(logits[1 - half :: 2]), torch.as_tensor(labels[1 - half :: 2])))
+        result[half::2] = logits[half::2] / found[-1]
+    return result, float(np.mean(found))
+
+
+def surprise(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of each image's label in nats, [N]."""
+    return -np.log(metrics.softmax(logits)[np.arange(len(labels)), labels])
+
+
+def measured(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float | np.ndarray]:
+    """A classifier's figures as it is and at its temperature; `hits` and `surprise` [N] are for the comparison."""
+    after, heat = cooled(logits, labels)
+    made, cool = Predictions.of(logits, labels), Predictions.of(after, labels)
+    each = surprise(after, labels)
+    figures = made.summary(counts) | {"nll": float(surprise(logits, labels).mean()), "temperature": heat}
+    figures |= {"ece cooled": cool.calibration_error(), "nll cooled": float(each.mean())}
+    return figures | {"hits": made.hits, "surprise": each}
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """Beside each row with MaxNorm what it adds: accuracy in points, nats of likelihood at its temperature.
+
+    Both with their paired standard errors over the test images.
+    """
+    plain = table[table.max_norm.isna()].set_index(PAIR)
+    for index, row in table[table.max_norm.notna()].iterrows():
+        other = plain.loc[tuple(row[PAIR])]
+        gain, error = metrics.mean_and_error(row.hits - other.hits)
+        nats, spread = metrics.mean_and_error((other.surprise - row.surprise) / 100)
+        table.loc[index, ["gain", "gain ±", "nats", "nats ±"]] = gain, error, nats, spread
+    return table.drop(columns=["hits", "surprise"])
+
+
+def measure(settings: Question, sources: Sources) -> pd.DataFrame:
+    """Train all classifiers side by side, test each and compare: a row each."""
+    features = sources.features["paper"]
+    recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
+    orders = {seed: features.reordered(seed) for seed in range(settings.orders)}
+    grid = Grid(sources.classifier, orders, recipe, choices(settings, sources)).fit()
+    settings_of = grid.table()[["loss", "weight_decay", "max_norm", "max_norm_every", "seed", "max_norm_fired"]]
+    rows = []
+    for number, chosen in settings_of.iterrows():
+        logits = features.test_logits(grid.classifier(number), 0)
+        rows.append({**chosen, **measured(logits, features.test_labels, features.class_counts)})
+    return compared(pd.DataFrame(rows)).assign(stage1_run=sources.base.path.name)
+
+
+def evenness(results: Sequence[runs.Result]) -> pd.DataFrame:
+    """How even the classifier's norms are at the end: many over few, and the largest over the smallest."""
+    rows = []
+    for result in results:
+        norms, groups = result.norms[-1], metrics.group_of(result.class_counts)
+        means = {group: norms[groups == group].mean() for group in metrics.GROUPS if (groups == group).any()}
+        about = {"stage1_run": result.path.name, "weight_decay": result.config["settings"]["stage1_weight_decay"]}
+        ratio = means["many"] / means["few"] if {"many", "few"} <= means.keys() else np.nan
+        rows.append(about | {"many / few": ratio, "largest / smallest": norms.max() / norms.min()})
+    return pd.DataFrame(rows)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line.
+
+    Raises:
+        InputError: an option is not allowed, or there are no such features.
+    """
+    own = [] if any(word.split("=")[0] == "--out" for word in arguments) else ["--out", str(ROOT / "exp")]
+    settings = Question.parse(["--base", "shipped", *own, *arguments])
+    print(settings, flush=True)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    rows = open_rows(settings, None)
+    table = measure(settings, rows.sources)
+    write_text(settings.out / NAME, table_text(table))
+    write_text(settings.out / NORMS, table_text(evenness([rows.base, *([rows.naive] if rows.naive else [])])))
+    print(short(f"{len(table)} classifiers: {settings.out / NAME}; norms: {settings.out / NORMS}"))

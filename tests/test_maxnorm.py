@@ -1,0 +1,79 @@
+"""What MaxNorm does to shipped features, and the sentences that are made of it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ltr import metrics
+from ltr.runtime.options import ROOT
+from ltr.runtime.storage import read_table
+from ltr.study import maxnorm, report
+
+
+def drawn(size: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose softmax is right about how often they are, and labels."""
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(size, 4))
+    labels = np.array([rng.choice(4, p=p) for p in metrics.softmax(logits)])
+    return logits, labels
+
+
+def test_a_radius_that_only_heats_is_undone_by_the_temperature():
+    logits, labels = drawn()
+    counts = np.array([200, 50, 10, 5])
+    plain, heated = (maxnorm.measured(scale * logits, labels, counts) for scale in (1.0, 5.0))
+    assert plain["temperature"] == pytest.approx(1, abs=0.05)
+    assert heated["temperature"] == pytest.approx(5 * plain["temperature"], rel=1e-3)
+    assert heated["ece"] > 10 > 3 > heated["ece cooled"]
+    assert heated["nll cooled"] == pytest.approx(plain["nll cooled"], abs=1e-4)
+    assert plain["nll"] == pytest.approx(-np.log(metrics.softmax(logits)[np.arange(4000), labels]).mean())
+
+
+def test_each_half_is_cooled_by_the_other():
+    logits, labels = drawn()
+    scaled = logits * np.where(np.arange(len(labels)) % 2, 3.0, 1.0)[:, None]
+    cooled, heat = maxnorm.cooled(scaled, labels)
+    np.testing.assert_allclose(cooled[::2], logits[::2] / 3, rtol=0.1, atol=0.02)
+    np.testing.assert_allclose(cooled[1::2], 3 * logits[1::2], rtol=0.1, atol=0.02)
+    assert heat == pytest.approx(2, abs=0.1)
+
+
+def test_a_gain_is_taken_from_the_classifier_that_differs_by_max_norm_alone():
+    shared = {"loss": "ce", "weight_decay": 0.0, "seed": 1}
+    rows = [
+        shared | {"max_norm": np.nan, "hits": np.array([1, 0, 0, 0.0]), "surprise": np.array([1, 2, 3, 4.0])},
+        shared | {"max_norm": 0.5, "hits": np.array([1, 1, 0, 0.0]), "surprise": np.array([1, 1, 3, 4.0])},
+        shared | {"seed": 2, "max_norm": np.nan, "hits": np.ones(4), "surprise": np.zeros(4)},
+    ]
+    table = maxnorm.compared(pd.DataFrame(rows))
+    limited = table.iloc[1]
+    error = np.std([0, 1, 0, 0], ddof=1) / 2
+    assert (limited.gain, limited["gain ±"]) == pytest.approx((25, 100 * error))
+    assert (limited.nats, limited["nats ±"]) == pytest.approx((0.25, error))
+    assert table.gain.isna().tolist() == [True, False, True]
+
+
+def settings(gains: list[float], nats: list[float]) -> list[pd.DataFrame]:
+    """A setting with MaxNorm in each of two orders, standard errors of 1 point and 0.1 nats."""
+    return [
+        pd.DataFrame({"gain": [gain - 0.1, gain + 0.1], "gain ±": 1.0, "nats": [nat, nat], "nats ±": 0.1})
+        for gain, nat in zip(gains, nats, strict=True)
+    ]
+
+
+def test_sentences_count_what_lies_beyond_two_errors():
+    text = report.answer(settings([0.5, -3.0, 2.5], [0.1, 0.0, -0.5]))
+    assert "accuracy, points**: -3.00 to +2.50; more than two standard errors above none in 1 of 3" in text
+    assert "nats**: -0.500 to +0.100; more than two standard errors above none in 0 of 3 settings, below in 1." in text
+    assert "no more than a temperature** in 1 of 3 settings" in text
+    assert "In 2 it costs accuracy or likelihood that no temperature gives back, in 1 it adds some." in text
+
+
+def test_the_committed_measurements_are_of_every_setting_in_several_orders():
+    table = read_table(ROOT / "exp" / maxnorm.NAME)
+    limited = table[table.max_norm.notna()]
+    keys = ["loss", "weight_decay", "max_norm", "max_norm_every"]
+    assert limited.groupby(keys).size().tolist() == [table.seed.nunique()] * 16
+    assert table.seed.nunique() >= 3
+    assert limited[["gain", "gain ±", "nats", "nats ±"]].notna().all(axis=None)
+    assert (table["nll cooled"] <= table.nll + 0.01).all()
