@@ -244,6 +244,10 @@ class FrozenFeatures(Features):
             self.passes.append(self.extract_pass(len(self.passes)))
         return self.passes[wanted] if self.augmented is None else self.passes[wanted].shuffled(self.seed, epoch)
 
+    def reordered(self, seed: int) -> "Reordered":
+        """As `Features.reordered`, of passes that need not be there yet: where every classifier is loaded, none is."""
+        return Reordered(self, seed)
+
     @torch.no_grad()
     def test_features(self, epoch: int, flip: bool) -> Tensor:
         """Features [N, D, ...] of the test images, in evaluation mode, after an epoch's drift."""
@@ -253,6 +257,33 @@ class FrozenFeatures(Features):
                 self.model.load_state_dict(self.up_to(epoch).buffers, strict=False)
             self.tested[key] = self.keep(self.extract_all(self.test, flip))
         return self.tested[key].to(self.train.device)
+
+
+class Reordered(Features):
+    """Features in the order of another seed, extracted when they are first asked for.
+
+    Args:
+        source: whose features they are.
+        seed: of the order.
+    """
+
+    def __init__(self, source: FrozenFeatures, seed: int) -> None:
+        shared = source.class_counts, source.test_labels, source.batch_size
+        super().__init__(source.passes, source.tested, *shared, seed, source.mode)
+        self.source = source
+
+    @property
+    def draws_on(self) -> torch.device:
+        """The source's device."""
+        return self.source.draws_on
+
+    def up_to(self, epoch: int) -> Pass:
+        """The source's pass of an epoch."""
+        return self.source.up_to(epoch).shuffled(self.seed, epoch)
+
+    def test_features(self, epoch: int, flip: bool) -> Tensor:
+        """The source's."""
+        return self.source.test_features(epoch, flip)
 
 
 def evaluate(classifier: nn.Linear, data: Features) -> training.Outcome:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import together
 import torch
 
 from ltr.errors import InputError
@@ -46,6 +47,18 @@ def test_another_seed_is_another_order_of_the_same(features, random_state_untouc
         assert pairs(other.draw(5, 7, epoch)) == pairs(features.draw(5, 3, epoch))
         assert not torch.equal(other.draw(5, 7, epoch)[0], features.draw(5, 3, epoch)[0])
     assert other.test_features(0, True) is features.test_features(0, True)
+
+
+def test_features_that_are_not_extracted_yet_are_reordered_too():
+    """As in a second stage whose classifiers are all finished, so that nothing has asked for them."""
+    fresh, known = together.features("paper").reordered(7), together.features("paper")
+    for epoch in range(2):
+        known.draw(together.BATCH, 0, epoch)
+        expected = known.passes[epoch].shuffled(7, epoch)
+        drawn = fresh.draw(together.BATCH, 7, epoch)
+        assert torch.equal(drawn[0], expected.features)
+        assert torch.equal(drawn[1], expected.labels)
+    assert torch.equal(fresh.test_features(0, True), known.test_features(0, True))
 
 
 def test_other_draws_are_refused(features):
