@@ -44,9 +44,9 @@ demo: .venv/.installed
 test: .venv/.developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The same without the tests that run whole scripts, notebooks or several processes.
+# The same without the tests that run whole scripts, notebooks or several processes, or train for seconds.
 check: override ARGS += -m "not slow and not soak"
 check: test
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from trees import NAMES, TEST, TRAIN, random_images, write_tree
+from trees import NAMES, SMALL, TEST, TRAIN, random_images, write_small, write_tree
+
+from ltr.data.synthetic import SYNTHETIC
 
 settings.register_profile("ltr", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ltr")
@@ -35,6 +37,28 @@ def images():
 def tree(tmp_path, images):
     """The same as a tree of class folders."""
     return write_tree(tmp_path / "tree", images)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> str:
+    """Options of a script that trains within seconds, on few and small images."""
+    return f"{SMALL} --data-root {write_small(tmp_path_factory.mktemp('small') / 'tree')}"
+
+
+@pytest.fixture(scope="module")
+def few_shapes():
+    """The embedded set with fewer images: 125 of each class to train on, 10 to test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SYNTHETIC, "train", 125)
+        patch.setitem(SYNTHETIC, "test", 10)
+        yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that two workers end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 REPORT = pytest.StashKey[list]()

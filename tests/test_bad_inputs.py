@@ -7,12 +7,11 @@ tree, and from the lines of its lists. A dozen of them go through the real scrip
 import os
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from bad_inputs import IMAGES, LISTS, SETTINGS, STAGES, TREES
@@ -24,7 +23,6 @@ from ltr import datasets
 from ltr.data.folders import read_folder
 from ltr.data.lists import read_list
 from ltr.errors import InputError
-from ltr.runtime.options import ROOT
 from ltr.runtime.process import check_writable
 from ltr.settings import FirstStage, SecondStage
 
@@ -241,7 +239,6 @@ def test_damaged_caches_are_decoded_anew(read, copy_tree):
 
 # ---- through the real scripts
 
-SCRIPTS = sorted((ROOT / "scripts").glob("demo*.py"))
 THROUGH_SCRIPTS = [  # script, options, damage, what stderr begins with
     (0, "--epochs 1000000000000000000000000000000", None, "--epochs: must be"),
     (1, "--tau nan", None, "--tau: must be"),
@@ -258,30 +255,19 @@ THROUGH_SCRIPTS = [  # script, options, damage, what stderr begins with
 ]
 
 
-def run_script(number: int, options: str, out: Path, root: Path) -> subprocess.CompletedProcess:
-    words = ["--preset", "demo", "--out", str(out), "--data-root", str(root), *options.split()]
-    command = [sys.executable, str(SCRIPTS[number]), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "MPLBACKEND": "Agg"})
-
-
 @pytest.mark.slow
-def test_scripts_end_in_one_line_and_exit_code_2_and_write_nothing(copy_tree, tmp_path):
-    damages = {kind: (place, act) for kind, place, act, *_ in (*TREES, *LISTS)}
-
-    def tried(script: int, options: str, damage: str | None, begins: str, tree: Path) -> None:
-        out = tmp_path / f"out of {tree.name}"
-        if damage:
-            place, act = damages[damage]
+@pytest.mark.parametrize(("script", "options", "damage", "begins"), THROUGH_SCRIPTS)
+def test_a_script_ends_in_one_line_and_exit_code_2(script, options, damage, begins, copy_tree, tmp_path):
+    tree, out = copy_tree(), tmp_path / "out"
+    for kind, place, act, *_ in (*TREES, *LISTS):
+        if kind == damage:
             act(tree / place)
-        done = run_script(script, options, out, tree)
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith(f"error: {begins}")
-        assert done.stderr.count("\n") == 1
-        assert not out.exists() or not list(out.iterdir())
-
-    with ThreadPoolExecutor(2) as pool:  # each spends its seconds on imports
-        for waiting in [pool.submit(tried, *case, copy_tree()) for case in THROUGH_SCRIPTS]:
-            waiting.result()
+    words = ["--preset", "demo", "--out", str(out), "--data-root", str(tree), *options.split()]
+    done = forked.run(forked.SCRIPTS[script], words)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {begins}")
+    assert done.stderr.count("\n") == 1
+    assert not out.exists() or not list(out.iterdir())
 
 
 def test_at_least_three_hundred_bad_inputs_are_tried(capsys):

@@ -57,6 +57,7 @@ def few(scale: float = 1.0) -> LongTailed:
     return dataclasses.replace(data, train=data.train.take(slice(130)), test=data.test.take(slice(100)))
 
 
+@pytest.mark.slow
 def test_a_round_measures_both_sides(monkeypatch):
     monkeypatch.setattr(bench, "drawn", few)
     monkeypatch.setattr(bench, "peak_mb", lambda *_: 123.0)

@@ -21,8 +21,9 @@ from ltr.runtime.storage import read_table
 from ltr.settings import FirstStage
 from ltr.study import compare, published, sweep
 
+pytestmark = pytest.mark.usefixtures("few_shapes")
 RECIPE = Recipe(2, lr=0.05, loss="cb-ce")
-OPTIONS = "--preset demo --stage1-epochs 1 --epochs 1 --imbalance-factor 240 --hold-out 2"
+OPTIONS = "--preset demo --stage1-epochs 1 --epochs 1 --imbalance-factor 120 --hold-out 2"
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def demo(tmp_path_factory):
     alone, first_table = run(f"{OPTIONS} --out {out}"), pd.read_csv(out / "comparison.csv")
     make(alone)
     with contextlib.redirect_stdout(io.StringIO()):
-        words = "--weight-decays 0 --seeds 1 --preset demo --epochs 1 --imbalance-factor 240"
+        words = "--weight-decays 0 --seeds 1 --preset demo --epochs 1 --imbalance-factor 120"
         sweep.main(f"{words} --out {out}".split())
     both = run(f"{OPTIONS} --out {out}")
     table = pd.read_csv(out / "comparison.csv")
@@ -68,18 +69,21 @@ def demo(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_missing_first_stage_is_one_line_that_names_the_command(demo):
     assert re.match(r"--out: there is no finished run in .*; this makes it: python -m ltr sweep ", demo.error)
     assert "--hold-out 2" in demo.error
     assert "\n" not in demo.error
 
 
+@pytest.mark.slow
 def test_the_named_commands_make_what_was_missing(demo):
     assert len(list((demo.out / "tuning" / "demo_1").glob("*/summary.json"))) == 1
     assert "no full first stage, so the tuning network is tested" in demo.alone
     assert "no full first stage" not in demo.both
 
 
+@pytest.mark.slow
 def test_without_a_full_run_the_column_says_which_network_was_tested(demo):
     measured = demo.first_table[demo.first_table["all"].notna()]
     assert measured["first stage"].str.contains("tuning network, no full run").all()
@@ -88,6 +92,7 @@ def test_without_a_full_run_the_column_says_which_network_was_tested(demo):
     assert full.tuned_on.str.startswith("40 held-out images, wd_").all()
 
 
+@pytest.mark.slow
 def test_every_method_is_a_row_with_its_protocol(demo):
     table = demo.table
     assert table.method.tolist()[: len(BALANCERS)] == list(BALANCERS)
@@ -96,12 +101,13 @@ def test_every_method_is_a_row_with_its_protocol(demo):
     ]
     assert figures.notna().all(axis=None)
     assert figures[["all", "ECE", "validation"]].apply(lambda values: values.between(0, 100)).all(axis=None)
-    wanted = ["synthetic", 240, "exp", "resnet32", 1, 0.005, 1]
+    wanted = ["synthetic", 120, "exp", "resnet32", 1, 0.005, 1]
     assert (table[compare.PROTOCOL] == wanted).all(axis=None)
     columns = ["hyper-parameters", "published", "source", "tuned_on", "first stage"]
     assert set(columns) <= set(table.columns)
 
 
+@pytest.mark.slow
 def test_every_setting_that_was_tried_is_kept_and_one_a_method_is_chosen(demo):
     tried = pd.read_csv(demo.out / "tuning" / "comparison.csv")
     assert tried.method.value_counts(sort=False).to_dict() == {name: len(m.settings) for name, m in BALANCERS.items()}
@@ -112,13 +118,14 @@ def test_every_setting_that_was_tried_is_kept_and_one_a_method_is_chosen(demo):
         == best.to_dict()
         == demo.table.dropna(subset="validation").set_index("method").validation.to_dict()
     )
-    assert (tried[compare.PROTOCOL] == ["synthetic", 240, "exp", "resnet32", 1, 0.005, 1]).all(axis=None)
+    assert (tried[compare.PROTOCOL] == ["synthetic", 120, "exp", "resnet32", 1, 0.005, 1]).all(axis=None)
     words = demo.table.set_index("method").loc["CB + WD + MaxNorm", "hyper-parameters"]
     row = tried[tried.chosen & (tried.method == "CB + WD + MaxNorm")].iloc[0]
     names = ("weight decay", "radius / mean norm", "lr")
     assert ", ".join(f"{name} {row[name]:g}" for name in names) == words
 
 
+@pytest.mark.slow
 def test_networks_trained_from_scratch_are_measured_where_a_run_is_there(demo):
     rows = demo.table.set_index("method")
     assert rows.loc["naive", "hyper-parameters"] == "weight decay 0, 1 epochs"
@@ -142,6 +149,7 @@ def test_a_method_that_is_not_here_says_so():
     assert compare.absent_row("PaCo")["hyper-parameters"] == "published only"
 
 
+@pytest.mark.slow
 def test_what_is_printed_is_the_table(demo):
     for name in (*BALANCERS, *compare.WHOLE_NETWORK):
         assert name in demo.both
@@ -149,6 +157,7 @@ def test_what_is_printed_is_the_table(demo):
     assert "forward 50" in demo.both
 
 
+@pytest.mark.slow
 def test_an_untouched_classifier_gives_the_runs_own_figures(demo):
     (full,) = [r for r in sweep.runs.finished_runs(demo.out / "demo_1") if r.label == "WD"]
     row = demo.table.set_index("method").loc["first stage alone"]

@@ -15,6 +15,7 @@ def test_every_way_that_the_engine_has_is_tried_once():
     assert list(doctor.ways(Engine())) == ["plain, float32", "compiled", "as chosen"]
 
 
+@pytest.mark.slow
 def test_the_report_names_engine_images_disk_and_hours(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(doctor, "ways", lambda how: {"plain, float32": how, "as chosen": how})
     words = f"--device cpu --data-root {tmp_path / 'none'} --dataset folder --backbone resnet32 --epochs 3"

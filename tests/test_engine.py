@@ -93,6 +93,7 @@ def test_preparing_a_step_leaves_no_trace(data, monkeypatch):
     assert prepared.extra["prepare_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_compiled_training_is_near_the_plain_one(data):
     ours, plain = network(widths=(8,)), network(widths=(8,))
     compiled = train(ours, data, recipe(), Engine(compile=True))

@@ -8,13 +8,13 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,12 +26,9 @@ from ltr.datasets import LabelledImages, LongTailed
 from ltr.errors import InputError, StorageError
 from ltr.runtime import storage
 from ltr.runtime.checkpoint import DIGEST_SIZE, MAGIC, load_checkpoint, save_checkpoint
-from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and limits")
-SCRIPT = next((ROOT / "scripts").glob("demo1_*.py"))
-OPTIONS = "--preset demo --epochs 1 --imbalance-factor 250"
 COUNTS = np.array([40, 15, 10, 5])
 
 
@@ -107,19 +104,18 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later(data, 
     assert_same(fit(data, stage, checkpoint), fit(data, stage, None))
 
 
-def run_script(out: Path, *options: str, **how) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *OPTIONS.split(), *options, "--out", str(out)]
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, **how)
+def run_script(options: str, out: Path, **how) -> subprocess.CompletedProcess:
+    """The first script, one epoch long."""
+    return forked.run(forked.SCRIPTS[0], f"{options} --epochs 1 --out {out}".split(), **how)
 
 
 @pytest.mark.slow
 @posix
-def test_a_script_that_may_write_no_large_file_says_so_in_one_line(tmp_path):
+def test_a_script_that_may_write_no_large_file_says_so_in_one_line(small, tmp_path):
     import resource
 
     limit = 2**20  # bytes; a checkpoint of the narrow network has 5.6 million
-    result = run_script(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    result = run_script(small, tmp_path, before=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)))
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: cannot write")
@@ -154,61 +150,58 @@ def test_a_disk_that_fills_up_keeps_the_old_checkpoint(data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
-def test_a_read_only_disk_is_refused_before_any_work(tmp_path):
+def test_a_read_only_disk_is_refused_before_any_work(small, tmp_path):
     with small_disk(tmp_path / "disk", "ro") as disk:
-        result = run_script(disk / "out")
+        result = run_script(small, disk / "out")
     assert result.returncode == 2
     assert result.stderr.startswith("error: --out: must be a folder that can be written to")
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @posix
-def test_a_folder_that_cannot_be_made_is_refused_before_any_work():
-    result = run_script(Path("/proc/ltr"))
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(small):
+    result = run_script(small, Path("/proc/ltr"))
     assert result.returncode == 2
     assert result.stderr.startswith("error: --out: must be a folder that can be written to, got /proc/ltr")
     assert "settings:" not in result.stdout
 
 
-HOLDER = """
-    import sys, time, numpy as np
-    from pathlib import Path
-    from ltr import runs
-    from ltr.datasets import LabelledImages, LongTailed
-    images = LabelledImages(np.zeros((2, 2, 2, 3), np.uint8), np.arange(2))
-    data = LongTailed("d", ["a", "b"], images, images, None, (0.5,) * 3, (0.5,) * 3)
-    run = runs.Run(Path(sys.argv[1]), {"method": "WD"})  # its lock goes when it goes
+def hold(folder: Path, data: LongTailed) -> None:
+    """What another process does: train a run, for ever."""
+    run = runs.Run(folder, {"method": "WD"})  # its lock goes when it goes
     run.begin(data, "cpu")
-    print("held", flush=True)
+    (folder / "held").touch()
     time.sleep(120)
-"""
 
 
 @pytest.fixture
-def holder(tmp_path):
+def holder(tmp_path, data):
     """Another process that trains the run in tmp_path/run."""
-    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    process = forked.call(hold, tmp_path / "run", data)
+    while process.is_alive() and not (tmp_path / "run" / "held").exists():
+        time.sleep(0.02)
     yield process
     process.kill()
-    process.wait()
+    process.join()
 
 
+@pytest.mark.slow
 def test_a_live_lock_refuses_a_second_process_and_harms_nobody(tmp_path, holder, data):
     before = (tmp_path / "run" / "config.json").read_text()
     with pytest.raises(InputError, match=r"^--out: another process is training \S+run$"):
         runs.Run(tmp_path / "run", {"method": "WD"}).begin(data, "cpu", retrain=True)
-    assert holder.poll() is None
+    assert holder.is_alive()
     assert (tmp_path / "run" / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 @posix
 def test_a_dead_processs_lock_is_taken_over_and_its_litter_removed(tmp_path, holder, data):
     litter = tmp_path / "run" / f".checkpoint.pt.{holder.pid}.tmp"
     litter.write_bytes(b"half")
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.kill()
+    holder.join()
     assert (tmp_path / "run" / ".lock").exists()
     run = runs.Run(tmp_path / "run", {"method": "CB"})
     run.begin(data, "cpu")
@@ -219,16 +212,16 @@ def test_a_dead_processs_lock_is_taken_over_and_its_litter_removed(tmp_path, hol
 
 @pytest.mark.slow
 @posix
-def test_of_two_scripts_in_one_folder_one_is_refused_and_the_other_ends(tmp_path):
-    options = OPTIONS.replace("--epochs 1", "--epochs 2").split()
-    command = [sys.executable, str(SCRIPT), *options, "--out", str(tmp_path)]
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    both = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    shown = [process.communicate(timeout=300) for process in both]
-    codes = [process.returncode for process in both]
-    assert sorted(codes) == [0, 2], shown
-    refused = shown[codes.index(2)][1]
+def test_of_two_scripts_in_one_folder_one_is_refused_and_the_other_ends(small, tmp_path):
+    words = f"{small} --epochs 2 --out {tmp_path}".split()
+    logs = [(tmp_path / f"{number}.out", tmp_path / f"{number}.err") for number in range(2)]
+    both = [forked.start(forked.SCRIPTS[0], words, *own) for own in logs]
+    for process in both:
+        process.join(300)
+    codes = [process.exitcode for process in both]
+    said = [err.read_text() for _, err in logs]
+    assert sorted(codes) == [0, 2], said
+    refused = said[codes.index(2)]
     assert refused.startswith("error: --out: another process is training")
     assert refused.count("\n") == 1
     assert len(pd.read_csv(tmp_path / "results.csv")) == 2 * 4
@@ -242,11 +235,11 @@ def append(path: str, name: str) -> None:
         runs.append_results(Path(path), [result])
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_results_at_once_lose_no_row(tmp_path):
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_faults; test_faults.append(*sys.argv[2:])"
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "results.csv")]
-    both = [subprocess.Popen([*command, name]) for name in ("a", "b")]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    for process in [forked.call(append, str(tmp_path / "results.csv"), name) for name in ("a", "b")]:
+        process.join(120)
+        assert process.exitcode == 0
     assert sorted(pd.read_csv(tmp_path / "results.csv").run) == ["a", "b"]
 
 

@@ -1,12 +1,13 @@
 """The chapters: as committed, as anyone reruns them, their scripts, and a full demo run."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
+import warnings
+from functools import partial
 
+import forked
 import nbformat
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from ltr.runtime.options import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if path.stem.startswith("demo")]
+OPTIONS = {"demo1": "--epochs 12 --test-every 4", "demo2": "--stage1-epochs 12 --epochs 3"}  # what is enough
 named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:5])
 chapters = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem[:5])
 LIVE = ("by hand:", "holds: the loop above", "holds: one epoch is most of it")  # trained anew wherever the page is made
@@ -24,15 +26,9 @@ LIVE = ("by hand:", "holds: the loop above", "holds: one epoch is most of it")  
 
 def run_script(name: str, *arguments: str, preset: str | None = "demo") -> subprocess.CompletedProcess:
     script = next((ROOT / "scripts").glob(f"{name}_*.py"))
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
-    words = [] if preset is None else ["--preset", preset]
-    return subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:matplotlib", str(script), *words, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=environment,
-    )
+    words = [*(["--preset", preset] if preset else []), *arguments]
+    strict = partial(warnings.filterwarnings, "error", category=UserWarning, module=r"matplotlib\Z")
+    return forked.run(script, words, timeout=900, before=strict)
 
 
 def execute(path, extra: list[str] = ()) -> nbformat.NotebookNode:
@@ -104,10 +100,10 @@ def test_a_claim_fails_where_a_committed_number_is_altered(tmp_path, name, run, 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> pd.DataFrame:
-    """Both scripts with `--preset demo`, in a folder of its own; results.csv."""
+    """Both scripts with `--preset demo`, for fewer epochs, in a folder of its own; results.csv."""
     out = tmp_path_factory.mktemp("demo")
-    for name in ("demo1", "demo2"):
-        done = run_script(name, "--out", str(out))
+    for name, options in OPTIONS.items():
+        done = run_script(name, *options.split(), "--out", str(out))
         assert done.returncode == 0, done.stderr
     table = pd.read_csv(out / "results.csv")
     table.attrs["out"] = out
@@ -139,7 +135,7 @@ def test_the_demo_evaluates_every_model(demo):
 @pytest.mark.slow
 @chapters
 def test_notebooks_run_in_demo_preset(path, demo, monkeypatch):
-    monkeypatch.setenv("LTR_ARGS", f"--preset demo --out {demo.attrs['out']}")
+    monkeypatch.setenv("LTR_ARGS", f"--preset demo {OPTIONS[path.stem[:5]]} --out {demo.attrs['out']}")
     monkeypatch.delenv("MPLBACKEND", raising=False)
     kinds = [out.output_type for cell in execute(path).cells for out in cell.get("outputs", [])]
     assert kinds.count("display_data") >= 5  # the figures
@@ -148,10 +144,8 @@ def test_notebooks_run_in_demo_preset(path, demo, monkeypatch):
 @pytest.mark.slow
 def test_the_headline_comparison_needs_no_images(tmp_path):
     """Real features ship with the package: rare classes of CIFAR100-LT are rescued, as in exp/results.csv."""
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
-    script = str(next((ROOT / "scripts").glob("demo2_*.py")))
-    words = [sys.executable, script, "--base", "shipped", "--data-root", str(tmp_path / "none"), "--out", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=900, env=environment)
+    words = ["--base", "shipped", "--data-root", str(tmp_path / "none"), "--out", str(tmp_path)]
+    done = forked.run(forked.SCRIPTS[1], words, timeout=900)
     assert done.returncode == 0, done.stderr
     ours, committed = (pd.read_csv(folder / "results.csv") for folder in (tmp_path, ROOT / "exp"))
     committed = committed[(committed.stage1_epochs == ours.stage1_epochs[0]) & (committed.seed == ours.seed[0])]
@@ -162,6 +156,7 @@ def test_the_headline_comparison_needs_no_images(tmp_path):
     assert figures_of(ours, "CB + WD + MaxNorm", "paper").few > figures_of(ours, "naive").few + 10
 
 
+@pytest.mark.slow
 def test_the_second_stage_says_when_the_first_is_absent(tmp_path):
     done = run_script("demo2", "--out", str(tmp_path))
     assert done.returncode == 2
@@ -171,7 +166,7 @@ def test_the_second_stage_says_when_the_first_is_absent(tmp_path):
 
 @pytest.mark.slow
 def test_the_second_stage_refuses_another_backbone(demo):
-    done = run_script("demo2", "--out", str(demo.attrs["out"]), "--backbone", "resnet34")
+    done = run_script("demo2", *OPTIONS["demo2"].split(), "--out", str(demo.attrs["out"]), "--backbone", "resnet34")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --backbone: no finished run")
 

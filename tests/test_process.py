@@ -12,15 +12,19 @@ from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
 from types import ModuleType
 
+import forked
+import numpy as np
 import pytest
 from trees import write_benchmark
 
 from ltr import __main__ as command_line
+from ltr.data.streaming import ListedImages, StreamLoader
 from ltr.errors import InputError
 from ltr.runtime import distributed, process
 from ltr.runtime.options import PACKAGE, ROOT, is_checkout
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX pipes")
+LTR = PACKAGE / "__main__.py"  # `python -m ltr`
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": ""}
 
 
@@ -69,6 +73,7 @@ RUNS_SCRIPTS = """
 """
 
 
+@pytest.mark.slow
 def test_ipython_gives_a_script_its_own_options(tmp_path):
     """`%run script.py --seed 3` in a shell whose `LTR_ARGS` says something else."""
     pytest.importorskip("IPython")
@@ -110,32 +115,31 @@ def test_while_it_is_set_aside_no_process_would_run_the_script(monkeypatch, tmp_
 WITHOUT_GUARD = """
     import multiprocessing, sys
     from pathlib import Path
-    with open(sys.argv[3], "a") as file:  # before anything else, and again in each process that runs the script
+    with open(sys.argv[2], "a") as file:  # before anything else, and again in each process that runs the script
         file.write("run\\n")
-    multiprocessing.set_start_method(sys.argv[1])
-    import numpy as np
-    from ltr.data.streaming import ListedImages, StreamLoader
-    root = Path(sys.argv[2])
-    paths = np.array(sorted(str(path.relative_to(root)) for path in root.rglob("*.JPEG")), object)
-    images = ListedImages(root, paths, np.arange(len(paths)) % 3)
-    loader = StreamLoader(images, (0.5,) * 3, (0.5,) * 3, workers=1, crop=16, resize=20)
-    print(f"{sum(float(batch.sum()) for batch, _ in loader.test_batches()):.3f}")
+    multiprocessing.set_start_method("spawn", force=True)
+    import test_process
+    print(test_process.streamed(Path(sys.argv[1]), workers=1))
 """
 
 
+def streamed(root: Path, workers: int) -> float:
+    """The sum of all pixels as workers decode them."""
+    paths = np.array(sorted(str(path.relative_to(root)) for path in root.rglob("*.JPEG")), object)
+    images = ListedImages(root, paths, np.arange(len(paths)) % 3)
+    loader = StreamLoader(images, (0.5,) * 3, (0.5,) * 3, workers=workers, crop=16, resize=20)
+    return sum(float(batch.sum()) for batch, _ in loader.test_batches())
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork to compare with")
-def test_workers_do_not_run_the_script_again_however_they_are_started(tmp_path):
-    """As on macOS and Windows, which spawn them; a notebook's script has no guard around its training."""
+def test_workers_that_are_spawned_do_not_run_the_script_again(tmp_path):
+    """As on macOS and Windows; a notebook's script has no guard around its training."""
     script, root = tmp_path / "script.py", write_benchmark(tmp_path / "images", "imagenet-lt")
     script.write_text(textwrap.dedent(WITHOUT_GUARD))
-    shown = {}
-    for method in ("fork", "spawn"):
-        done = run_python(script, method, root, tmp_path / method, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / method).read_text() == "run\n"
-        shown[method] = done.stdout
-    assert shown["fork"] == shown["spawn"]
+    done = forked.run(script, [str(root), str(tmp_path / "runs")])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs").read_text() == "run\n"
+    assert float(done.stdout) == streamed(root, workers=0)
 
 
 # ---- what is printed
@@ -194,9 +198,14 @@ def results(tmp_path_factory) -> Path:
     return path
 
 
+def ascii_alone() -> None:
+    """In a process: as with `PYTHONIOENCODING=ascii`."""
+    sys.stdout.reconfigure(encoding="ascii")
+
+
+@pytest.mark.slow
 def test_tables_with_dashes_are_printed_anywhere(results):
-    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
-    done = run_python("-m", "ltr", "report", results, env=environment)
+    done = forked.run(LTR, ["report", str(results)], before=ascii_alone)
     assert (done.returncode, done.stderr) == (0, "")
     assert "| model |" in done.stdout
     assert "| ? |" in done.stdout  # a cell without a number
@@ -248,6 +257,7 @@ def run_shell(command: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize(
     ("command", "code"),
@@ -290,8 +300,9 @@ def test_bad_words_of_a_command_are_one_line(words, monkeypatch, tmp_path, capsy
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_command_ends_bad_words_in_one_line_and_exit_code_2():
-    done = run_python("-m", "ltr", "report")
+    done = forked.run(LTR, ["report"])
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: results: must be given\n")
 
 
@@ -323,6 +334,7 @@ ASKS = """
 """
 
 
+@pytest.mark.slow
 def test_installed_it_keeps_out_of_its_own_folder(installed, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
@@ -343,20 +355,21 @@ def git(folder: Path, *words: str) -> str:
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_is_that_of_the_repository_that_tracks_the_source(installed, tmp_path, monkeypatch):
     project, source = tmp_path / "project", installed / "ltr" / "runtime" / "process.py"
+    commit = process.commit.__wrapped__  # asked anew each time
     monkeypatch.setattr(process, "__file__", str(source))
-    assert process.commit() == "unknown"  # outside git
+    assert commit() == "unknown"  # outside git
     git(project, "init", "-q")
     (project / "mine.txt").write_text("a project's own")
     git(project, "add", "mine.txt")
     git(project, "commit", "-q", "-m", "Begin")
-    assert process.commit() == "unknown"  # inside another project's repository, which does not track it
+    assert commit() == "unknown"  # inside another project's repository, which does not track it
     (project / ".gitignore").write_text(".venv\n")
-    assert process.commit() == "unknown"
+    assert commit() == "unknown"
     git(project, "add", "-f", str(source))
     git(project, "commit", "-q", "-m", "Track it")
-    commit = git(project, "rev-parse", "--short=12", "HEAD").strip()
-    assert process.commit() == commit
+    head = git(project, "rev-parse", "--short=12", "HEAD").strip()
+    assert commit() == head
     source.write_text("# changed\n")
-    assert process.commit() == f"{commit}+"
+    assert commit() == f"{head}+"
     monkeypatch.setenv("PATH", "")
-    assert process.commit() == "unknown"  # without git
+    assert commit() == "unknown"  # without git

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import forked
 import pytest
 
 from ltr import settings
@@ -13,7 +14,6 @@ from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage, SecondStage
 
 STAGES = [FirstStage, SecondStage]
-SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -169,27 +169,22 @@ def test_an_unwritable_out_is_refused(tmp_path):
         process.check_writable(tmp_path / "file" / "below")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_what_a_script_imports_leaves_torchvision_for_later(script):
+@pytest.mark.slow
+def test_what_scripts_import_leaves_torchvision_for_later():
     """It takes as long to import as PyTorch, and a refused option should not wait for it."""
-    lines = script.read_text("utf-8").split("\nsettings =")[0]
-    code = f"{lines}\nimport sys\nassert 'torchvision' not in sys.modules"
+    lines = [script.read_text("utf-8").split("\nsettings =")[0] for script in forked.SCRIPTS]
+    code = "\n".join([*lines, "import sys", "assert 'torchvision' not in sys.modules"])
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+scripts = pytest.mark.parametrize("script", forked.SCRIPTS, ids=lambda path: path.stem)
+
+
+@pytest.mark.slow
+@scripts
 def test_scripts_end_bad_input_in_one_line_and_exit_code_2(script, tmp_path):
-    command = [
-        sys.executable,
-        str(script),
-        "--preset",
-        "demo",
-        "--out",
-        str(tmp_path / "out"),
-        "--backbone",
-        "resnet51",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    words = ["--preset", "demo", "--out", str(tmp_path / "out"), "--backbone", "resnet51"]
+    done = forked.run(script, words)
     assert done.returncode == 2
     assert done.stderr == (
         "error: --backbone: must be one of resnet32, resnet32-wide, resnet34, resnext50, resnet50, resnet152, "
@@ -198,9 +193,10 @@ def test_scripts_end_bad_input_in_one_line_and_exit_code_2(script, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.slow
+@scripts
 def test_scripts_have_help(script):
-    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=120)
+    done = forked.run(script, ["--help"])
     assert done.returncode == 0
     assert "--imbalance-factor" in done.stdout
 

@@ -1,12 +1,9 @@
 """Images streamed from their files: the same pixels for any number of workers and after a resume, and both stages."""
 
 import multiprocessing
-import os
-import runpy
-import subprocess
-import sys
 import time
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +17,6 @@ from ltr.data import streaming
 from ltr.data.streaming import StreamLoader
 from ltr.errors import InputError
 from ltr.regularizers import MaxNorm
-from ltr.runtime.options import ROOT
 
 CROP, RESIZE = 16, 20
 
@@ -286,22 +282,10 @@ def test_a_grid_is_tuned_on_the_validation_list(data):
 # ---- the scripts, from the options to the table
 
 
-def run_small(*runs: list[str]) -> None:
-    """What the subprocess below runs: scripts one after another, with benchmarks and crops made small."""
+def make_small() -> None:
+    """In a script's process: benchmarks and crops as here."""
     shrink_benchmarks(pytest.MonkeyPatch())
     streaming.CROP, streaming.RESIZE = CROP, RESIZE
-    for script, *words in runs:
-        sys.argv = [script, *words]
-        runpy.run_path(script, run_name="__main__")
-
-
-def run_scripts(**words: list[str]) -> subprocess.CompletedProcess:
-    """Each script's options by its name."""
-    runs = [[str(next((ROOT / "scripts").glob(f"{name}_*.py"))), *own] for name, own in words.items()]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": paths}
-    code = f"from test_streaming import run_small; run_small(*{runs!r})"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
 
 
 @pytest.mark.slow
@@ -309,12 +293,13 @@ def test_both_scripts_run_on_a_benchmark(root, tmp_path):
     shared = "--preset paper --dataset imagenet-lt --backbone resnet32 --batch-size 16 --workers 1 --device cpu".split()
     shared += ["--data-root", str(root), "--out", str(tmp_path / "out")]
     second = [*shared, "--stage1-epochs", "1", "--epochs", "2"]
-    done = run_scripts(demo1=[*shared, "--epochs", "1"], demo2=second)
-    assert done.returncode == 0, done.stderr
-    assert "imagenet-lt: 46 training images, 30 to 4 a class" in done.stdout
+    for script, words in zip(forked.SCRIPTS, ([*shared, "--epochs", "1"], second), strict=True):
+        done = forked.run(script, words, before=make_small)
+        assert done.returncode == 0, done.stderr
+        assert "imagenet-lt: 46 training images, 30 to 4 a class" in done.stdout
     table = pd.read_csv(tmp_path / "out" / "results.csv")
     assert set(table.dataset) == {"imagenet-lt"}
-    assert len(table) == 4 * (17 + 6 + 10)  # its recipe has the published weight decay; last layers in one mode
+    assert len(table) == 4 * (2 + 6)  # networks and classifiers
     assert set(table.profile) == {"as-is"}
 
 
@@ -323,7 +308,7 @@ def test_a_script_ends_a_missing_image_in_one_line(tmp_path):
     root = write_benchmark(tmp_path / "images", "imagenet-lt")
     (root / "val/n01440764/n01440764_9001.JPEG").unlink()
     words = f"--preset paper --dataset imagenet-lt --device cpu --data-root {root} --out {tmp_path / 'out'}".split()
-    done = run_scripts(demo1=words)
+    done = forked.run(forked.SCRIPTS[0], words, before=make_small)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: --data-root: {root}/ImageNet_LT_test.txt line 2: must name an image file")
     assert done.stderr.count("\n") == 1

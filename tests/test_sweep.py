@@ -11,7 +11,8 @@ from ltr.settings import FirstStage, SecondStage
 from ltr.study import sweep
 from ltr.study.rows import open_rows
 
-OPTIONS = "--preset demo --epochs 1 --imbalance-factor 250"
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_shapes")]
+OPTIONS = "--preset demo --epochs 1 --imbalance-factor 50"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_finished_cells_are_loaded(swept, monkeypatch, capsys):
 
 
 def test_held_out_images_take_the_place_of_the_test_images(tmp_path):
-    sweep.main(f"--weight-decays 0.01 --hold-out 2 {OPTIONS.replace('250', '240')} --out {tmp_path}".split())
+    sweep.main(f"--weight-decays 0.01 --hold-out 2 {OPTIONS.replace('50', '48')} --out {tmp_path}".split())
     (result,) = runs.finished_runs(tmp_path / "tuning" / "demo_1")
     assert result.config["data"]["test_images"] == 2 * 20
     assert not (tmp_path / "results.csv").exists()

@@ -13,7 +13,8 @@ from ltr.settings import SecondStage
 from ltr.study import sweep, tune
 from ltr.study.rows import VALUES, open_rows
 
-FIRST = "--preset demo --epochs 1 --lr 0.05 --imbalance-factor 200 --weight-decays 0.002 --seeds 1"
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_shapes")]
+FIRST = "--preset demo --epochs 1 --lr 0.05 --imbalance-factor 40 --weight-decays 0.002 --seeds 1"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_every_row_has_values_that_its_grid_holds(tuned):
 
 def test_the_second_stage_takes_them_and_scales_the_radius(tuned):
     out, name = tuned
-    words = f"--preset demo --imbalance-factor 200 --stage1-epochs 1 --stage1-weight-decay 0.002 --out {out}".split()
+    words = f"--preset demo --imbalance-factor 40 --stage1-epochs 1 --stage1-weight-decay 0.002 --out {out}".split()
     settings = SecondStage.parse([*words, "--tuned-on", name])
     rows = open_rows(settings, datasets.load(**settings.data))
     table = read_table(out / "tuning" / VALUES).set_index("method")
@@ -69,7 +70,7 @@ def test_the_second_stage_takes_them_and_scales_the_radius(tuned):
 
 def test_a_run_without_values_is_one_line(tuned):
     out, _ = tuned
-    words = f"--preset demo --imbalance-factor 200 --stage1-epochs 1 --stage1-weight-decay 0.002 --out {out}".split()
+    words = f"--preset demo --imbalance-factor 40 --stage1-epochs 1 --stage1-weight-decay 0.002 --out {out}".split()
     settings = SecondStage.parse([*words, "--tuned-on", "nobody"])
     with pytest.raises(InputError, match=r"^--tuned-on: must be one run whose values are in .*, got nobody$"):
         open_rows(settings, datasets.load(**settings.data)).values("CB", "paper")

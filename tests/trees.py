@@ -15,6 +15,9 @@ NAMES = ["ant", "bee", "cow"]
 TRAIN, TEST = 8, 2  # images a class
 SHAPE = (6, 5, 3)  # not square, so that swapped sides show
 
+# Options of a script for `write_small`: 24, 9 and 4 images of 12x12 pixels, three steps an epoch, the last one of 5
+SMALL = "--preset demo --dataset folder --profile exp --imbalance-factor 6 --batch-size 16 --lr 0.01"
+
 
 def complaint(call, *arguments, error=InputError) -> str:
     """The message of the error that a call ends with: one line that begins with an option."""
@@ -40,6 +43,15 @@ def write_tree(root: Path, images: dict[str, np.ndarray], suffix: str = "png") -
             for number, image in enumerate(members):
                 Image.fromarray(image).save(folder / f"{number:03d}.{suffix}", lossless=True, quality=95)
     return root
+
+
+def write_small(root: Path) -> Path:
+    """Write 24 images of each class to train on and 4 to test."""
+    draw = np.random.default_rng(0)
+    counts = {"train": 24, "test": 4}
+    return write_tree(
+        root, {k: draw.integers(0, 256, (len(NAMES) * n, 12, 12, 3), np.uint8) for k, n in counts.items()}
+    )
 
 
 def write_lists(tree: Path) -> Path:

@@ -14,11 +14,11 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -132,7 +132,7 @@ def begin_script(environment: Mapping[str, str]) -> distributed.Job:
     job.mute()
     forgive_output()
     sys.excepthook = partial(one_line, job=job)
-    signal.signal(signal.SIGTERM, partial(terminate, job=job))
+    signal.signal(signal.SIGTERM, lambda number, _: job.end(f"error: {GO_ON}", 128 + number))
     return job
 
 
@@ -225,11 +225,6 @@ def one_line(
         job.end(f"error: {LOST}" if lost else "".join(traceback.format_exception(kind, error, trace)), 1)
 
 
-def terminate(number: int, frame: Any, job: distributed.Job = distributed.ALONE) -> NoReturn:
-    """SIGTERM's handler: say how to go on, exit 143."""
-    job.end(f"error: {GO_ON}", 128 + number)
-
-
 def physical_cores() -> int:
     """Cores that this process may use, hyperthreads of one core counted once."""
     try:
@@ -248,10 +243,11 @@ def use_physical_cores() -> None:
 # ---- what this process is
 
 
+@cache
 def commit() -> str:
     """The source's git commit, with `+` where tracked files differ from it; `unknown` where git does not track it.
 
-    An installed package may lie inside the repository of something else.
+    Asked for once a process. An installed package may lie inside the repository of something else.
     """
     source = Path(__file__).resolve()
     git = ["git", "-C", str(source.parent)]
@@ -277,14 +273,12 @@ def device_name(device: torch.device | str) -> str:
 
 def environment(device: torch.device | str) -> dict[str, str]:
     """Versions, device and commit, for a run's config."""
-    versions, processes = {}, distributed.current().size
+    versions, processes = dict.fromkeys(PACKAGES, "absent"), distributed.current().size
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
     return {
-        "device": f"{processes} x {device_name(device)}" if processes > 1 else device_name(device),
+        "device": (f"{processes} x " if processes > 1 else "") + device_name(device),
         "python": sys.version.split()[0],
         "platform": platform.platform(terse=True),
         "commit": commit(),
