@@ -246,6 +246,11 @@ network = models.build_model(settings.backbone, len(classes), settings.seed)
 print(f"{settings.backbone}: {models.count_parameters(network):,} weights")
 recipe = settings.recipe(weight_decay=0.0)
 print(f"{recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.lr:g}")
+if settings.naive == "skip":  # one network alone, which the next chapter balances
+    decayed = chapter.first_stage("WD", settings.weight_decay)
+    chapter.results([decayed])
+    chapter.keep([decayed])
+    raise SystemExit
 naive = chapter.first_stage("naive", 0.0)
 chapter.results([naive])
 few, many = naive.accuracy()["few"], naive.accuracy()["many"]
@@ -450,7 +455,8 @@ print(
     f"1. The tail fails: of few-shot images naive training recognises {few[0]:.1f} %, "
     f"of many-shot ones {naive.accuracy()['many']:.1f} %.\n"
     f"2. Weight decay: {gain} over all classes, but few-shot {few[1] - few[0]:+.1f};\n"
-    f"   norms become smaller and less even (largest over smallest {ratio['naive']:.1f} to {ratio['WD']:.1f})."
+    "   norms become smaller and less even "
+    f"(largest over smallest {ratio['naive']:.1f} to {ratio['WD']:.1f})."
 )
 if all(table is not None for table in tables.values()):
     ratios = f"{fisher['naive']:.0f} without, {fisher['WD']:.0f} with it"

@@ -222,7 +222,8 @@ models_of_table = {
 }
 table = {name: result for name, result in models_of_table.items() if result is not None}
 chapter.results(
-    table, "Tuned values; under each its standard error, bold where within two of the best."
+    models_of_table,
+    "Tuned values; under each its standard error, bold where within two of the best.",
 )
 
 

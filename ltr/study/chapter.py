@@ -248,16 +248,16 @@ def tuning_runs(settings: FirstStage) -> pd.DataFrame:
     return table[table.stage1_epochs == table.stage1_epochs.max()]
 
 
-def accuracy_table(results: Mapping[str, runs.Result]) -> pd.DataFrame:
+def accuracy_table(results: Mapping[str, runs.Result | None]) -> pd.DataFrame:
     """Accuracies in percent as HTML, under each its standard error over test images.
 
     Args:
-        results: a row each; rows that are not clearly below the best one over all classes are bold: within two paired
-            standard errors of it.
+        results: a row each, dashes where there is none; rows that are not clearly below the best one over all classes
+            are bold: within two paired standard errors of it.
 
     Source: `metrics.best_rows` for what is bold.
     """
-    said = [predictions_of(result) for result in results.values()]
+    said = [predictions_of(result) if result else None for result in results.values()]
     known = [index for index, each in enumerate(said) if each is not None]
     bold = np.zeros(len(results), bool)
     if len(known) > 1:
@@ -267,8 +267,10 @@ def accuracy_table(results: Mapping[str, runs.Result]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def accuracy_cells(result: runs.Result, said: metrics.Predictions | None, bold: bool) -> dict[str, str]:
+def accuracy_cells(result: runs.Result | None, said: metrics.Predictions | None, bold: bool) -> dict[str, str]:
     """A row of `accuracy_table`."""
+    if result is None:
+        return dict.fromkeys(COLUMNS.values(), "–")
     cells, groups = {}, metrics.group_of(result.class_counts)
     for key, name in COLUMNS.items():
         value = metrics.percent(result.accuracy()[key])
