@@ -57,7 +57,8 @@ def tau_norm(first: nn.Linear, features: Training, recipe: Recipe, settings: Set
 
 def logit_adjustment(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Post-hoc logit adjustment by `tau`: see `adjust_logits`, which here moves the biases."""
-    counts, bias = features.class_counts, first.bias.detach()
+    counts, weight = features.class_counts, first.weight.detach()
+    bias = weight.new_zeros(len(weight)) if first.bias is None else first.bias.detach()
     return [linear(first.weight, adjust_logits(bias, counts, setting["tau"])) for setting in settings]
 
 

@@ -272,8 +272,20 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 
 def copy_classifier(model: Network) -> nn.Linear:
-    """A classifier of its own with the first stage's weights, where the second stage starts."""
+    """A classifier of its own with the first stage's weights, where the second stage starts.
+
+    A cosine one becomes linear, without bias: its unit rows times its scale, for the features of `frozen_features`.
+    """
+    if isinstance(model.classifier, CosineClassifier):
+        return linear(model.classifier.scale * F.normalize(model.classifier.weight))
     return linear(model.classifier.weight, model.classifier.bias)
+
+
+def frozen_features(model: Network | Trunk, x: Tensor) -> Tensor:
+    """What the second stage learns from, float32: a network's features, at unit length before a cosine classifier."""
+    features = model.features(x).float()
+    cosine = isinstance(getattr(model, "classifier", None), CosineClassifier)
+    return F.normalize(features) if cosine else features
 
 
 def restore(

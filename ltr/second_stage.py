@@ -25,7 +25,7 @@ from ltr import metrics, training
 from ltr.data.loader import Loader, epoch_generator
 from ltr.data.streaming import open_loader
 from ltr.datasets import LongTailed
-from ltr.models import Network, Trunk
+from ltr.models import Network, Trunk, frozen_features
 from ltr.regularizers import row_norms
 from ltr.runtime import distributed
 from ltr.runtime.engine import Engine
@@ -204,7 +204,7 @@ class FrozenFeatures(Features):
     def extract(self, images: Tensor) -> Tensor:
         """Features float32 [B, D, ...] of normalised images."""
         with self.engine.autocast():
-            return self.model.features(images).float()
+            return frozen_features(self.model, images)
 
     def extract_all(self, images: Loader, flip: bool = False) -> Tensor:
         """Features [N, D, ...] of images as they are, in evaluation mode; several processes share them."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from elsewhere import no_float64
 
-from ltr import first_stage, losses, metrics, models, recipes, second_stage, stack, training
+from ltr import first_stage, losses, methods, metrics, models, recipes, second_stage, stack, training
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.regularizers import MaxNorm
 
@@ -57,6 +57,24 @@ def test_stage_two_on_features_equals_the_whole_network(data, mode):
     assert frozen.drifted().keys() == drifted.keys()
     for name, value in frozen.drifted().items():
         torch.testing.assert_close(value, drifted[name])
+
+
+def test_a_cosine_network_gives_a_linear_classifier_without_bias(data):
+    """Its function on unit features is the network's; every balancer that learns leaves the bias out."""
+    model = models.build_model("resnet32", 3, seed=2, cosine=True)
+    expected = first_stage.ImageData(data, "cpu").test_logits(model, 0)
+    frozen = second_stage.FrozenFeatures(model, data, "cpu", batch_size=16, augmented=1)
+    classifier = models.copy_classifier(model)
+    assert type(classifier) is torch.nn.Linear
+    assert classifier.bias is None
+    np.testing.assert_allclose(frozen.test_logits(classifier, 0), expected, atol=1e-4)
+    recipe = recipes.Recipe(1, batch_size=16, lr=0.1, loss="cb-ce")
+    for name, method in methods.BALANCERS.items():
+        (found,) = method.fit(classifier, frozen, recipe, method.settings[:1])
+        assert np.isfinite(frozen.test_logits(found, 0)).all(), name
+    outcome = training.fit(classifier, frozen, recipe, MaxNorm(20.0))
+    assert outcome.weights.keys() == {"weight"}
+    assert outcome.norms[-1].max() <= 20.001
 
 
 @pytest.mark.parametrize("layers", [2, 5])

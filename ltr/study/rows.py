@@ -170,10 +170,10 @@ class Rows:
         def evaluate(run: runs.Run) -> training.Outcome:
             model = self.sources.network(first)
             features = self.sources.features["paper"] if first is self.base else self.sources.extract(model, "paper")
-            outcomes = {}
+            start, outcomes = models.copy_classifier(model), {}
             for each in sorted({tau, *taus}):
-                weight = regularizers.tau_normalize(model.classifier.weight.detach(), each)
-                outcomes[each] = second_stage.evaluate(models.linear(weight, model.classifier.bias), features)
+                weight = regularizers.tau_normalize(start.weight.detach(), each)
+                outcomes[each] = second_stage.evaluate(models.linear(weight, start.bias), features)
             outcomes[tau].extra["sweep"] = [
                 {"tau": t, **metrics.group_accuracy(o.logits["last", "none"], o.labels, self.base.class_counts)}
                 for t, o in outcomes.items()
