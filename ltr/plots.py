@@ -643,7 +643,9 @@ def _log_settings(axes: Axes, values: pd.Series) -> None:
 
 
 @_styled
-def sweep(table: pd.DataFrame, x: str, xlabel: str, best: float | None = None, log: bool = False) -> Figure:
+def sweep(
+    table: pd.DataFrame, x: str, xlabel: str, best: float | dict[str, float] | None = None, log: bool = False
+) -> Figure:
     """Accuracy of each group over a swept setting; a vertical line marks the choice.
 
     As the paper's weight-decay sweep.
@@ -652,7 +654,7 @@ def sweep(table: pd.DataFrame, x: str, xlabel: str, best: float | None = None, l
         table: columns `x`, many, medium, few, all (percent; a group of NaN alone is left out).
         x: the column with the swept values.
         xlabel: the name of the setting, with its unit.
-        best: the chosen value.
+        best: the chosen value; or several, by what they are.
         log: a log axis; where a value is 0 (no weight decay), linear below the smallest positive value.
     """
     rows = table.sort_values(x)
@@ -666,9 +668,10 @@ def sweep(table: pd.DataFrame, x: str, xlabel: str, best: float | None = None, l
         _say(axes, DIVERGED)
     if log:
         _log_settings(axes, rows[x])
-    if best is not None:
-        axes.axvline(best, color="0.5", linewidth=1, zorder=0)
-        axes.text(best, 1.01, f"chosen: {best:g}", transform=axes.get_xaxis_transform(), ha="center", size=8)
+    marks = best if isinstance(best, dict) else {} if best is None else {"chosen": best}
+    for name, value in marks.items():
+        axes.axvline(value, color="0.5", linewidth=1, zorder=0)
+        axes.text(value, 1.01, f"{name}: {value:g}", transform=axes.get_xaxis_transform(), ha="center", size=8)
     axes.set(xlabel=xlabel, ylabel=ACCURACY_AXIS)
     axes.grid(axis="y")
     _legend_below(fig, *axes.get_legend_handles_labels())
@@ -676,7 +679,42 @@ def sweep(table: pd.DataFrame, x: str, xlabel: str, best: float | None = None, l
 
 
 @_styled
-def heatmap(table: pd.DataFrame, xlabel: str, ylabel: str, label: str) -> Figure:
+def lines(
+    table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, least: bool = False, log: tuple[str, ...] = ()
+) -> Figure:
+    """A value over another, a line a model.
+
+    Args:
+        table: columns model, `x` and `y`.
+        x, y: columns.
+        xlabel, ylabel: names of the axes, with their units.
+        least: a dot at each line's least value.
+        log: "x", "y": axes that are logarithmic.
+    """
+    fig, axes = plt.subplots(figsize=(6.4, 3.7))
+    for index, name in enumerate(_models(table)):
+        rows = table[table["model"] == name].dropna(subset=[y]).sort_values(x)
+        style = _line_style(index)
+        axes.plot(rows[x], rows[y], **style, label=_literal(name))
+        if least and len(rows):
+            lowest = rows.loc[rows[y].idxmin()]
+            axes.plot(lowest[x], lowest[y], MARKS[index % len(MARKS)], color=style["color"], markersize=6)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(axis="y")
+    if table[y].isna().all():
+        _say(axes, DIVERGED)
+    else:
+        axes.set(**{f"{axis}scale": "log" for axis in log})
+        for axis in log:
+            _log_ticks(axes.xaxis if axis == "x" else axes.yaxis)
+    _legend_below(fig, *axes.get_legend_handles_labels())
+    return fig
+
+
+@_styled
+def heatmap(
+    table: pd.DataFrame, xlabel: str, ylabel: str, label: str, chosen: tuple[float, float] | None = None
+) -> Figure:
     """Annotated heat map over a grid of two settings.
 
     Args:
@@ -684,6 +722,7 @@ def heatmap(table: pd.DataFrame, xlabel: str, ylabel: str, label: str) -> Figure
         xlabel: the name of the columns' setting.
         ylabel: the name of the index's setting.
         label: what a cell holds, with its unit.
+        chosen: a row's and a column's value, whose cell is framed.
     """
     values = table.to_numpy(dtype=float)
     rows, columns = values.shape
@@ -695,6 +734,9 @@ def heatmap(table: pd.DataFrame, xlabel: str, ylabel: str, label: str) -> Figure
         axes.text(column, row, text, ha="center", va="center", size=8, color="white" if dark else "black")
     axes.set_xticks(range(columns), [_tick(name) for name in table.columns])
     axes.set_yticks(range(rows), [_tick(name) for name in table.index])
+    if chosen is not None:
+        y, x = list(table.index).index(chosen[0]), list(table.columns).index(chosen[1])
+        axes.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, fill=False, edgecolor=COLORS[1], linewidth=2))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -764,8 +806,19 @@ def lr_wd_map(table: pd.DataFrame, before: str = "first stage alone", after: str
     return fig
 
 
+def _between(cells: Sequence[float], value: float) -> float:
+    """Where a value lies among the rising values of a grid's cells: a whole number on one, in logarithms in between.
+
+    0 counts as a tenth of the smallest positive value, and "none" (infinite) as ten times the largest.
+    """
+    cells = np.asarray(cells, float)
+    usual = cells[(cells > 0) & np.isfinite(cells)]
+    *places, place = np.log(np.clip([*cells, value], usual.min() / 10, usual.max() * 10))
+    return float(np.interp(place, places, range(len(cells))))
+
+
 def _landscape_panel(axes: Axes, cells: pd.DataFrame, marks: Iterable[tuple[float, float]]) -> AxesImage:
-    """Accuracy [weight decays, radii] as colours, and marks at the nearest cells."""
+    """Accuracy [weight decays, radii] as colours, and marks exactly where their settings lie."""
     image = axes.imshow(cells, aspect="auto", cmap="cividis", origin="lower", interpolation="nearest")
     radii = ["none" if np.isinf(radius) else f"{radius:.2f}" for radius in cells.columns]
     axes.set_xticks(range(cells.shape[1]), radii, rotation=90)
@@ -773,10 +826,9 @@ def _landscape_panel(axes: Axes, cells: pd.DataFrame, marks: Iterable[tuple[floa
     if cells.isna().any(axis=None):
         axes.set_facecolor("0.8")  # of cells where training diverged, so that a white mark shows on them
     for index, (decay, radius) in enumerate(marks):
-        x = len(cells.columns) - 1 if np.isinf(radius) else int(np.abs(cells.columns - radius).argmin())
-        y = int(np.abs(cells.index - decay).argmin())
-        look = {"facecolors": "none", "edgecolors": "white", "linewidths": 1.8, "s": 90}
-        axes.scatter(x, y, marker=MARKS[index % len(MARKS)], **look)
+        x, y = _between(cells.columns, radius), _between(cells.index, decay)
+        marker = MARKS[index % len(MARKS)]
+        axes.plot(x, y, marker, color=COLORS[1], markersize=9, markeredgecolor="white", markeredgewidth=1.5)
     return image
 
 
@@ -789,7 +841,7 @@ def landscape(
     Args:
         table: columns weight_decay, max_norm (infinite for none), all, and those of `shown` (percent; NaN where
             training diverged, and for a group without classes), a row a classifier; both settings form a grid.
-        marks: name -> (weight decay, radius), drawn at the nearest point of the grid.
+        marks: name -> (weight decay, radius), drawn where they lie, in logarithms between the cells' centres.
         shown: groups.
     """
     fig, panels = plt.subplots(1, len(shown), figsize=(3.9 * len(shown), 3.6), sharey=True, squeeze=False)
@@ -805,7 +857,7 @@ def landscape(
         image = _landscape_panel(axes, cells, marks.values())
         fig.colorbar(image, ax=axes, label=ACCURACY_AXIS)
     panels[0][0].set_ylabel("weight decay")
-    look = {"linestyle": "", "markerfacecolor": "none", "color": "black"}
+    look = {"linestyle": "", "color": COLORS[1], "markersize": 7}
     handles = [Line2D([], [], marker=MARKS[index % len(MARKS)], **look) for index in range(len(marks))]
     _legend_below(fig, handles, [_literal(name) for name in marks])
     return fig

@@ -111,6 +111,9 @@ def figures(
         "heatmap": lambda: plots.heatmap(
             pd.DataFrame([[1.0 * f, 2.0 * f] for f in factors], index=names), "radius", "model", "accuracy"
         ),
+        "lines": lambda: plots.lines(
+            pd.concat(curve(*model) for model in models), "epoch", "test_accuracy", "epoch", "%", least=True, log=("y",)
+        ),
         "landscape": lambda: plots.landscape(grid, {names[0]: (0.0, 0.5), names[1]: (1e-2, radii[-1])}),
         "lr_wd_map": lambda: plots.lr_wd_map(tuning_map(rarest, names, factors), *names),
         "confusion": lambda: plots.confusion(3 * np.eye(CLASSES, dtype=int), edges),
@@ -217,7 +220,7 @@ def test_a_landscape_keeps_the_values_at_which_training_diverged():
     fig = plots.landscape(pd.DataFrame(rows), {"published": (0.1, 1.0)})
     panel = fig.axes[0]
     assert [label.get_text() for label in panel.get_yticklabels()] == ["0", "0.01", "0.1"]
-    assert panel.collections[0].get_offsets().tolist() == [[0, 2]]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in panel.lines] == [(0, 2)]
 
 
 def test_classes_at_both_ends_have_their_names_and_those_between_numbers():

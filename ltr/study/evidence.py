@@ -1,0 +1,357 @@
+"""What the third chapter asks of finished rows: all side by side, what MaxNorm adds, what a temperature does."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltr import metrics, regularizers, runs
+from ltr.balance import temperature
+from ltr.errors import InputError
+from ltr.methods import METHODS
+from ltr.runtime.storage import read_table
+from ltr.second_stage import Features
+from ltr.settings import SecondStage
+from ltr.stack import Grid
+from ltr.study import published, ship
+from ltr.study.report import has_max_norm, without_max_norm
+from ltr.study.rows import Rows
+from ltr.study.tune import TAUS
+
+SETTINGS = {"": "tuned", "paper": "tuned", "published": "published values", "released": "released code"}
+DECAYS = (0, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5)
+Row = tuple[str, str]  # method and setting
+
+
+class Evidence:
+    """All rows of the paper's Table 1 on one first stage, in each of their settings.
+
+    Args:
+        rows: trains what is not finished.
+
+    Attributes:
+        found: a run a method and setting; a setting that changes nothing about a row has none.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        settings, base, naive = rows.settings, rows.base, rows.naive
+        results = [base, rows.normalised("WD + L2norm", 1.0, base)]
+        results += rows.tau_normalised("WD + tau-norm", rows.tau("WD + tau-norm", settings.tau), base, TAUS)
+        if naive:
+            results.append(naive)
+            if not rows.sources.shipped:  # its features do not ship
+                tau = rows.tau("naive + tau-norm", settings.naive_tau)
+                results += rows.tau_normalised("naive + tau-norm", tau, naive, TAUS)
+        results += rows.in_all_modes([*METHODS])
+        self.found: dict[Row, runs.Result] = {(each.row[0], SETTINGS[each.row[1]]): each for each in results}
+
+    def accuracy(self, method: str, setting: str = "tuned", measure: str = "all", selection: str = "last") -> float:
+        """In percent; NaN where there is no such row."""
+        result = self.found.get((method, setting))
+        return float("nan") if result is None else result.accuracy(selection)[measure]
+
+    def mean_norm(self, method: str, setting: str = "tuned") -> float:
+        """Mean norm of the classifier's rows; NaN where there is no such row."""
+        result = self.found.get((method, setting))
+        return float("nan") if result is None else float(result.norms[-1].mean())
+
+    # ---- what rows say of each test image
+
+    @cached_property
+    def features(self) -> Features | None:
+        """Of the first stage in evaluation mode; None where neither images nor shipped features are there."""
+        sources = self.rows.sources
+        path = sources.base.path / ship.NAME
+        if not sources.features and path.exists():
+            return ship.read(path, sources.base.config["data"], self.rows.settings.device)
+        return sources.features.get("paper")
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """Test features [N, D] on the CPU."""
+        return self.features.test_features(0, False).cpu()
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Of the test images, [N]; None where neither features nor a run tell of them."""
+        if self.features is not None:
+            return np.asarray(self.features.test_labels)
+        return next((made.labels for made in map(predictions_of, self.found.values()) if made is not None), None)
+
+    def logits(self, row: Row) -> Tensor | None:
+        """[N, C] on the test features; None of a row that is not there, or has a backbone of its own."""
+        result = self.found.get(row)
+        shares = METHODS[row[0]].layers == 1 if row[0] in METHODS else not row[0].startswith("naive")
+        if result is None or self.features is None or not shares or row[1] == "released code":
+            return None
+        prefix = "classifier." if row[0] == "WD" else ""
+        weights = result.weights()
+        return torch.addmm(weights[f"{prefix}bias"], self.inputs, weights[f"{prefix}weight"].T)
+
+    def hits(self, row: Row) -> np.ndarray | None:
+        """Whether each test image is a hit, [N]; None where the run does not say."""
+        made = predictions_of(self.found[row])
+        if made is not None:
+            return made.hits
+        logits = self.logits(row)
+        return None if logits is None else metrics.hits_of(logits.numpy(), self.labels)
+
+    def error(self, row: Row) -> float:
+        """Standard error of an accuracy in points, as `metrics.standard_error`, from the accuracies of the classes."""
+        if self.labels is None:
+            return float("nan")
+        share = np.array(self.found[row].summary["last/none"]["per_class"], float) / 100
+        images = np.bincount(self.labels, minlength=len(share))
+        return 100 * float(np.sqrt(np.nansum(share * (1 - share) / np.maximum(images - 1, 1)))) / len(share)
+
+    def error_of_gain(self, before: Row, after: Row) -> float:
+        """Standard error of the difference of two rows, in points, 0 where MaxNorm never acted.
+
+        It is paired where both runs tell of each image; else that of two independent accuracies, which is larger.
+        """
+        if self.found[after].summary.get("max_norm_fired") == 0:
+            return 0.0  # they are the same model
+        one, other = self.hits(before), self.hits(after)
+        if one is None or other is None:
+            return float(np.hypot(self.error(before), self.error(after)))
+        return metrics.standard_error(other - one, self.labels)
+
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether the images are those of the paper's Table 1."""
+        about, settings = self.rows.base.config["data"], self.rows.settings
+        return (about["name"], settings.imbalance_factor, settings.profile) == ("cifar100", 100, "exp")
+
+
+def predictions_of(result: runs.Result) -> metrics.Predictions | None:
+    """What a run says of each test image; None where its folder does not tell."""
+    try:
+        return result.predictions
+    except InputError:
+        return None
+
+
+# ---- tables
+
+
+def side_by_side(case: Evidence) -> pd.DataFrame:
+    """Accuracy of each row in each setting as HTML, below it the standard error and that of the rare classes.
+
+    Bold are those that are not clearly below the best: within two paired standard errors.
+    """
+    hits = {row: case.hits(row) for row in case.found}
+    known = [row for row, own in hits.items() if own is not None and np.isfinite(own).all()]
+    best = metrics.best_rows(np.stack([hits[row] for row in known])) if known else ()
+    bold = {row for row, near in zip(known, best, strict=True) if near}
+    lines = {}
+    for method, theirs in published.TABLE_1.items():
+        cells = {setting: cell(case, (method, setting), bold) for setting in dict.fromkeys(SETTINGS.values())}
+        if any(cells.values()):
+            lines[method] = {"paper": f"{theirs[3]:.2f}<br><small>few {theirs[2]:.1f}</small>", **cells}
+    table = pd.DataFrame.from_dict(lines, orient="index")
+    return table if case.is_the_papers else table.drop(columns="paper")
+
+
+def cell(case: Evidence, row: Row, bold: set[Row]) -> str:
+    """A cell of `side_by_side`."""
+    if row not in case.found:
+        return ""
+    figures, error = case.found[row].accuracy(), case.error(row)
+    value = metrics.percent(figures["all"])
+    below = [f"±{error:.2f}"] * bool(np.isfinite(error)) + [f"few {figures['few']:.1f}".replace("nan", "–")]
+    return f"{f'<b>{value}</b>' if row in bold else value}<br><small>{', '.join(below)}</small>"
+
+
+def max_norm_gains(case: Evidence) -> pd.DataFrame:
+    """What MaxNorm adds at the same loss and weight decay, a row a model: see `max_norm_rows`."""
+    return pd.DataFrame(max_norm_rows(case))
+
+
+def max_norm_rows(case: Evidence) -> Iterator[dict[str, Any]]:
+    """Method, setting, radius, when it projects, share of rows it moved (percent), gain and its error in points.
+
+    What published values leave alone stands once, as tuned.
+    """
+    for (method, setting), result in case.found.items():
+        plain = without_max_norm(method) if has_max_norm(method) else None
+        row = next((r for r in ((plain, setting), (plain, "tuned")) if r in case.found), None)
+        if row is None or (setting == "released code" and row[1] == "tuned"):
+            continue
+        before, after = case.found[row].accuracy(), result.accuracy()
+        yield {
+            "method": method,
+            "setting": setting,
+            "radius": result.summary["max_norm"],
+            "projected after": f"each {result.config['settings']['max_norm_every']}",
+            "moved": 100 * result.summary["max_norm_fired"],
+            "gain": after["all"] - before["all"],
+            "error": case.error_of_gain(row, (method, setting)),
+            "ECE without": before["ece"],
+            "ECE with": after["ece"],
+        }
+
+
+def temperatures(case: Evidence) -> pd.DataFrame:
+    """How sure each classifier is, as it is and after its own temperature; a row each, none without features.
+
+    Columns method, setting, norm (mean over classes), all, T; norm / T; same (percent of the test images that CB
+    answers alike); ECE (percent) and NLL (nats), and both at the temperature. Each half of a class's test images
+    is scored at the temperature that fits the other half, so that nothing is scored on what chose it.
+
+    Source: Guo et al. 2017.
+    """
+    given = {row: case.logits(row) for row in case.found}
+    cb = given.get(("CB", "tuned"))
+    if cb is None:
+        return pd.DataFrame(columns=["method", "setting", "T", "norm / T", "ECE", "ECE at T", "NLL at T"])
+    labels, lines = torch.as_tensor(case.labels), []
+    for (method, setting), logits in given.items():
+        if logits is not None and logits.isfinite().all():
+            norm = case.mean_norm(method, setting)
+            same = 100 * float((logits.argmax(1) == cb.argmax(1)).float().mean())
+            line = {"method": method, "setting": setting, "norm": norm, "same": same}
+            lines.append({**line, **scores(logits, labels)})
+    table = pd.DataFrame(lines)
+    return table.assign(**{"norm / T": table.norm / table["T"]})
+
+
+def over_temperature(case: Evidence, rows: Mapping[str, Row], tried: np.ndarray) -> pd.DataFrame:
+    """Negative log-likelihood of the test images over the temperature: columns model, temperature, NLL."""
+    lines = []
+    for name, row in rows.items():
+        logits = case.logits(row)
+        for each in tried if logits is not None else ():
+            value = nll(logits / each, torch.as_tensor(case.labels))
+            lines.append({"model": name, "temperature": each, "NLL": value})
+    return pd.DataFrame(lines, columns=["model", "temperature", "NLL"])
+
+
+def without_training(case: Evidence, radius: float) -> dict[str, float]:
+    """Accuracy by group of the first stage's classifier, its rows once brought inside a ball; NaN without features.
+
+    Args:
+        radius: of the ball.
+    """
+    if case.features is None:
+        return dict.fromkeys(("all", *metrics.GROUPS), float("nan"))
+    start = case.rows.sources.classifier
+    weight = regularizers.max_norm_project(start.weight.detach().cpu(), radius)
+    logits = torch.addmm(start.bias.detach().cpu(), case.inputs, weight.T).numpy()
+    return metrics.group_accuracy(logits, case.labels, case.rows.base.class_counts)
+
+
+def landscape(case: Evidence) -> pd.DataFrame | None:
+    """A classifier for each weight decay, radius (NaN for none) and order of the images; None without features."""
+    settings, features = case.rows.settings, case.rows.sources.features
+    recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
+
+    def every_pair() -> pd.DataFrame:
+        start = case.rows.sources.classifier
+        mean = float(regularizers.row_norms(start.weight.detach()).mean())
+        radii = [*(mean * np.geomspace(0.15, 1.5, 9)).round(3), np.nan]
+        orders = {seed: features["paper"].reordered(seed) for seed in range(3)}
+        asked = pd.DataFrame(product(orders, DECAYS, radii), columns=["seed", "weight_decay", "max_norm"])
+        asked = asked.assign(loss=settings.loss, lr=settings.lr, max_norm_every="step")
+        return Grid(start, orders, recipe, asked).fit().table()
+
+    return case.rows.base.cached("landscape", every_pair if features else None, recipe.describe())
+
+
+def best_radii(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The radius that adds most at each weight decay, by the test set: an upper bound of what MaxNorm can add.
+
+    Args:
+        pairs: of `landscape`.
+
+    Returns:
+        a row a weight decay: weight_decay, max_norm, gain and its deviation (points), moved (percent of the rows).
+    """
+    key = ["weight_decay", "seed"]
+    plain = pairs[pairs.max_norm.isna()].set_index(key)["all"]
+    limited = pairs[pairs.max_norm.notna()].set_index(key)
+    limited = limited.assign(gain=limited["all"] - plain.reindex(limited.index))
+    gains = limited.groupby(["weight_decay", "max_norm"]).agg(
+        gain=("gain", "mean"), deviation=("gain", "std"), moved=("max_norm_fired", lambda share: 100 * share.mean())
+    )
+    best = gains.dropna(subset="gain").sort_values("gain").groupby("weight_decay").tail(1)
+    return best.sort_index().reset_index()
+
+
+def tuning(path: Path, settings: SecondStage) -> pd.DataFrame:
+    """What was tried on held-out images for a first stage like this one; no rows where nothing was.
+
+    Args:
+        path: of the table.
+        settings: whose images, network and first-stage weight decay count.
+    """
+    columns = ["method", "tau", "weight decay", "lr", "radius / mean norm", "all", "tuned_on", "chosen"]
+    if not path.exists():
+        return pd.DataFrame(columns=columns)
+    table = read_table(path)
+    for name in ("backbone", "imbalance_factor", "profile", "stage1_weight_decay"):
+        table = table[table[name] == getattr(settings, name)]
+    return table
+
+
+def of_loss(table: pd.DataFrame, loss: str) -> pd.DataFrame:
+    """Rows of `temperatures` that differ in norms alone: of a loss, tuned, and MaxNorm at each radius."""
+    ball = table.method == f"{loss} + MaxNorm"
+    return table[table.method.str.startswith(loss) & ((table.setting == "tuned") | ball)]
+
+
+def in_text(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
+    """Some columns as text, a row named by its method and setting where it has them.
+
+    Args:
+        table: numbers and words.
+        forms: what stands in a column of the text, by its head, as `{gain:+.2f} ±{error:.2f}`.
+    """
+    rows = table.to_dict("records")
+    names = [", ".join([row["method"], row["setting"]]) if "method" in row else "" for row in rows]
+    cells = {head: [form.format(**row) for row in rows] for head, form in forms.items()}
+    return pd.DataFrame(cells, index=names)
+
+
+def nll(logits: Tensor, labels: Tensor) -> float:
+    """Mean negative log-likelihood of labels [N] under logits [N, C], in nats."""
+    return float(F.cross_entropy(logits.double(), labels))
+
+
+def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """All, ECE and NLL of logits [N, C], and at the temperatures that each half of a class's images gives the other."""
+    half = torch.zeros(len(labels), dtype=torch.bool)
+    for k in labels.unique():
+        half[(labels == k).nonzero().flatten()[::2]] = True
+    fitted = {side: temperature(logits[half == side], labels[half == side]) for side in (True, False)}
+    scaled = logits / torch.where(half, fitted[False], fitted[True])[:, None]
+    found: dict[str, float] = {"all": 100 * float((logits.argmax(1) == labels).float().mean())}
+    found["T"] = temperature(logits, labels)
+    for name, each in (("", logits), (" at T", scaled)):
+        found[f"ECE{name}"] = metrics.summarise(each.numpy(), labels.numpy(), labels.bincount().numpy())["ece"]
+        found[f"NLL{name}"] = nll(each, labels)
+    return found
+
+
+def left_of_a_weight(decay: float, recipe: Any, steps: int) -> np.ndarray:
+    """What weight decay alone leaves of a weight that starts at 1, after each epoch: [epochs + 1].
+
+    Args:
+        decay: lambda.
+        recipe: learning rates and momentum.
+        steps: an epoch.
+    """
+    weight, velocity, kept = 1.0, 0.0, [1.0]
+    for epoch in range(recipe.epochs):
+        for _ in range(steps):
+            velocity = recipe.momentum * velocity + decay * weight
+            weight -= recipe.learning_rate(epoch) * velocity
+        kept.append(weight)
+    return np.array(kept)

@@ -1,0 +1,179 @@
+"""The third chapter: what it measures, that its page is what running it gives, and that its claims can fail."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nbconvert.preprocessors import ExecutePreprocessor
+
+from ltr import metrics, plots
+from ltr.recipes import Recipe
+from ltr.runtime.options import ROOT
+from ltr.study import evidence
+
+NAME = "study_paper-versus-code"
+SHORT = ("--preset", "demo", "--imbalance-factor", "250")  # 250 images down to 1, the shortest epoch
+
+
+def run(script: str, *words: str) -> subprocess.CompletedProcess:
+    path = next((ROOT / "scripts").glob(f"{script}_*.py"))
+    environment = {**os.environ, "MPLBACKEND": "Agg", "LTR_ARGS": ""}
+    return subprocess.run([sys.executable, str(path), *words], capture_output=True, text=True, env=environment)
+
+
+# ---- what it measures
+
+
+def test_weight_decay_alone_leaves_what_its_formula_says():
+    recipe = Recipe(10, lr=0.01)
+    left = evidence.left_of_a_weight(0.01, recipe, 170)
+    rates = 170 * sum(recipe.learning_rate(epoch) for epoch in range(10))
+    assert len(left) == 11
+    assert left[0] == 1
+    assert left[-1] == pytest.approx(np.exp(-0.01 / (1 - 0.9) * rates), rel=0.01)
+
+
+def test_a_scaled_classifier_has_a_scaled_temperature_and_nothing_else():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat(200)
+    logits = torch.nn.functional.one_hot(labels, 4) + torch.randn(800, 4, generator=generator)
+    one, three = evidence.scores(logits, labels), evidence.scores(3 * logits, labels)
+    assert three["T"] == pytest.approx(3 * one["T"], rel=1e-3)
+    assert three["NLL"] > one["NLL"] + 0.1
+    for same in ("all", "NLL at T", "ECE at T"):
+        assert three[same] == pytest.approx(one[same], abs=1e-3)
+
+
+def test_the_error_from_the_classes_is_that_from_the_images():
+    labels = np.repeat(np.arange(5), 40)
+    hits = np.random.default_rng(0).random(200) < np.linspace(0.1, 0.9, 200)
+    shares = [100 * hits[labels == k].mean() for k in range(5)]
+    case = object.__new__(evidence.Evidence)
+    case.found = {("CB", "tuned"): SimpleNamespace(summary={"last/none": {"per_class": shares}})}
+    case.__dict__["labels"] = labels
+    assert case.error(("CB", "tuned")) == pytest.approx(metrics.standard_error(hits, labels))
+
+
+def test_the_best_radius_of_each_weight_decay_by_hand():
+    lines = [(d, r, s, 40 + d + gain, 0.5) for d in (0, 1) for s in (0, 1) for r, gain in ((np.nan, 0), (1, s), (2, 2))]
+    pairs = pd.DataFrame(lines, columns=["weight_decay", "max_norm", "seed", "all", "max_norm_fired"])
+    best = evidence.best_radii(pairs)
+    assert best.weight_decay.tolist() == [0, 1]
+    assert best.max_norm.tolist() == [2, 2]
+    assert best.gain.tolist() == [2, 2]
+    assert best.deviation.tolist() == [0, 0]
+    assert best.moved.tolist() == [50, 50]
+
+
+def test_chosen_values_stand_where_they_are():
+    decays, radii = (0.0, 1e-3, 1e-2), (0.5, 2.0, np.inf)
+    table = pd.DataFrame(
+        [(d, r, 1.0, 2.0) for d in decays for r in radii], columns=["weight_decay", "max_norm", "few", "all"]
+    )
+    marks = {"on a cell": (1e-3, 2.0), "between": (10**-2.5, 1.0), "no radius": (0.0, np.inf)}
+    fig = plots.landscape(table, marks, shown=("all",))
+    places = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in fig.axes[0].lines]
+    assert places == [pytest.approx(place) for place in ((1, 1), (0.5, 1.5), (2, 0))]
+    plt.close(fig)
+
+
+def test_text_of_a_table_is_named_by_method_and_setting():
+    table = pd.DataFrame([{"method": "CB", "setting": "tuned", "gain": 0.051, "norm / T": 2.0}])
+    text = evidence.in_text(table, {"gain": "{gain:+.2f}", "ratio": "{norm / T:.1f}"})
+    assert text.to_dict("index") == {"CB, tuned": {"gain": "+0.05", "ratio": "2.0"}}
+
+
+# ---- the page
+
+
+def said(cell: nbformat.NotebookNode) -> list[str]:
+    """What a cell shows in words."""
+    return [
+        output.get("text") or output.data.get("text/html", "picture")
+        for output in cell.get("outputs", [])
+        if output.get("name") != "stderr"
+    ]
+
+
+@pytest.mark.slow
+def test_the_committed_page_is_what_running_gives(monkeypatch):
+    monkeypatch.setenv("LTR_ARGS", "")
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    path = ROOT / "notebooks" / f"{NAME}.ipynb"
+    state = ["git", "-C", str(ROOT), "status", "--porcelain"]
+    before = subprocess.check_output(state)
+    committed, anew = nbformat.read(path, 4), nbformat.read(path, 4)
+    ExecutePreprocessor(timeout=600).preprocess(anew, {"metadata": {"path": str(path.parent)}})
+    assert [said(cell) for cell in anew.cells] == [said(cell) for cell in committed.cells]
+    assert subprocess.check_output(state) == before
+    assert "does not hold" not in path.read_text("utf-8")
+
+
+def accuracy(path: Path) -> None:
+    summary = json.loads((path / "summary.json").read_text())
+    summary["last/none"]["few"] += 20
+    (path / "summary.json").write_text(json.dumps(summary))
+
+
+def share(path: Path) -> None:
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps(summary | {"max_norm_fired": 0.5}))
+
+
+def norms(path: Path) -> None:
+    np.save(path / "norms.npy", np.ones_like(np.load(path / "norms.npy")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("alter", "run_of", "sentence"),
+    [
+        (accuracy, "demo_2/cb-wd-maxnorm_published_*", "with published values CB + WD + MaxNorm loses"),
+        (share, "demo_2/cb-wd-maxnorm_published_*", "CB + WD + MaxNorm, published values: 50.0 % moved"),
+        (norms, "demo_1/wd_*", "weight decay in the first stage makes the norms less even"),
+    ],
+)
+def test_claims_fail_when_a_committed_number_is_altered(tmp_path, alter: Callable, run_of: str, sentence: str):
+    out = tmp_path / "exp"
+    shutil.copytree(ROOT / "exp", out, ignore=shutil.ignore_patterns("figures"))
+    alter(next(out.glob(run_of)))
+    done = run("study", "--preset", "committed", "--out", str(out))
+    assert done.returncode != 0
+    assert f"AssertionError: the committed runs do not say: {sentence}" in done.stderr
+
+
+# ---- other runs
+
+
+@pytest.mark.slow
+def test_the_demo_trains_what_is_missing_and_no_claim_stops_it(tmp_path):
+    for script, own in (("demo1", ["--epochs", "2"]), ("study", ["--stage1-epochs", "2", "--epochs", "2"])):
+        done = run(script, *SHORT, *own, "--out", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+    assert "does not hold here: " in done.stdout
+    assert "1. Values do not travel." in done.stdout
+    table = pd.read_csv(tmp_path / "results.csv")
+    assert table.groupby("mode", dropna=False).run.nunique().sum() == 17 + 10 + 12
+
+
+@pytest.mark.slow
+def test_shipped_features_do_in_the_place_of_images(tmp_path):
+    done = run("study", "--base", "shipped", "--out", str(tmp_path), "--data-root", str(tmp_path / "none"))
+    assert done.returncode == 0, done.stderr
+    assert "holds: (b) each has" in done.stdout
+    assert "does not hold here: under the released code's loss" in done.stdout
