@@ -226,11 +226,6 @@ class Common:
         tail = "as-is" if self.profile == "as-is" else f"if{self.imbalance_factor:g}"
         return f"{self.backbone}_{tail}_s{self.seed}"
 
-    @property
-    def figures_folder(self) -> Path:
-        """Where the notebooks save their figures."""
-        return self.out / "figures" / self.experiment
-
     def label(self, method: str, *words: str) -> str:
         """The readable part of a run's folder."""
         return "_".join([re.sub(r"[^a-z0-9]+", "-", method.lower()), *words, self.experiment])

@@ -146,7 +146,7 @@ if __name__ == "__main__":
 
         from ltr import plots
 
-        plots.show(pyplot.figure(), settings.figures_folder / "figure.png")
+        plots.show(pyplot.figure(), settings.out / "figures" / "figure.png")
         group = distributed.current()
         below = [path for path in written if path.startswith(str(settings.out))]
         of_files = streamed(Path(os.environ["TREE"]))

@@ -38,6 +38,16 @@ def load_images(settings: FirstStage | SecondStage) -> tuple[datasets.LongTailed
         return None, absent
 
 
+def train_network(
+    settings: FirstStage, data: datasets.LongTailed, weight_decay: float, run: runs.Run, method: str
+) -> training.Outcome:
+    """A first stage: a new network, its images, its recipe, and `training.fit`."""
+    model = models.build_model(settings.backbone, len(data.class_counts), settings.seed, settings.cosine)
+    model.to(settings.device, memory_format=torch.channels_last)
+    images = ImageData(data, settings.device, **settings.augmented)
+    return training.fit(model, images, settings.recipe(weight_decay), None, run.checkpoint, method, settings.engine)
+
+
 @dataclass(frozen=True)
 class Chapter:
     """A notebook's or script's way to images, runs and readers.
@@ -86,6 +96,11 @@ class Chapter:
         """Classes from the most common to the rarest, [C]."""
         return np.argsort(-self.classes["count"].to_numpy(), kind="stable")
 
+    def run(self, method: str, weight_decay: float) -> runs.Run:
+        """The folder of a first stage, see `first_stage`."""
+        label, identity = self.settings.run_key(method, weight_decay)
+        return runs.open_run(self.settings.out / "demo_1", label, identity, self.about["fingerprint"])
+
     def first_stage(self, method: str, weight_decay: float) -> runs.Result:
         """Train a network, or go on training it, or load it where it is finished.
 
@@ -93,17 +108,12 @@ class Chapter:
             method: its name in tables.
             weight_decay: lambda.
         """
-        settings, counts = self.settings, self.classes["count"].to_numpy()
-        label, identity = settings.run_key(method, weight_decay)
-        run = runs.open_run(settings.out / "demo_1", label, identity, self.about["fingerprint"])
+        settings, run = self.settings, self.run(method, weight_decay)
 
         def train() -> training.Outcome:
-            model = models.build_model(settings.backbone, len(counts), settings.seed, settings.cosine)
-            model.to(settings.device, memory_format=torch.channels_last)
-            images = ImageData(self.data, settings.device, **settings.augmented)
-            recipe, engine = settings.recipe(weight_decay), settings.engine
-            return training.fit(model, images, recipe, None, run.checkpoint, method, engine)
+            return train_network(settings, self.data, weight_decay, run, method)
 
+        counts = self.classes["count"].to_numpy()
         return run.load_or_train(self.data, train, settings.device, counts, settings.retrain)
 
     def of_images(self, name: str, result: runs.Result, compute: Callable[[FrozenFeatures], pd.DataFrame]) -> Any:
@@ -137,8 +147,10 @@ class Chapter:
     # ---- what a reader sees
 
     def path(self, name: str) -> Path:
-        """Where a figure is kept."""
-        return self.settings.figures_folder / name
+        """Where a figure is kept: a folder for each first stage with weight decay, of that run's name."""
+        settings = self.settings
+        run = self.rows.base if isinstance(settings, SecondStage) else self.run("WD", settings.weight_decay)
+        return settings.out / "figures" / run.path.name / name
 
     def show(self, figure: Figure, name: str) -> None:
         """Show a figure, and keep it beside the runs."""
