@@ -18,7 +18,6 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from nbconvert.preprocessors import ExecutePreprocessor
 
 from ltr import metrics, plots
@@ -46,17 +45,6 @@ def test_weight_decay_alone_leaves_what_its_formula_says():
     assert len(left) == 11
     assert left[0] == 1
     assert left[-1] == pytest.approx(np.exp(-0.01 / (1 - 0.9) * rates), rel=0.01)
-
-
-def test_a_scaled_classifier_has_a_scaled_temperature_and_nothing_else():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(4).repeat(200)
-    logits = torch.nn.functional.one_hot(labels, 4) + torch.randn(800, 4, generator=generator)
-    one, three = evidence.scores(logits, labels), evidence.scores(3 * logits, labels)
-    assert three["T"] == pytest.approx(3 * one["T"], rel=1e-3)
-    assert three["NLL"] > one["NLL"] + 0.1
-    for same in ("all", "NLL at T", "ECE at T"):
-        assert three[same] == pytest.approx(one[same], abs=1e-3)
 
 
 def test_the_error_from_the_classes_is_that_from_the_images():

@@ -10,22 +10,24 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ltr import metrics, regularizers, runs
-from ltr.balance import temperature
 from ltr.errors import InputError
 from ltr.methods import METHODS
 from ltr.runtime.storage import read_table
 from ltr.second_stage import Features
 from ltr.settings import SecondStage
 from ltr.stack import Grid
-from ltr.study import published, ship
+from ltr.study import maxnorm, published, ship
 from ltr.study.report import has_max_norm, without_max_norm
 from ltr.study.rows import Rows
 from ltr.study.tune import TAUS
 
 SETTINGS = {"": "tuned", "paper": "tuned", "published": "published values", "released": "released code"}
+AS_IT_IS_AND_COOLED = {
+    **{"all": "all", "T": "temperature", "ECE": "ece", "ECE at T": "ece cooled"},
+    **{"NLL": "nll", "NLL at T": "nll cooled"},
+}
 DECAYS = (0, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5)
 Row = tuple[str, str]  # method and setting
 
@@ -203,8 +205,7 @@ def temperatures(case: Evidence) -> pd.DataFrame:
     """How sure each classifier is, as it is and after its own temperature; a row each, none without features.
 
     Columns method, setting, norm (mean over classes), all, T; norm / T; same (percent of the test images that CB
-    answers alike); ECE (percent) and NLL (nats), and both at the temperature. Each half of a class's test images
-    is scored at the temperature that fits the other half, so that nothing is scored on what chose it.
+    answers alike); ECE (percent) and NLL (nats), and both at the temperature, see `maxnorm.cooled`.
 
     Source: Guo et al. 2017.
     """
@@ -212,13 +213,14 @@ def temperatures(case: Evidence) -> pd.DataFrame:
     cb = given.get(("CB", "tuned"))
     if cb is None:
         return pd.DataFrame(columns=["method", "setting", "T", "norm / T", "ECE", "ECE at T", "NLL at T"])
-    labels, lines = torch.as_tensor(case.labels), []
+    lines = []
     for (method, setting), logits in given.items():
         if logits is not None and logits.isfinite().all():
             norm = case.mean_norm(method, setting)
             same = 100 * float((logits.argmax(1) == cb.argmax(1)).float().mean())
             line = {"method": method, "setting": setting, "norm": norm, "same": same}
-            lines.append({**line, **scores(logits, labels)})
+            figures = maxnorm.measured(logits.numpy(), case.labels, case.rows.base.class_counts)
+            lines.append({**line, **{name: figures[key] for name, key in AS_IT_IS_AND_COOLED.items()}})
     table = pd.DataFrame(lines)
     return table.assign(**{"norm / T": table.norm / table["T"]})
 
@@ -229,7 +231,7 @@ def over_temperature(case: Evidence, rows: Mapping[str, Row], tried: np.ndarray)
     for name, row in rows.items():
         logits = case.logits(row)
         for each in tried if logits is not None else ():
-            value = nll(logits / each, torch.as_tensor(case.labels))
+            value = float(maxnorm.surprise((logits / each).numpy(), case.labels).mean())
             lines.append({"model": name, "temperature": each, "NLL": value})
     return pd.DataFrame(lines, columns=["model", "temperature", "NLL"])
 
@@ -318,26 +320,6 @@ def in_text(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
     names = [", ".join([row["method"], row["setting"]]) if "method" in row else "" for row in rows]
     cells = {head: [form.format(**row) for row in rows] for head, form in forms.items()}
     return pd.DataFrame(cells, index=names)
-
-
-def nll(logits: Tensor, labels: Tensor) -> float:
-    """Mean negative log-likelihood of labels [N] under logits [N, C], in nats."""
-    return float(F.cross_entropy(logits.double(), labels))
-
-
-def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """All, ECE and NLL of logits [N, C], and at the temperatures that each half of a class's images gives the other."""
-    half = torch.zeros(len(labels), dtype=torch.bool)
-    for k in labels.unique():
-        half[(labels == k).nonzero().flatten()[::2]] = True
-    fitted = {side: temperature(logits[half == side], labels[half == side]) for side in (True, False)}
-    scaled = logits / torch.where(half, fitted[False], fitted[True])[:, None]
-    found: dict[str, float] = {"all": 100 * float((logits.argmax(1) == labels).float().mean())}
-    found["T"] = temperature(logits, labels)
-    for name, each in (("", logits), (" at T", scaled)):
-        found[f"ECE{name}"] = metrics.summarise(each.numpy(), labels.numpy(), labels.bincount().numpy())["ece"]
-        found[f"NLL{name}"] = nll(each, labels)
-    return found
 
 
 def left_of_a_weight(decay: float, recipe: Any, steps: int) -> np.ndarray:
