@@ -105,7 +105,7 @@ def augmented() -> plots.Figure:
     """One image of a common, a medium and a rare class, and seven views of each."""
     draw, train = np.random.default_rng(0), chapter.data.train
     shown = [order[0], order[len(order) // 2], order[-1]]
-    originals = [train.images[train.labels == k][0] for k in shown]
+    originals = [np.asarray(train.images[train.labels == k][:1])[0] for k in shown]
     rows = [[image, *(crop_and_flip(image, draw) for _ in range(7))] for image in originals]
     return plots.montage(
         np.array(rows),

@@ -230,7 +230,7 @@ def test_of_two_scripts_in_one_folder_one_is_refused_and_the_other_ends(small, t
 def append(path: str, name: str) -> None:
     """In a process of its own: put a run's rows into results.csv again and again."""
     rows = [{column: name if column == "run" else 0 for column in runs.COLUMNS}]
-    result = type("Rows", (), {"rows": lambda self: rows})()
+    result = type("Rows", (), {"rows": lambda self: rows, "averaged": ()})()
     for _ in range(10):
         runs.append_results(Path(path), [result])
 

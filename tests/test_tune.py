@@ -1,12 +1,14 @@
 """`python -m ltr tune`: every row gets values of its own from held-out images, and the second script takes them."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 
 from ltr import datasets, runs
-from ltr.errors import InputError
+from ltr.errors import InputError, TrainingError
 from ltr.methods import METHODS
 from ltr.runtime.storage import read_table
 from ltr.settings import SecondStage
@@ -28,7 +30,7 @@ def tuned(tmp_path_factory):
         for name, value in {"DECAYS": (1e-3, 1e-2), "RADII": (1.0, 0.5), "TAUS": (0.0, 0.5, 1.0)}.items():
             patch.setattr(tune, name, value)
         patch.setattr(tune, "FEW", {"weight_decay": (1e-3,), "radius": (1.0,)})
-        tune.main(f"--preset demo --epochs 1 --out {out / 'tuning'} --stage1 {run.path.name}".split())
+        tune.main(f"--preset demo --epochs 1 --lr 0.02 --out {out / 'tuning'} --stage1 {run.path.name}".split())
     return out, run.path.name
 
 
@@ -81,3 +83,16 @@ def test_a_network_that_saw_the_images_cannot_choose(tuned):
     (full,) = runs.finished_runs(out / "demo_1")
     with pytest.raises(InputError, match="^--stage1: must be a run that was trained with --hold-out"):
         tune.main(f"--preset demo --out {out} --stage1 {full.path.name}".split())
+
+
+def test_a_row_that_diverges_with_every_setting_is_left_out(monkeypatch):
+    method, learner = METHODS["CB + L2norm"], (None, None, None)
+    sources = SimpleNamespace(classifier=torch.nn.Linear(2, 3), learner=lambda *_: learner)
+    settings = SimpleNamespace(stage1_weight_decay=0.0, loss="cb-ce", lr=0.1, recipe=lambda **_: None)
+
+    def diverge(*_, **__):
+        raise TrainingError("the loss is nan in epoch 1: try a smaller --lr")
+
+    monkeypatch.setattr(tune.training, "fit", diverge)
+    assert method.constraint == "L2norm"
+    assert tune.one_at_a_time(SimpleNamespace(settings=settings, sources=sources), "CB + L2norm") is None

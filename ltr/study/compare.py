@@ -42,6 +42,7 @@ from ltr.settings import WHOLE_NETWORK as NAMES
 from ltr.study import published
 
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
+NO_FULL_RUN = "tuning network, no full run"
 KEY = [*PROTOCOL, "stage1_run"]  # what a comparison is one of: its table is replaced by a later one
 FIGURES = ["many", "medium", "few", "all", "ECE"]
 NOT_MEASURED = "not measured"
@@ -253,7 +254,7 @@ def first_stages(settings: Comparison) -> Stages:
         final, name = settings.features(run, full), run.path.name
     except runs.NoRun as error:
         print(f"no full first stage, so the tuning network is tested ({error})", flush=True)
-        run, final, name = tuned, settings.features(tuned, cut), f"{tuned.path.name} (tuning network, no full run)"
+        run, final, name = tuned, settings.features(tuned, cut), f"{tuned.path.name} ({NO_FULL_RUN})"
         final.passes = held_out.passes  # the same network on the same training images
     protocol = {column: run.config["settings"][column] for column in PROTOCOL}
     protocol |= {"dataset": full.name, "stage1_run": run.path.name}
@@ -350,8 +351,12 @@ def save(path: Path, table: pd.DataFrame) -> None:
             old = read_table(path)
             if not set(PROTOCOL) <= set(old):
                 raise InputError(f"--out: {path} must have the columns of a comparison, got {clip(', '.join(old))}")
-            key = [name for name in KEY if name in old and name in table]
-            earlier = old[~old[key].eq(table[key].iloc[0]).all(axis=1)]
+            same = {name: old[name].eq(table[name].iloc[0]) for name in KEY if name in old and name in table}
+            replaced = pd.concat(same, axis=1).all(axis=1)
+            if {"first stage", "stage1_run"} <= set(old):  # a tuning network stood in until there was a full run
+                stood_in = old.stage1_run[old["first stage"].astype(str).str.contains(NO_FULL_RUN)]
+                replaced |= old.stage1_run.isin(stood_in) & pd.concat(same, axis=1)[PROTOCOL].all(axis=1)
+            earlier = old[~replaced]
             table = pd.concat([earlier, table], ignore_index=True) if len(earlier) else table
         write_text(path, table_text(table))
 

@@ -9,6 +9,7 @@ be carried to another network. The table goes to `<out>/values.csv`; `--tuned-on
 Of a naive network tau alone is chosen. All other options are the second script's.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from ltr import datasets, metrics, models, regularizers, training
 from ltr.balance import temperature
-from ltr.errors import InputError
+from ltr.errors import InputError, TrainingError
 from ltr.methods import METHODS, Method
 from ltr.runtime.options import short
 from ltr.runtime.storage import read_table, table_text, write_text
@@ -67,8 +68,12 @@ def in_a_grid(rows: Rows, held_out: Features) -> Iterator[dict[str, Any]]:
         yield best_of([{"method": name, **each.loc[best].drop("method").to_dict(), "logits": logits}], held_out)
 
 
-def one_at_a_time(rows: Rows, name: str) -> dict[str, Any]:
-    """A row that no grid can train: unit norms, or more layers than the classifier."""
+def one_at_a_time(rows: Rows, name: str) -> dict[str, Any] | None:
+    """A row that no grid can train: unit norms, or more layers than the classifier.
+
+    Returns:
+        None where training diverges with every setting.
+    """
     settings, method, found = rows.settings, METHODS[name], []
     mean = float(regularizers.row_norms(rows.sources.classifier.weight.detach()).mean())
     loss = "ce" if method.loss == "CE" else settings.loss
@@ -76,9 +81,10 @@ def one_at_a_time(rows: Rows, name: str) -> dict[str, Any]:
         told = {"lr": each["lr"] * settings.lr, "weight_decay": each["weight_decay"]}
         learner, source, engine = rows.sources.learner(method.layers, "paper")
         constraint = method.constrain(each["radius"] * mean, "step")
-        outcome = training.fit(learner, source, settings.recipe(loss=loss, **told), constraint, engine=engine)
-        found.append({"loss": loss, **told, "radius": each["radius"], "logits": outcome.logits["last", "none"]})
-    return {"method": name} | best_of(found, rows.sources.features["paper"])
+        with contextlib.suppress(TrainingError):  # a setting that diverges is not the one to choose
+            outcome = training.fit(learner, source, settings.recipe(loss=loss, **told), constraint, engine=engine)
+            found.append({"loss": loss, **told, "radius": each["radius"], "logits": outcome.logits["last", "none"]})
+    return {"method": name} | best_of(found, rows.sources.features["paper"]) if found else None
 
 
 def over_tau(classifier: nn.Linear, name: str, held_out: Features, taus: Sequence[float]) -> dict[str, Any]:
@@ -112,7 +118,11 @@ def chosen(rows: Rows) -> Iterator[dict[str, Any]]:
     yield from in_a_grid(rows, held_out)
     for name, method in METHODS.items():
         if method.layers > 1 or method.constraint == "L2norm":
-            yield one_at_a_time(rows, name)
+            row = one_at_a_time(rows, name)
+            if row is None:
+                print(f"{name}: training diverges with every setting; it keeps the preset's", flush=True)
+            else:
+                yield row
 
 
 def main(arguments: Sequence[str]) -> None:
