@@ -54,8 +54,9 @@ print(images[:4], "...", images[-4:], f"{images.sum():,} images of once 50,000")
 assert (images == datasets.class_counts(500, 100, 100)).all()
 
 
-plots_of_the_tail = plots.class_counts(classes)
-chapter.show(plots_of_the_tail, "demo1_class-counts.png")
+sizes = f"{counts.max()} to {counts.min()} a class"
+print(f"{chapter.about['name']}: {counts.sum():,} training images, {sizes}")
+chapter.show(plots.class_counts(classes), "demo1_class-counts.png")
 sizes = {group: int((classes["group"] == group).sum()) for group in metrics.GROUPS}
 chapter.claim(
     "10,847 training images, 500 of the most common class down to 5 of the rarest",
