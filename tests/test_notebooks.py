@@ -179,6 +179,12 @@ def test_scripts_are_what_nbconvert_makes_of_the_notebooks(path):
 
 
 @named
+def test_options_stand_in_a_cell_that_papermill_knows(path):
+    tagged = [cell for cell in nbformat.read(path, 4).cells if "parameters" in cell.metadata.get("tags", ())]
+    assert [cell.source.splitlines()[0] for cell in tagged] == ['options = ""']
+
+
+@named
 def test_committed_notebooks_were_executed_in_order(path):
     notebook = json.loads(path.read_text("utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

@@ -9,7 +9,7 @@ import pytest
 
 from ltr import settings
 from ltr.errors import InputError
-from ltr.runtime import options, process
+from ltr.runtime import distributed, options, process
 from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage, SecondStage
 
@@ -377,3 +377,40 @@ def test_the_second_stage_starts_from_cross_entropy_with_crop_and_flip_alone():
     wanted = SecondStage.parse(["--preset", "demo"]).base_settings
     assert wanted["loss"] == "ce"
     assert wanted["mix"] is wanted["augmentation"] is wanted["sampling"] is None
+
+
+@pytest.mark.parametrize(
+    ("line", "variable", "cell", "seed"),
+    [("--seed 1", "--seed 2", "--seed 3", 1), ("", "--seed 2", "--seed 3", 2), ("", "", "--seed 3", 3)],
+)
+def test_the_command_line_beats_the_variable_and_that_the_cell(monkeypatch, tmp_path, line, variable, cell, seed):
+    shared = f" --preset demo --out {tmp_path}"
+    monkeypatch.setattr(process, "in_ipython", lambda: True)
+    monkeypatch.setattr("sys.argv", ["script.py", *(line + shared if line else "").split()])
+    monkeypatch.setenv("LTR_ARGS", variable + shared if variable else "")
+    assert FirstStage.read(cell + shared).seed == seed
+
+
+@pytest.mark.parametrize("stage", [FirstStage, SecondStage])
+@pytest.mark.parametrize(("notebook", "cuda"), [(True, True), (False, False)])
+def test_without_a_word_the_committed_runs_are_read(monkeypatch, capsys, stage, notebook, cuda):
+    monkeypatch.setattr(process, "in_ipython", lambda: notebook)
+    monkeypatch.setattr(process, "begin", lambda options: (distributed.ALONE, []))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    settings = stage.read()
+    assert settings.committed
+    assert (settings.device, settings.out, settings.backbone) == ("cpu", ROOT / "exp", "resnet32")
+    said = capsys.readouterr().out
+    assert (
+        said == ""
+        if notebook
+        else said.startswith("the committed runs, as there is no CUDA here; --preset paper trains")
+    )
+
+
+def test_committed_settings_are_those_of_the_run_that_ships():
+    first, second = (stage.parse(["--preset", "committed"]) for stage in (FirstStage, SecondStage))
+    assert (first.epochs, first.weight_decay) == (second.stage1_epochs, second.stage1_weight_decay)
+    shipped = {path.parent.name for path in (ROOT / "exp" / "demo_1").glob("*/features.npz")}
+    label, _ = first.run_key("WD", first.weight_decay)
+    assert {name.rsplit("-", 1)[0] for name in shipped} == {label}
