@@ -26,7 +26,15 @@ import torch
 
 from ltr import analysis, datasets, losses, metrics, models, plots
 from ltr.settings import FirstStage
-from ltr.study.chapter import Chapter, difference, geometry, mean_logits, show_table, tuning_runs
+from ltr.study.chapter import (
+    Chapter,
+    difference,
+    end,
+    geometry,
+    mean_logits,
+    show_table,
+    tuning_runs,
+)
 
 settings = FirstStage.read(options)
 chapter = Chapter(settings)
@@ -251,7 +259,7 @@ if settings.naive == "skip":  # one network alone, which the next chapter balanc
     decayed = chapter.first_stage("WD", settings.weight_decay)
     chapter.results([decayed])
     chapter.keep([decayed])
-    raise SystemExit
+    end("what this chapter compares needs --naive train")
 naive = chapter.first_stage("naive", 0.0)
 chapter.results([naive])
 few, many = naive.accuracy()["few"], naive.accuracy()["many"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -209,6 +209,25 @@ def mean_logits(frozen: FrozenFeatures) -> pd.DataFrame:
     """Mean logit of each class over its own test images and over all others, see `analysis.mean_logits`."""
     logits = frozen.test_logits(models.copy_classifier(frozen.model), 0)
     return analysis.mean_logits(logits, frozen.test_labels)
+
+
+class EndOfPage(Exception):
+    """A notebook has nothing more to show; Jupyter stops there without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def end(words: str) -> NoReturn:
+    """End a script or a notebook before its last line.
+
+    Args:
+        words: why.
+    """
+    if process.in_ipython():
+        raise EndOfPage(words)
+    print(words)
+    raise SystemExit
 
 
 def predictions_of(result: runs.Result) -> metrics.Predictions | None:

@@ -1,0 +1,60 @@
+"""What chapters share: claims, tables with their errors, and an end before the last cell."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ltr.metrics import Predictions
+from ltr.runtime import process
+from ltr.study import chapter
+
+
+def of(committed: bool) -> chapter.Chapter:
+    return chapter.Chapter(SimpleNamespace(committed=committed))
+
+
+def test_a_claim_about_committed_runs_is_asserted_and_of_others_it_is_said(capsys):
+    with pytest.raises(AssertionError, match="^the committed runs do not say: rare classes gain$"):
+        of(committed=True).claim("rare classes gain", False)
+    of(committed=True).claim("rare classes gain", True)
+    of(committed=False).claim("rare classes gain", np.float64("nan") > 1)
+    assert capsys.readouterr().out.splitlines() == [
+        "holds: rare classes gain",
+        "does not hold here: rare classes gain",
+    ]
+
+
+def result(label: str, hits: np.ndarray) -> SimpleNamespace:
+    """A run of two classes, with 200 and 5 training images."""
+    labels = np.arange(len(hits)) % 2
+    said = Predictions(np.where(hits, labels, 1 - labels), np.full(len(hits), 0.5), labels, np.full(2, 0.5))
+    figures = said.summary(np.array([200, 5]))
+    return SimpleNamespace(
+        label=label, predictions=said, class_counts=np.array([200, 5]), accuracy=lambda: figures, norms=None
+    )
+
+
+def test_rows_that_are_not_clearly_below_the_best_are_bold_and_errors_stand_below():
+    best = np.tile([True, True, True, False], 100)
+    near, far = best.copy(), best.copy()
+    near[0] = False
+    far[:200] = False
+    rows = {name: result(name, hits) for name, hits in (("best", best), ("near", near), ("far", far))}
+    table = chapter.accuracy_table(rows)
+    assert [cell.startswith("<b>") for cell in table["all"]] == [True, True, False]
+    error = 100 * np.sqrt(0.75 * 0.25 / 399)
+    assert table.loc["best", "all"] == f"<b>75.00</b><br><small>±{error:.2f}</small>"
+    assert table.loc["best", "medium"] == "–"  # no class has 20 to 100 images
+
+
+@pytest.mark.parametrize(("notebook", "raised"), [(True, chapter.EndOfPage), (False, SystemExit)])
+def test_a_page_may_end_early_without_a_traceback(monkeypatch, capsys, notebook, raised):
+    monkeypatch.setattr(process, "in_ipython", lambda: notebook)
+    with pytest.raises(raised) as ended:
+        chapter.end("nothing to compare")
+    if notebook:
+        assert ended.value._render_traceback_() == ["nothing to compare"]
+    else:
+        assert ended.value.code is None
+        assert capsys.readouterr().out == "nothing to compare\n"
