@@ -233,17 +233,12 @@ class Evaluation:
     """How a head does on images.
 
     Attributes:
-        predictions, labels: [N].
-        by_class: accuracy of each class in percent, [C]; NaN where it has no images.
+        predictions: what it says of each.
         figures: many, medium, few, all, class mean and ECE in percent; NaN where training diverged.
-        bins: see `metrics.reliability`.
     """
 
-    predictions: np.ndarray
-    labels: np.ndarray
-    by_class: np.ndarray
+    predictions: metrics.Predictions
     figures: dict[str, float]
-    bins: pd.DataFrame
 
     @classmethod
     def of(cls, head: nn.Linear, data: Embeddings, counts: np.ndarray) -> "Evaluation":
@@ -253,35 +248,17 @@ class Evaluation:
             data: images.
             counts: training images of each class, [C].
         """
-        logits, labels = logits_of(head, data).cpu().numpy(), data.labels.cpu().numpy()
-        by_class, found = metrics.per_class_accuracy(logits, labels), metrics.summarise(logits, labels, counts)
-        seen = np.bincount(labels, minlength=len(counts)) > 0
-        found |= {"class mean": float(by_class[seen].mean()), "ECE": found["ece"]}
-        figures = {name: found[name] for name in (*metrics.GROUPS, "all", "class mean", "ECE")}
-        return cls(logits.argmax(1), labels, by_class, figures, metrics.reliability(logits, labels))
-
-    @property
-    def hits(self) -> np.ndarray:
-        """1 where an image is predicted as its class, else 0: [N]."""
-        return (self.predictions == self.labels).astype(np.int8)
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """Images by true and predicted class, [C, C]."""
-        return metrics.confusion_matrix(self.predictions, self.labels, len(self.by_class))
-
-    def precision(self) -> np.ndarray:
-        """Percent of the images predicted as each class that are of it, [C]; NaN where there are none."""
-        matrix = self.confusion
-        predicted = matrix.sum(0)
-        share = np.full(len(matrix), np.nan)
-        return np.divide(100.0 * matrix.diagonal(), predicted, out=share, where=predicted > 0)
+        made = metrics.Predictions.of(logits_of(head, data).cpu().numpy(), data.labels.cpu().numpy())
+        seen = np.bincount(made.labels, minlength=len(counts)) > 0
+        found = made.summary(counts)
+        found |= {"class mean": float(made.by_class[seen].mean()), "ECE": found["ece"]}
+        return cls(made, {name: found[name] for name in (*metrics.GROUPS, "all", "class mean", "ECE")})
 
 
 def paired_gain(before: Evaluation, after: Evaluation, score: str) -> tuple[float, float]:
     """Points of the score that are gained, and their paired standard error, see `metrics.mean_and_error`."""
-    gained = after.hits - before.hits
-    return metrics.mean_and_error(gained, None if score == "micro" else after.labels)
+    gained = 100 * (after.predictions.hits - before.predictions.hits)
+    return metrics.mean_and_error(gained, None if score == "micro" else after.predictions.labels)
 
 
 # --- the result -----------------------------------------------------------------------------------------------
@@ -387,7 +364,7 @@ class Balanced:
         Columns: name, group, training images, tested images, accuracy before and after, recall (which is the accuracy
         after) and precision, both after, and precision before, all in percent; NaN where there is nothing to count.
         """
-        before, after = self.evaluations[FIRST], self.evaluations[self.best]
+        before, after = (self.evaluations[name].predictions for name in (FIRST, self.best))
         return pd.DataFrame(
             {
                 "name": self.names,
@@ -397,8 +374,8 @@ class Balanced:
                 "accuracy before": before.by_class,
                 "accuracy after": after.by_class,
                 "recall": after.by_class,
-                "precision": after.precision(),
-                "precision before": before.precision(),
+                "precision": after.precision,
+                "precision before": before.precision,
             }
         )
 

@@ -117,8 +117,13 @@ class Predictions:
 
     @property
     def by_class(self) -> np.ndarray:
-        """Accuracy of each class in percent, [C]."""
+        """Accuracy of each class in percent, its recall, [C]; NaN for a class without images."""
         return accuracy_by_class(self.hits, self.labels, len(self.marginal))
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Percent of the images predicted as each class that are of it, [C]; NaN where there are none."""
+        return accuracy_by_class(self.hits, self.predicted, len(self.marginal))
 
     def reliability(self, bins: int = 15) -> pd.DataFrame:
         """Mean confidence and accuracy in equal-width bins of the confidence.
@@ -174,16 +179,6 @@ class Predictions:
         return result
 
 
-def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> pd.DataFrame:
-    """See `Predictions.reliability`."""
-    return Predictions.of(logits, labels).reliability(bins)
-
-
-def summarise(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """See `Predictions.summary`."""
-    return Predictions.of(logits, labels).summary(counts)
-
-
 def shifted_priors(counts: np.ndarray, ratio: float, backward: bool = False) -> np.ndarray:
     r"""Class distribution of a long-tailed test set.
 
@@ -206,17 +201,17 @@ def shifted_priors(counts: np.ndarray, ratio: float, backward: bool = False) -> 
 
 
 def mean_and_error(values: np.ndarray, labels: np.ndarray | None = None) -> tuple[float, float]:
-    """A mean over images in points, and its standard error in closed form.
+    """A mean over images and its standard error in closed form, both in the unit of the values.
 
     Args:
-        values: [N], whether each image is a hit, or the difference of two models' hits: -1, 0 or 1.
+        values: [N], such as 100 times the difference of two models' hits for points.
         labels: [N]; with them it is the mean of the classes' means, whose variance is that within the classes. A class
             with a single image has the variance of all images.
 
     Returns:
         the mean and its error, which is NaN of a single image.
     """
-    values = 100.0 * np.asarray(values, float)
+    values = np.asarray(values, float)
     spread = values.var(ddof=1) if len(values) > 1 else np.nan
     if labels is None:
         return float(values.mean()), float(np.sqrt(spread / len(values)))
@@ -229,7 +224,7 @@ def mean_and_error(values: np.ndarray, labels: np.ndarray | None = None) -> tupl
 
 def standard_error(hits: np.ndarray, labels: np.ndarray | None = None) -> float:
     """Standard error of one accuracy in points, see `mean_and_error`."""
-    return mean_and_error(hits, labels)[1]
+    return 100.0 * mean_and_error(hits, labels)[1]
 
 
 class Difference(NamedTuple):
@@ -278,7 +273,7 @@ def paired_difference(
         lost, _, won = generator.multinomial(row.sum(), row / row.sum(), draws).T
         means += 100.0 * (won - lost) / row.sum() / len(outcomes)
     return Difference(
-        *mean_and_error(change, labels), float(means.std(ddof=1)), *np.percentile(means, (2.5, 97.5)).tolist()
+        *mean_and_error(100.0 * change, labels), float(means.std(ddof=1)), *np.percentile(means, (2.5, 97.5)).tolist()
     )
 
 

@@ -902,7 +902,7 @@ def reliability(bins: pd.DataFrame) -> Figure:
 
     Args:
         bins: columns model, confidence and accuracy (means in the bin, 0 to 1), weight (images, or their
-            share); `metrics.reliability` with the model's name added.
+            share); `Predictions.reliability` with the model's name added.
     """
     fig, axes = plt.subplots(figsize=(5.4, 4.9))
     axes.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="calibrated")

@@ -26,6 +26,7 @@ from ltr.embeddings import Embeddings
 from ltr.errors import InputError
 from ltr.losses import build_loss
 from ltr.methods import BALANCERS, Balancer, logit_adjustment
+from ltr.metrics import Predictions
 from ltr.models import linear
 from ltr.recipes import Recipe
 from ltr.runtime.options import ROOT
@@ -105,7 +106,7 @@ def test_balancing_rescues_rare_classes_and_says_what_it_is_worth(result):
 def test_figures_are_those_of_the_head_that_comes_out(result, sets):
     for row in result.table.to_dict("records"):
         z = logits(result.head(row["method"]), sets["test"])
-        expected = metrics.summarise(z, sets["test"][1], result.class_counts)
+        expected = metrics.Predictions.of(z, sets["test"][1]).summary(result.class_counts)
         for name in ("all", "many", "medium", "few"):
             assert row[name] == pytest.approx(expected[name])
         assert row["ECE"] == pytest.approx(expected["ece"])
@@ -440,7 +441,7 @@ def test_the_temperature_is_the_most_likely():
 def outcome(hits: list[int], labels: list[int]) -> Evaluation:
     """Predictions that are right where a hit stands."""
     predictions = np.where(np.array(hits, bool), labels, (np.array(labels) + 1) % 2)
-    return Evaluation(predictions, np.array(labels), np.zeros(2), {}, pd.DataFrame())
+    return Evaluation(Predictions(predictions, np.ones(len(labels)), np.array(labels), np.full(2, 0.5)), {})
 
 
 def test_the_paired_gain_by_hand():

@@ -65,14 +65,18 @@ NOT_FINITE = {
 def test_logits_that_are_not_finite_give_no_figure(kind):
     logits, labels, counts = NOT_FINITE[kind], np.array([0, 0, 0, 1]), np.array([500, 5])
     assert np.isnan(metrics.per_class_accuracy(logits, labels)).all()
-    figures = metrics.summarise(logits, labels, counts)
+    figures = metrics.Predictions.of(logits, labels).summary(counts)
     assert list(figures) == ["all", "many", "medium", "few", "ece"]
     assert {metrics.percent(value) for value in figures.values()} == {"–"}
     assert metrics.group_accuracy(logits, labels, counts) == pytest.approx(
         dict.fromkeys(("all", *metrics.GROUPS), nan), nan_ok=True
     )
     assert np.isnan(metrics.Predictions.of(logits, labels).calibration_error())
-    assert metrics.reliability(logits, labels).to_dict("list") == {"confidence": [], "accuracy": [], "weight": []}
+    assert metrics.Predictions.of(logits, labels).reliability().to_dict("list") == {
+        "confidence": [],
+        "accuracy": [],
+        "weight": [],
+    }
     assert np.isnan(metrics.Predictions.of(logits, labels).marginal).all()
     shifted = metrics.Predictions.of(logits, labels).shifted(counts)
     assert len(shifted) == 10
@@ -125,7 +129,7 @@ def test_calibration_error_by_hand():
     # 5 bins: (0.4, 0.6]: one image at 0.55, right, gap 0.45; (0.8, 1]: 0.85 and 0.95, one right, gap 0.9 - 0.5
     logits, labels = logits_of([0.55, 0.85, 0.95]), np.array([0, 0, 1])
     assert metrics.Predictions.of(logits, labels).calibration_error(bins=5) == pytest.approx(100 * (0.45 + 2 * 0.4) / 3)
-    table = metrics.reliability(logits, labels, bins=5)
+    table = metrics.Predictions.of(logits, labels).reliability(bins=5)
     np.testing.assert_allclose(table[["confidence", "accuracy", "weight"]], [[0.55, 1, 1 / 3], [0.9, 0.5, 2 / 3]])
 
 
@@ -138,17 +142,19 @@ def test_perfect_calibration_is_zero():
 def test_bins_are_open_below_and_closed_above():
     # equal logits give exactly 1/2, the edge between (0, 1/2] and (1/2, 1]: 0.75 must not share its bin
     logits = np.stack([[0.0, 0.0], logits_of([0.75])[0]])
-    assert metrics.reliability(logits, np.array([0, 0]), bins=2).confidence.tolist() == pytest.approx([0.5, 0.75])
+    assert metrics.Predictions.of(logits, np.array([0, 0])).reliability(bins=2).confidence.tolist() == pytest.approx(
+        [0.5, 0.75]
+    )
 
 
 def test_full_confidence_falls_into_the_last_bin():
-    table = metrics.reliability(np.array([[1000.0, 0.0], [0.0, 1000.0]]), np.array([0, 0]))
+    table = metrics.Predictions.of(np.array([[1000.0, 0.0], [0.0, 1000.0]]), np.array([0, 0])).reliability()
     assert table.to_dict("list") == {"confidence": [1.0], "accuracy": [0.5], "weight": [1.0]}
 
 
-def test_summarise_holds_all_figures():
+def test_a_summary_holds_all_figures():
     logits, labels, counts = logits_of([0.75] * 4), np.array([0, 0, 0, 1]), np.array([500, 5])
-    figures = metrics.summarise(logits, labels, counts)
+    figures = metrics.Predictions.of(logits, labels).summary(counts)
     expected = {"all": 75, "many": 100, "medium": nan, "few": 0, "ece": 0}
     assert figures == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
@@ -210,7 +216,7 @@ def test_weighted_accuracy_is_what_drawing_shifted_test_sets_gives_on_average():
 
 def test_the_standard_error_of_an_accuracy():
     hits = np.arange(10_000) < 4083
-    assert metrics.mean_and_error(hits) == pytest.approx((40.83, 100 * (0.4083 * 0.5917 / 9999) ** 0.5))
+    assert metrics.mean_and_error(100 * hits) == pytest.approx((40.83, 100 * (0.4083 * 0.5917 / 9999) ** 0.5))
     assert metrics.standard_error(hits) == pytest.approx(0.4915, abs=1e-4)
     assert np.isnan(metrics.standard_error([1]))
 
@@ -218,7 +224,7 @@ def test_the_standard_error_of_an_accuracy():
 def test_the_class_mean_and_its_error_by_hand():
     # class 3: 2 of 4 gained, class 7: 1 of 2, class 9 (one image, with the variance of all 7): 0
     change, labels = np.array([1, 1, 0, 0, 1, 0, 0]), np.array([3, 3, 3, 3, 7, 7, 9])
-    mean, error = metrics.mean_and_error(change, labels)
+    mean, error = metrics.mean_and_error(100 * change, labels)
     assert mean == pytest.approx(100 * (0.5 + 0.5 + 0) / 3)
     assert error == pytest.approx(100 * (1 / 3 / 4 + 0.5 / 2 + np.var(change, ddof=1)) ** 0.5 / 3)
 
@@ -270,3 +276,9 @@ def test_rows_within_two_paired_errors_of_the_best():
     assert metrics.best_rows([far, near, best]).tolist() == [False, True, True]
     other = best[::-1]  # as good, on other images
     assert metrics.best_rows([far, other]).tolist() == [True, True]
+
+
+def test_precision_and_recall_of_each_class_by_hand():
+    made = metrics.Predictions.of(np.eye(3)[[0, 0, 1, 0]], np.array([0, 1, 1, 0]))
+    np.testing.assert_allclose(made.by_class, [100, 50, np.nan])
+    np.testing.assert_allclose(made.precision, [100 * 2 / 3, 100, np.nan])

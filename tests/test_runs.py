@@ -56,7 +56,7 @@ def test_what_is_saved_is_loaded(tmp_path, outcome, data):
     }
     assert result.label == "WD (paper)"
     for selection, tta in metrics.VARIANTS:
-        expected = metrics.summarise(outcome.logits[selection, tta], outcome.labels, COUNTS)
+        expected = metrics.Predictions.of(outcome.logits[selection, tta], outcome.labels).summary(COUNTS)
         assert result.accuracy(selection, tta) == pytest.approx(expected)
     made, expected = result.predictions, metrics.Predictions.of(outcome.logits["last", "none"], outcome.labels)
     assert np.array_equal(made.hits, expected.hits)

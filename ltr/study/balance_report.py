@@ -61,7 +61,8 @@ def class_figure(result: Balanced) -> str:
     """Accuracy of each class, before and after."""
     table = result.per_class
     shared = {"class_index": range(len(table)), "count": table["training images"]}
-    parts = [pd.DataFrame({"model": name, **shared, "accuracy": each.by_class}) for name, each in both(result).items()]
+    found = {name: each.predictions.by_class for name, each in both(result).items()}
+    parts = [pd.DataFrame({"model": name, **shared, "accuracy": by_class}) for name, by_class in found.items()]
     counts = pd.DataFrame({**shared, "group": table["group"]})
     caption = "Accuracy by class: each point is a class, lines are moving averages."
     return picture(plots.per_class_accuracy(pd.concat(parts), counts), caption)
@@ -70,7 +71,7 @@ def class_figure(result: Balanced) -> str:
 def confusion_figure(result: Balanced, name: str) -> str:
     """The confusion matrix before or after, common classes first."""
     order = np.argsort(-result.class_counts, kind="stable")
-    matrix = both(result)[name].confusion[np.ix_(order, order)]
+    matrix = both(result)[name].predictions.confusion[np.ix_(order, order)]
     groups = metrics.group_of(result.class_counts[order])
     edges = [int((groups == "many").sum()), int((groups != "few").sum())]
     return picture(plots.confusion(matrix, edges), f"Confusion {name}.")
@@ -78,7 +79,7 @@ def confusion_figure(result: Balanced, name: str) -> str:
 
 def calibration_figure(result: Balanced) -> str:
     """Confidence against accuracy, before and after."""
-    bins = [each.bins.assign(model=name) for name, each in both(result).items()]
+    bins = [each.predictions.reliability().assign(model=name) for name, each in both(result).items()]
     return picture(plots.reliability(pd.concat(bins)), "Calibration: on the diagonal, confidence is accuracy.")
 
 
@@ -149,7 +150,7 @@ def classes_table(result: Balanced, gaining: bool) -> str:
 
 def mistakes_table(result: Balanced) -> str:
     """The mistakes whose number changed most."""
-    before, after = (each.confusion for each in both(result).values())
+    before, after = (each.predictions.confusion for each in both(result).values())
     change = (after - before) * ~np.eye(len(after), dtype=bool)
     order = np.argsort(-np.abs(change), axis=None, kind="stable")[:SHOWN]
     pairs = [divmod(int(cell), len(after)) for cell in order if change.flat[cell]]

@@ -88,8 +88,8 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     plain = table[table.max_norm.isna()].set_index(PAIR)
     for index, row in table[table.max_norm.notna()].iterrows():
         other = plain.loc[tuple(row[PAIR])]
-        gain, error = metrics.mean_and_error(row.hits - other.hits)
-        nats, spread = metrics.mean_and_error((other.surprise - row.surprise) / 100)
+        gain, error = metrics.mean_and_error(100 * (row.hits - other.hits))
+        nats, spread = metrics.mean_and_error(other.surprise - row.surprise)
         table.loc[index, ["gain", "gain ±", "nats", "nats ±"]] = gain, error, nats, spread
     return table.drop(columns=["hits", "surprise"])
 
