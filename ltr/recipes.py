@@ -14,8 +14,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-COMMITTED = "committed"  # of settings that read this package's own runs
-PRESETS = ("demo", "laptop", "paper", COMMITTED)
+PRESETS = ("demo", "laptop", "paper")
 SCHEDULES = ("cosine", "linear", "released")
 AVERAGES = ("none", "swa", "ema")
 SWA_START = 0.75  # of training, as in Izmailov et al. 2018
@@ -227,7 +226,6 @@ def first_stage(preset: str, dataset: str | None = None, backbone: str | None = 
         dataset: None for the preset's.
         backbone: None for that of the images, or of the preset.
     """
-    preset = "paper" if preset == COMMITTED else preset
     values = dict(FIRST_STAGE[preset])
     dataset = dataset or values["dataset"]
     values |= of_images(dataset)
@@ -238,7 +236,6 @@ def first_stage(preset: str, dataset: str | None = None, backbone: str | None = 
 
 def second_stage(preset: str, dataset: str | None = None, backbone: str | None = None) -> dict[str, Any]:
     """A preset's values of the second stage, and those of the first that it starts from; arguments as above."""
-    preset = "paper" if preset == COMMITTED else preset
     values = dict(SECOND_STAGE[preset])
     dataset = dataset or values["dataset"]
     values |= of_images(dataset)

@@ -33,7 +33,7 @@ from ltr.runtime.options import (
 from ltr.runtime.process import usable_device
 
 BASES = ("trained", "shipped")
-COMMITTED = recipes.COMMITTED
+COMMITTED = "committed"  # beside the recipes' presets, one that reads this package's own runs
 OUT = {name: ROOT / "build" / name for name in ("demo", "laptop")} | dict.fromkeys(("paper", COMMITTED), ROOT / "exp")
 # What these leave alone is no part of a run's identity, so that runs from before they could be chosen are found; and a
 # run made on a GPU is found without one.
@@ -101,7 +101,7 @@ class Common:
         None,
         "demo: a few minutes on a CPU; laptop: real images in half an hour; paper: the paper's job; committed: reads "
         "this package's own runs",
-        choices=recipes.PRESETS,
+        choices=(*recipes.PRESETS, COMMITTED),
     )
     dataset: str = option(None, "where images come from", choices=datasets.SOURCES)
     data_root: Path = option(ROOT / "data", "CIFAR's folder, or that of the tree or the list files", folder)
@@ -128,10 +128,10 @@ class Common:
     @classmethod
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
         """What was given, and beside it what its preset, its images and its network say."""
-        preset = given["preset"]
+        preset, out = given["preset"], OUT[given["preset"]]
         if preset == COMMITTED:
-            given = cls.of_shipped(given) | {"device": "cpu"} | given
-        return {"out": OUT[preset]} | cls.preset_values(preset, given.get("dataset"), given.get("backbone")) | given
+            given, preset = cls.of_shipped(given) | {"device": "cpu"} | given, "paper"
+        return {"out": out} | cls.preset_values(preset, given.get("dataset"), given.get("backbone")) | given
 
     @classmethod
     def of_shipped(cls, given: dict[str, Any]) -> dict[str, Any]:

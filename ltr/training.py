@@ -315,8 +315,9 @@ class Average:
 
     def after(self, when: str, epoch: int) -> None:
         """Take in the weights after a "step", or an "epoch", of the `epoch`-th from 1, where the mean is of these."""
-        late = epoch > SWA_START * self.step.recipe.epochs
-        if when == "step" if self.step.recipe.average == "ema" else when == "epoch" and late:
+        recipe = self.step.recipe
+        late = epoch > SWA_START * recipe.epochs
+        if (recipe.average, when) == ("ema", "step") or ((recipe.average, when) == ("swa", "epoch") and late):
             self.network.update_parameters(self.step.model)
 
     def outcome(self, trained: Outcome, test: Evaluation) -> Outcome:
