@@ -287,11 +287,6 @@ class Result:
         """In which it was trained, by the engine's words; None where nothing was."""
         return self.summary["engine"].split(", ")[1] if "engine" in self.summary else None
 
-    def provenance(self) -> str:
-        """Which run it is, on what it ran and for how long."""
-        device, seconds = self.config["environment"]["device"], self.summary["seconds"]
-        return f"{self.path.name}: {seconds:.0f} s on {device}"
-
     @property
     def class_counts(self) -> np.ndarray:
         """Training images of each class, [C]."""
@@ -378,6 +373,14 @@ class Result:
             {**shared, "selection": selection, "tta": tta, **self.accuracy(selection, tta)}
             for selection, tta in VARIANTS
         ]
+
+
+def predictions_of(result: Result) -> Predictions | None:
+    """What a run says of each test image; None where its folder does not tell."""
+    try:
+        return result.predictions
+    except InputError:
+        return None
 
 
 def digest(*parts: Any) -> str:

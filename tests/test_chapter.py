@@ -7,6 +7,7 @@ import pytest
 
 from ltr.metrics import Predictions
 from ltr.runtime import process
+from ltr.settings import FirstStage, SecondStage
 from ltr.study import chapter
 
 
@@ -58,3 +59,11 @@ def test_a_page_may_end_early_without_a_traceback(monkeypatch, capsys, notebook,
     else:
         assert ended.value.code is None
         assert capsys.readouterr().out == "nothing to compare\n"
+
+
+def test_the_protocol_names_both_stages_where_they_are_equally_long():
+    first = FirstStage.parse(["--preset", "demo", "--epochs", "2"])
+    second = SecondStage.parse(["--preset", "demo", "--stage1-epochs", "2", "--epochs", "2"])
+    end = "seed 1; last epoch, plain test images; %."
+    assert chapter.protocol(first) == f"resnet32, 2 epochs, {end}"
+    assert chapter.protocol(second) == f"resnet32, 2 epochs, then 2 epochs of the classifier, {end}"

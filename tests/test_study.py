@@ -47,14 +47,13 @@ def test_weight_decay_alone_leaves_what_its_formula_says():
     assert left[-1] == pytest.approx(np.exp(-0.01 / (1 - 0.9) * rates), rel=0.01)
 
 
-def test_the_error_from_the_classes_is_that_from_the_images():
-    labels = np.repeat(np.arange(5), 40)
-    hits = np.random.default_rng(0).random(200) < np.linspace(0.1, 0.9, 200)
-    shares = [100 * hits[labels == k].mean() for k in range(5)]
+def test_the_error_without_predictions_is_that_of_the_images():
+    hits = np.random.default_rng(0).random(200) < 0.3
+    config = {"data": {"test_images": len(hits)}}
     case = object.__new__(evidence.Evidence)
-    case.found = {("CB", "tuned"): SimpleNamespace(summary={"last/none": {"per_class": shares}})}
-    case.__dict__["labels"] = labels
-    assert case.error(("CB", "tuned")) == pytest.approx(metrics.standard_error(hits, labels))
+    case.rows = SimpleNamespace(base=SimpleNamespace(config=config))
+    case.found = {("CB", "tuned"): SimpleNamespace(accuracy=lambda: {"all": 100 * hits.mean()})}
+    assert case.error(("CB", "tuned")) == pytest.approx(metrics.standard_error(hits))
 
 
 def test_the_best_radius_of_each_weight_decay_by_hand():

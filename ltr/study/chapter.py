@@ -16,7 +16,6 @@ import torch
 from matplotlib.figure import Figure
 
 from ltr import analysis, datasets, metrics, models, plots, runs, training
-from ltr.errors import InputError
 from ltr.first_stage import ImageData
 from ltr.runtime import distributed, process
 from ltr.runtime.storage import read_table
@@ -24,6 +23,7 @@ from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage, SecondStage
 from ltr.study.rows import Rows, open_rows
 
+Compute = Callable[[FrozenFeatures], pd.DataFrame]
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
 
 
@@ -116,7 +116,7 @@ class Chapter:
         counts = self.classes["count"].to_numpy()
         return run.load_or_train(self.data, train, settings.device, counts, settings.retrain)
 
-    def of_images(self, name: str, result: runs.Result, compute: Callable[[FrozenFeatures], pd.DataFrame]) -> Any:
+    def of_images(self, name: str, result: runs.Result, compute: Compute) -> pd.DataFrame | None:
         """A table about a network's features, read from its run, else computed; None where that takes images.
 
         Args:
@@ -230,45 +230,35 @@ def end(words: str) -> NoReturn:
     raise SystemExit
 
 
-def predictions_of(result: runs.Result) -> metrics.Predictions | None:
-    """What a model says of each test image; None where its folder does not tell."""
-    try:
-        return result.predictions
-    except InputError:
-        return None
-
-
 def difference(before: runs.Result, after: runs.Result) -> metrics.Difference:
     """What the second model has over the first one over all classes, in points, with its paired standard error."""
     return metrics.paired_difference(before.predictions.hits, after.predictions.hits)
 
 
-def tuning_curve(settings: SecondStage, method: str, column: str) -> pd.DataFrame | None:
-    """Accuracies on held-out images over a method's one setting, for the longest tuning network with weight decay.
+def tuning(settings: SecondStage) -> pd.DataFrame:
+    """What `ltr compare` tried on held-out images, on the longest first stage like this one; no rows without any.
 
     Args:
-        settings: whose network.
-        method: as `ltr compare` names it.
-        column: its setting.
+        settings: whose images, network and first-stage weight decay count.
 
     Returns:
-        a row a value, percent; None where nothing was tuned for this network.
+        a row a setting of a method: method, tau, weight decay, lr, ..., and many, medium, few, all in percent.
     """
     path = settings.out / "tuning" / "comparison.csv"
-    table = read_table(path) if path.exists() else pd.DataFrame(columns=["method"])
-    wanted = {"method": method, "backbone": settings.backbone, "imbalance_factor": settings.imbalance_factor}
-    wanted["stage1_weight_decay"] = settings.stage1_weight_decay
-    for name, value in wanted.items():
-        table = table[table[name] == value] if len(table) else table
-    if table.empty:
-        return None
-    return table[table.stage1_epochs == table.stage1_epochs.max()].sort_values(column)
+    columns = ["method", "tau", "weight decay", "lr", "radius / mean norm", "all", "tuned_on", "chosen"]
+    if not path.exists():
+        return pd.DataFrame(columns=columns)
+    table = read_table(path)
+    for name in ("backbone", "imbalance_factor", "profile", "stage1_weight_decay"):
+        table = table[table[name] == getattr(settings, name)]
+    return table[table.stage1_epochs == table.stage1_epochs.max()]
 
 
 def tuning_runs(settings: FirstStage) -> pd.DataFrame:
-    """First stages that were trained without held-out images, a row each: the longest ones of this network.
+    """First stages trained without the held-out images, a row each: the longest of this network, tested on these.
 
-    Accuracies are those on the held-out images; last epoch, plain, percent.
+    Returns:
+        columns of results.csv; last epoch, plain, percent.
     """
     path = settings.out / "tuning" / "results.csv"
     table = read_table(path) if path.exists() else pd.DataFrame(columns=runs.COLUMNS)
@@ -288,7 +278,7 @@ def accuracy_table(results: Mapping[str, runs.Result | None]) -> pd.DataFrame:
 
     Source: `metrics.best_rows` for what is bold.
     """
-    said = [predictions_of(result) if result else None for result in results.values()]
+    said = [runs.predictions_of(result) if result else None for result in results.values()]
     known = [index for index, each in enumerate(said) if each is not None]
     bold = np.zeros(len(results), bool)
     if len(known) > 1:
@@ -334,6 +324,7 @@ def show_table(frame: pd.DataFrame, note: str = "") -> None:
 
 def protocol(settings: FirstStage | SecondStage) -> str:
     """How figures came about: network, length, seed, epoch and test, in a line."""
-    first = getattr(settings, "stage1_epochs", settings.epochs)
-    length = f"{first} epochs" + (f", then {settings.epochs} of the classifier" if first is not settings.epochs else "")
+    length = f"{settings.epochs} epochs"
+    if isinstance(settings, SecondStage):
+        length = f"{settings.stage1_epochs} epochs, then {settings.epochs} epochs of the classifier"
     return f"{settings.backbone}, {length}, seed {settings.seed}; last epoch, plain test images; %."

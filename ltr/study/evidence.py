@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,10 @@ import torch
 from torch import Tensor
 
 from ltr import metrics, regularizers, runs
-from ltr.errors import InputError
 from ltr.methods import METHODS
-from ltr.runtime.storage import read_table
 from ltr.second_stage import Features
-from ltr.settings import SecondStage
 from ltr.stack import Grid
-from ltr.study import maxnorm, published, ship
+from ltr.study import maxnorm, published
 from ltr.study.report import has_max_norm, without_max_norm
 from ltr.study.rows import Rows
 from ltr.study.tune import TAUS
@@ -67,26 +63,20 @@ class Evidence:
 
     # ---- what rows say of each test image
 
-    @cached_property
+    @property
     def features(self) -> Features | None:
         """Of the first stage in evaluation mode; None where neither images nor shipped features are there."""
-        sources = self.rows.sources
-        path = sources.base.path / ship.NAME
-        if not sources.features and path.exists():
-            return ship.read(path, sources.base.config["data"], self.rows.settings.device)
-        return sources.features.get("paper")
+        return self.rows.sources.features.get("paper")
 
     @cached_property
     def inputs(self) -> Tensor:
         """Test features [N, D] on the CPU."""
         return self.features.test_features(0, False).cpu()
 
-    @cached_property
-    def labels(self) -> np.ndarray | None:
-        """Of the test images, [N]; None where neither features nor a run tell of them."""
-        if self.features is not None:
-            return np.asarray(self.features.test_labels)
-        return next((made.labels for made in map(predictions_of, self.found.values()) if made is not None), None)
+    @property
+    def labels(self) -> np.ndarray:
+        """Of the test images, [N]."""
+        return np.asarray(self.features.test_labels)
 
     def logits(self, row: Row) -> Tensor | None:
         """[N, C] on the test features; None of a row that is not there, or has a backbone of its own."""
@@ -100,19 +90,17 @@ class Evidence:
 
     def hits(self, row: Row) -> np.ndarray | None:
         """Whether each test image is a hit, [N]; None where the run does not say."""
-        made = predictions_of(self.found[row])
+        made = runs.predictions_of(self.found[row])
         if made is not None:
             return made.hits
         logits = self.logits(row)
         return None if logits is None else metrics.hits_of(logits.numpy(), self.labels)
 
     def error(self, row: Row) -> float:
-        """Standard error of an accuracy in points, as `metrics.standard_error`, from the accuracies of the classes."""
-        if self.labels is None:
-            return float("nan")
-        share = np.array(self.found[row].summary["last/none"]["per_class"], float) / 100
-        images = np.bincount(self.labels, minlength=len(share))
-        return 100 * float(np.sqrt(np.nansum(share * (1 - share) / np.maximum(images - 1, 1)))) / len(share)
+        """Standard error of an accuracy in points: `metrics.standard_error` of as many hits among the test images."""
+        images = self.rows.base.config["data"]["test_images"]
+        share = self.found[row].accuracy()["all"] / 100
+        return 100 * float(np.sqrt(share * (1 - share) / max(images - 1, 1)))
 
     def error_of_gain(self, before: Row, after: Row) -> float:
         """Standard error of the difference of two rows, in points, 0 where MaxNorm never acted.
@@ -124,21 +112,13 @@ class Evidence:
         one, other = self.hits(before), self.hits(after)
         if one is None or other is None:
             return float(np.hypot(self.error(before), self.error(after)))
-        return metrics.standard_error(other - one, self.labels)
+        return metrics.standard_error(other - one)
 
     @property
     def is_the_papers(self) -> bool:
         """Whether the images are those of the paper's Table 1."""
         about, settings = self.rows.base.config["data"], self.rows.settings
         return (about["name"], settings.imbalance_factor, settings.profile) == ("cifar100", 100, "exp")
-
-
-def predictions_of(result: runs.Result) -> metrics.Predictions | None:
-    """What a run says of each test image; None where its folder does not tell."""
-    try:
-        return result.predictions
-    except InputError:
-        return None
 
 
 # ---- tables
@@ -285,22 +265,6 @@ def best_radii(pairs: pd.DataFrame) -> pd.DataFrame:
     )
     best = gains.dropna(subset="gain").sort_values("gain").groupby("weight_decay").tail(1)
     return best.sort_index().reset_index()
-
-
-def tuning(path: Path, settings: SecondStage) -> pd.DataFrame:
-    """What was tried on held-out images for a first stage like this one; no rows where nothing was.
-
-    Args:
-        path: of the table.
-        settings: whose images, network and first-stage weight decay count.
-    """
-    columns = ["method", "tau", "weight decay", "lr", "radius / mean norm", "all", "tuned_on", "chosen"]
-    if not path.exists():
-        return pd.DataFrame(columns=columns)
-    table = read_table(path)
-    for name in ("backbone", "imbalance_factor", "profile", "stage1_weight_decay"):
-        table = table[table[name] == getattr(settings, name)]
-    return table
 
 
 def of_loss(table: pd.DataFrame, loss: str) -> pd.DataFrame:

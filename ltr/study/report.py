@@ -542,7 +542,10 @@ def answer(groups: Sequence[pd.DataFrame]) -> str:
         groups: rows of each setting with MaxNorm, one an order.
     """
     lines, above, below = [], np.zeros(len(groups), bool), np.zeros(len(groups), bool)
-    for name, form, what in (("gain", "+.2f", "accuracy, points"), ("nats", "+.3f", "likelihood once cooled, nats")):
+    for name, form, what in (
+        ("gain", "+.2f", "accuracy, points"),
+        ("nats", "+.3f", "likelihood at its own temperature, nats"),
+    ):
         sizes, means = np.array([beyond(rows, name) for rows in groups]), [rows[name].mean() for rows in groups]
         above, below = above | (sizes > 2), below | (sizes < -2)
         lines.append(
