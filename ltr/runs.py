@@ -21,27 +21,13 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from ltr import metrics
 from ltr.errors import InputError, clip
-from ltr.metrics import VARIANTS, Predictions
-from ltr.runtime import configs, distributed
+from ltr.metrics import GROUPS, VARIANTS, Predictions
+from ltr.runtime import configs, distributed, storage
 from ltr.runtime.checkpoint import remove_checkpoint
-from ltr.runtime.configs import ANEW
-from ltr.runtime.configs import NoRun as NoRun  # for the commands
+from ltr.runtime.options import flag
 from ltr.runtime.process import environment
-from ltr.runtime.storage import (
-    is_table,
-    read_json,
-    read_part,
-    read_table,
-    read_weights,
-    remove_partial,
-    table_text,
-    write_json,
-    write_text,
-    write_weights,
-    write_whole,
-)
+from ltr.runtime.storage import read_part
 from ltr.training import Outcome
 
 COLUMNS = (
@@ -50,9 +36,14 @@ COLUMNS = (
     "torch,seconds,stage1_run,network,lr,batch_size,mix,augmentation,sampling,precision,commit"
 ).split(",")
 COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
-FIGURES = ("all", *metrics.GROUPS, "ece")
+FIGURES = ("all", *GROUPS, "ece")
 # What a summary holds, as far as the package reads it.
 SUMMARY = {"seconds": (), **{f"{selection}/{tta}": (*FIGURES, "per_class") for selection, tta in VARIANTS}}
+ANEW = "without its folder, the first stage trains this run anew"
+
+
+class NoRun(InputError):
+    """There is no finished run as wanted."""
 
 
 class Described(Protocol):
@@ -138,13 +129,13 @@ class Run:
             self.lock.acquire()
         except Timeout as error:
             raise InputError(f"--out: another process is training {self.path}") from error
-        remove_partial(self.path)
+        storage.remove_partial(self.path)
         if retrain:  # the summary first: without it the run is not finished, whatever else is there
             for path in (self.path / "summary.json", *self.path.glob("*.csv"), *self.path.glob("*.np[yz]")):
                 path.unlink(missing_ok=True)
             remove_checkpoint(self.checkpoint)
         config = {"settings": self.identity, "data": data.describe(), "environment": environment(device)}
-        write_json(self.path / "config.json", config)
+        storage.write_json(self.path / "config.json", config)
 
     def save(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write all files of a finished run, the summary last, drop the checkpoint and free the folder."""
@@ -160,24 +151,24 @@ class Run:
         other = Run(self.path.with_name(f"{self.name}-{average}"), self.identity | told)
         other.path.mkdir(exist_ok=True)
         (other.path / "summary.json").unlink(missing_ok=True)
-        write_json(other.path / "config.json", configs.read_config(self.path) | {"settings": other.identity})
+        storage.write_json(other.path / "config.json", configs.read_config(self.path) | {"settings": other.identity})
         other.write(outcome, counts)
 
     def write(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write all files, see `save`."""
         if outcome.averaged:
             self.beside(outcome.averaged, counts)
-        write_text(self.path / "metrics.csv", outcome.history.to_csv(index=False))
-        write_whole(self.path / "norms.npy", lambda file: np.save(file, outcome.norms.astype(np.float32)))
+        storage.write_text(self.path / "metrics.csv", outcome.history.to_csv(index=False))
+        storage.write_whole(self.path / "norms.npy", lambda file: np.save(file, outcome.norms.astype(np.float32)))
         write_predictions(self.path, Predictions.of(outcome.logits["last", "none"], outcome.labels))
-        write_weights(self.path / "weights.pt", outcome.weights)
+        storage.write_weights(self.path / "weights.pt", outcome.weights)
         if (self.path / "weights.pt").stat().st_size > COMMIT_LIMIT:
-            write_text(self.path / ".gitignore", "weights.pt\n")
+            storage.write_text(self.path / ".gitignore", "weights.pt\n")
         summary = dict(outcome.extra)
         for (selection, tta), logits in outcome.logits.items():
             made = Predictions.of(logits, outcome.labels)
             summary[f"{selection}/{tta}"] = {**made.summary(counts), "per_class": made.by_class.round(4).tolist()}
-        write_json(self.path / "summary.json", summary)
+        storage.write_json(self.path / "summary.json", summary)
         remove_checkpoint(self.checkpoint)
         self.lock.release(force=True)
 
@@ -197,11 +188,7 @@ class Run:
 
 
 def read_norms(path: Path) -> np.ndarray:
-    """Row norms [E + 1, C].
-
-    Raises:
-        ValueError: it holds something else.
-    """
+    """Row norms [E + 1, C]; raises ValueError where it holds something else."""
     norms = np.load(path, allow_pickle=False)
     if not isinstance(norms, np.ndarray) or norms.ndim != 2 or not len(norms):
         raise ValueError("it holds no row norms by epoch and class")
@@ -209,11 +196,7 @@ def read_norms(path: Path) -> np.ndarray:
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """Rows an epoch.
-
-    Raises:
-        ValueError: it is no such table.
-    """
+    """Rows an epoch; raises ValueError where it is no such table."""
     history = pd.read_csv(path)
     if "epoch" not in history or history.empty:
         raise ValueError("it has no row of an epoch")
@@ -225,7 +208,7 @@ def write_predictions(run: Path, made: Predictions) -> None:
     small = np.min_scalar_type(len(made.marginal) - 1)
     arrays = {name: getattr(made, name).astype(small) for name in ("predicted", "labels")}
     arrays |= {name: getattr(made, name).astype(np.float32) for name in ("confidence", "marginal")}
-    write_whole(run / "predictions.npz", lambda file: np.savez_compressed(file, **arrays))
+    storage.write_whole(run / "predictions.npz", lambda file: np.savez_compressed(file, **arrays))
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -258,7 +241,7 @@ class Result:
         if not (path / "summary.json").exists():
             raise InputError(f"--out: the run {path} is not finished")
         config = configs.read_config(path)
-        summary = read_part(path / "summary.json", lambda file: read_json(file, SUMMARY))
+        summary = read_part(path / "summary.json", lambda file: storage.read_json(file, SUMMARY))
         history = read_part(path / "metrics.csv", read_history)
         return cls(path, config, summary, history, read_part(path / "norms.npy", read_norms))
 
@@ -313,7 +296,7 @@ class Result:
         if not (self.path / "weights.pt").exists():
             raise InputError(f"--out: {self.path} has no weights.pt; {ANEW}")
         try:
-            return read_weights(self.path / "weights.pt", device)
+            return storage.read_weights(self.path / "weights.pt", device)
         except InputError as error:
             raise InputError(f"{error}; {ANEW}") from error
 
@@ -332,14 +315,14 @@ class Result:
         """
         name = name if settings is None else f"{name}-{digest(settings)}"
         path, group = self.path / f"{name}.csv", distributed.current()
-        if not group.broadcast(is_table(path)):
+        if not group.broadcast(storage.is_table(path)):
             if make is None:
                 return None
             table = make()  # together, since features are
             if group.is_main:
-                write_text(path, table_text(table))
+                storage.write_text(path, storage.table_text(table))
             group.broadcast()
-        return read_table(path)
+        return storage.read_table(path)
 
     def accuracy(self, selection: str = "last", tta: str = "none") -> dict[str, float]:
         """all, many, medium, few, ece in percent; NaN for an empty group."""
@@ -393,13 +376,7 @@ def digest(*parts: Any) -> str:
 
 def finished_runs(folder: Path) -> list[Result]:
     """All finished runs of `exp/demo_1` or `exp/demo_2`, by name; a warning names one that cannot be read."""
-    results = []
-    for path in configs.finished_runs(folder):
-        try:
-            results.append(Run(path, {}).load())
-        except InputError as error:
-            configs.pass_over(path, error)
-    return results
+    return [*configs.read_each(configs.finished_runs(folder), lambda path: Run(path, {}).load()).values()]
 
 
 def load_first(path: Path) -> Result:
@@ -415,12 +392,9 @@ def load_first(path: Path) -> Result:
 
 
 def find(
-    folder: Path,
-    wanted: dict[str, Any],
-    fingerprint: dict[str, str] | None = None,
-    absent: InputError | None = None,
+    folder: Path, wanted: dict[str, Any], fingerprint: dict[str, str] | None = None, absent: InputError | None = None
 ) -> Result:
-    """The finished run whose settings hold all that is wanted; others, damaged ones too, are no hindrance.
+    """The only finished run whose settings hold all that is wanted; others, damaged ones too, are no hindrance.
 
     Args:
         folder: `exp/demo_1` or `exp/demo_2`.
@@ -429,10 +403,24 @@ def find(
         absent: why there is no data at hand, to be said where there is no run either.
 
     Raises:
-        NoRun: there is none.
-        InputError: there are several, or a file of it cannot be read.
+        NoRun: there is none; the message says in what the nearest one differs, or which could not be read.
+        InputError: there are several, which the message names, or a file of it cannot be read.
     """
-    return load_first(configs.wanted_run(folder, wanted, fingerprint, f"{absent}; " if absent else ""))
+    known, cause = configs.read_configs(folder), f"{absent}; " if absent else ""
+    unread = [run.name for run in configs.finished_runs(folder) if run not in known]
+    besides = f"; but the config.json of {', '.join(unread)} cannot be read: {ANEW}" if unread else ""
+    found = {run: configs.differences(config, wanted, fingerprint) for run, config in known.items()}
+    fitting = [run for run, differs in found.items() if not differs]
+    if len(fitting) == 1:
+        return load_first(fitting[0])
+    if fitting:
+        names, differ = ", ".join(run.name for run in fitting), configs.differing([known[run] for run in fitting])
+        raise InputError(f"{cause}--stage1: must say which of {len(fitting)} runs that differ in {differ}: {names}")
+    if not found:
+        raise NoRun(f"{cause}--out: there is no finished run in {folder}{besides}")
+    closest = min(found, key=lambda run: len(found[run]))
+    key, have, value = found[closest][0]
+    raise NoRun(f"{cause}{flag(key)}: no finished run in {folder} with {value}; {closest.name} has {have}{besides}")
 
 
 def find_base(
@@ -455,8 +443,7 @@ def find_base(
     if name is None:
         return find(folder, wanted, fingerprint, absent)
     base = load_first(configs.named_run(folder, name))
-    differs = configs.differences(base.config, wanted, fingerprint)
-    if differs:
+    if differs := configs.differences(base.config, wanted, fingerprint):
         key, have, value = differs[0]
         raise InputError(f"--stage1: must be a run with {key} {value}, {name} has {have}")
     return base
@@ -466,10 +453,20 @@ def find_naive(folder: Path, base: Result) -> Result | None:
     """The run that differs from a first stage in weight decay alone, which is 0; None where there is none.
 
     Raises:
-        InputError: there are several, or a file of it cannot be read.
+        InputError: there are several, which the message names, or a file of it cannot be read.
     """
-    path = configs.naive_run(folder, base.path, base.config)
-    return None if path is None else load_first(path)
+    own = {"stage1_weight_decay", "method", "test_every"}  # the method's name follows from the weight decay
+
+    def shared(config: configs.Config) -> tuple[dict[str, Any], dict[str, str]]:
+        settings = {name: value for name, value in config["settings"].items() if name not in own}
+        return settings, config["data"]["fingerprint"]
+
+    alike = {run: each for run, each in configs.read_configs(folder).items() if shared(each) == shared(base.config)}
+    found = [run for run, each in alike.items() if each["settings"].get("stage1_weight_decay") == 0]
+    if len(found) > 1:
+        names = ", ".join(run.name for run in found)
+        raise InputError(f"--out: must hold one naive run beside {base.path.name}, there are {names}")
+    return load_first(found[0]) if found else None
 
 
 def open_run(folder: Path, label: str, identity: dict[str, Any], fingerprint: dict[str, str]) -> Run:
@@ -482,26 +479,6 @@ def open_run(folder: Path, label: str, identity: dict[str, Any], fingerprint: di
         fingerprint: of the data, see `datasets.LongTailed.describe`.
     """
     return Run(folder / f"{label}-{digest(identity, fingerprint)}", identity)
-
-
-def table(results: list[Result], selection: str = "last", tta: str = "none") -> pd.DataFrame:
-    """Many, medium, few, all and ECE of each model as text, in percent."""
-    columns = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
-    rows = {
-        r.label: {name: metrics.percent(r.accuracy(selection, tta)[key]) for key, name in columns.items()}
-        for r in results
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def variants(results: list[Result]) -> pd.DataFrame:
-    """Accuracy over all test images of each model as text: {last, best test epoch} x {plain, flip}."""
-    names = {"last": "last epoch", "best_test": "best test epoch"}, {"none": "plain", "flip": "flip"}
-    rows = {
-        r.label: {f"{names[0][s]}, {names[1][t]}": metrics.percent(r.accuracy(s, t)["all"]) for s, t in VARIANTS}
-        for r in results
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 # ---- results.csv
@@ -519,22 +496,22 @@ def append_results(path: Path, results: list[Result]) -> pd.DataFrame:
     if group.is_main:
         merge_results(path, [each for result in results for each in (result, *result.averaged)])
     group.broadcast()
-    return read_table(path)
+    return storage.read_table(path)
 
 
 def merge_results(path: Path, results: list[Result]) -> None:
     """Write results.csv, see `append_results`; no rows of another process are lost."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        remove_partial(path.parent, path.name)
+        storage.remove_partial(path.parent, path.name)
         table = pd.DataFrame([row for result in results for row in result.rows()], columns=COLUMNS)
-        table = read_table(io.StringIO(table_text(table)))  # of the types that the file's columns have
+        table = storage.read_table(io.StringIO(storage.table_text(table)))  # of the types that the file's columns have
         if path.exists():
-            old = read_table(path)
+            old = storage.read_table(path)
             if "run" not in old:
                 raise InputError(f"--out: {path} must have the columns of a results.csv, got {clip(', '.join(old))}")
             old = old[~old.run.isin(table.run)]
             parts = [part for part in (old, table) if len(part)]
             table = pd.concat(parts, ignore_index=True) if parts else table
         table = table.sort_values(["dataset", "imbalance_factor", "backbone", "run", "selection", "tta"])
-        write_text(path, table_text(table))
+        storage.write_text(path, storage.table_text(table))
