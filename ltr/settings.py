@@ -18,18 +18,7 @@ from ltr import datasets, losses, models, recipes
 from ltr.data import augment
 from ltr.errors import InputError, clip
 from ltr.runtime import configs, distributed, engine, process
-from ltr.runtime.options import (
-    PACKAGE,
-    ROOT,
-    flag,
-    folder,
-    given_values,
-    option,
-    real,
-    run_name,
-    short,
-    whole,
-)
+from ltr.runtime.options import PACKAGE, ROOT, flag, folder, given_values, option, real, run_name, short, whole
 from ltr.runtime.process import usable_device
 
 BASES = ("trained", "shipped")
@@ -49,9 +38,10 @@ UNUSED = {
     "sync_batch_norm": False,
     **recipes.LATER,
 }
-# These decide no result; `stage1` is a run's `stage1_run`.
+# These decide no result; `stage1` is a run's `stage1_run`, `naive_tau` the `tau` of the run that it decides.
 ELSEWHERE = (
     *("preset", "data_root", "workers", "device", "out", "retrain", "compile", "graph", "naive", "stage1", "tuned_on"),
+    "naive_tau",
 )
 # What a second stage must share with the first one that it starts from.
 OF_THE_BASE = (
@@ -124,6 +114,8 @@ class Common:
     sync_batch_norm: bool = option(False, "batch-norm over the batches of all processes; torchrun on CUDA")
 
     preset_values = staticmethod(recipes.first_stage)  # where what is not given comes from
+    # What shipped features bring along, where it is not the setting of the same name.
+    of_first = {"epochs": "stage1_epochs", "weight_decay": "stage1_weight_decay"}
 
     @classmethod
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -136,13 +128,9 @@ class Common:
     @classmethod
     def of_shipped(cls, given: dict[str, Any]) -> dict[str, Any]:
         """This stage's settings for the first stage whose features ship."""
-        own = cls.as_own(shipped(given.get("backbone", "resnet32")))
-        return {field.name: own[field.name] for field in dataclasses.fields(cls) if field.name in own}
-
-    @classmethod
-    def as_own(cls, first: dict[str, Any]) -> dict[str, Any]:
-        """A first stage's settings, under the names that they have here."""
-        raise NotImplementedError
+        first = shipped(given.get("backbone", "resnet32"))
+        names = {field.name: cls.of_first.get(field.name, field.name) for field in dataclasses.fields(cls)}
+        return {name: first[theirs] for name, theirs in names.items() if theirs in first}
 
     @classmethod
     def parse(cls: type[S], arguments: Sequence[str], preset: str | None = None) -> S:
@@ -210,25 +198,23 @@ class Common:
     def data(self) -> dict[str, Any]:
         """Arguments of `datasets.load`."""
         names = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization", "workers", "resize")
-        return {"source": self.dataset, "root": self.data_root, **{name: getattr(self, name) for name in names}}
+        return {"source": self.dataset, "root": self.data_root} | self.values(*names)
+
+    def values(self, *names: str) -> dict[str, Any]:
+        """Some options' values, by their names."""
+        return {name: getattr(self, name) for name in names}
 
     @property
     def engine(self) -> engine.Engine:
         """How steps are run with these options on this machine."""
-        large = models.is_large(self.backbone)
-        several = distributed.current().size, self.sync_batch_norm
-        how = self.precision, self.compile, self.deterministic
-        return engine.choose(self.device, *how, large, *several, self.graph)
-
-    @property
-    def experiment(self) -> str:
-        """Network, imbalance factor and seed in one word."""
-        tail = "as-is" if self.profile == "as-is" else f"if{self.imbalance_factor:g}"
-        return f"{self.backbone}_{tail}_s{self.seed}"
+        how = self.values("precision", "compile", "deterministic", "sync_batch_norm", "graph")
+        large, processes = models.is_large(self.backbone), distributed.current().size
+        return engine.choose(self.device, large=large, processes=processes, **how)
 
     def label(self, method: str, *words: str) -> str:
-        """The readable part of a run's folder."""
-        return "_".join([re.sub(r"[^a-z0-9]+", "-", method.lower()), *words, self.experiment])
+        """The readable part of a run's folder: with network, imbalance factor and seed."""
+        tail = "as-is" if self.profile == "as-is" else f"if{self.imbalance_factor:g}"
+        return "_".join([re.sub(r"[^a-z0-9]+", "-", method.lower()), *words, self.backbone, tail, f"s{self.seed}"])
 
     def identity(self, **described: Any) -> dict[str, Any]:
         """All settings that decide a run's result, and what `described` adds to say which model it is."""
@@ -238,13 +224,6 @@ class Common:
         if (processes := distributed.current().size) > 1:  # batch-norm sees a shard of the batch
             own["processes"] = processes
         return own | described
-
-
-def reason_of_preset(settings: Common) -> str:
-    """Why the preset is this one, where it was not given."""
-    if getattr(settings, "base", "trained") == "shipped":
-        return "the shipped features are of its job"
-    return "CUDA is there" if settings.preset == "paper" else "CUDA is not there"
 
 
 def announce(settings: Common, words: Sequence[str], processes: int) -> None:
@@ -260,7 +239,10 @@ def announce(settings: Common, words: Sequence[str], processes: int) -> None:
             print("the committed runs, as there is no CUDA here; --preset paper trains anew, --preset demo on a CPU")
         return
     if not {settings.preset, f"--preset={settings.preset}"} & {*words}:  # none was given, or it gave way
-        print(f"--preset {settings.preset}, as {reason_of_preset(settings)}")
+        reason = "CUDA is there" if settings.preset == "paper" else "CUDA is not there"
+        if getattr(settings, "base", "trained") == "shipped":
+            reason = "the shipped features are of its job"
+        print(f"--preset {settings.preset}, as {reason}")
     print(settings)
     print(f"engine: {'; '.join([str(settings.engine), *settings.engine.notices])}")
     if processes > 1:
@@ -288,11 +270,6 @@ class FirstStage(Common):
     mix_alpha: float = option(None, "of the mixing's Beta distribution; mixup 0.2, cutmix 1", real, above=0)
     augmentation: str = option("none", "beyond crop and flip", choices=augment.AUGMENTATIONS)
     sampling: str = option("instance", "how often a class is seen", choices=tuple(augment.SAMPLINGS))
-
-    @classmethod
-    def as_own(cls, first: dict[str, Any]) -> dict[str, Any]:
-        """Its length and weight decay are this stage's own."""
-        return first | {"epochs": first["stage1_epochs"], "weight_decay": first["stage1_weight_decay"]}
 
     def __post_init__(self) -> None:
         if self.warm_up >= self.epochs:
@@ -325,7 +302,7 @@ class FirstStage(Common):
     @property
     def augmented(self) -> dict[str, str]:
         """Arguments of `first_stage.ImageData`."""
-        return {name: getattr(self, name) for name in ("mix", "mix_alpha", "augmentation", "sampling")}
+        return self.values("mix", "mix_alpha", "augmentation", "sampling")
 
     @property
     def cosine(self) -> bool:
@@ -334,9 +311,8 @@ class FirstStage(Common):
 
     def recipe(self, weight_decay: float) -> recipes.Recipe:
         """How to train one of the two models."""
-        names = ("epochs", "batch_size", "lr", "momentum", "schedule", "seed", "test_every", "loss")
-        names += tuple(recipes.LATER)
-        return recipes.Recipe(weight_decay=weight_decay, **{name: getattr(self, name) for name in names})
+        names = ("epochs", "batch_size", "lr", "momentum", "schedule", "seed", "test_every", "loss", *recipes.LATER)
+        return recipes.Recipe(weight_decay=weight_decay, **self.values(*names))
 
 
 def shipped_stages() -> Path:
@@ -351,14 +327,9 @@ def shipped(backbone: str) -> dict[str, Any]:
     Raises:
         InputError: none do.
     """
-    found = {}
-    for path in sorted(shipped_stages().glob("*/features.npz")):
-        try:
-            settings = configs.read_config(path.parent)["settings"]
-        except InputError as error:
-            configs.pass_over(path.parent, error)
-            continue
-        found[settings["backbone"]] = settings
+    stages = [path.parent for path in sorted(shipped_stages().glob("*/features.npz"))]
+    every = [config["settings"] for config in configs.read_each(stages, configs.read_config).values()]
+    found = {settings["backbone"]: settings for settings in every}
     if backbone not in found:
         names = ", ".join(found) or "none yet"
         raise InputError(f"--backbone: must be one whose features ship ({names}), got {clip(backbone)}")
@@ -391,11 +362,7 @@ class SecondStage(Common):
     )
 
     preset_values = staticmethod(recipes.second_stage)
-
-    @classmethod
-    def as_own(cls, first: dict[str, Any]) -> dict[str, Any]:
-        """Its learning rate and loss were the first stage's."""
-        return {name: value for name, value in first.items() if name not in ("lr", "loss")}
+    of_first = {"lr": "", "loss": ""}  # nothing: these are its own
 
     @classmethod
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -417,15 +384,10 @@ class SecondStage(Common):
     @property
     def base_settings(self) -> dict[str, Any]:
         """Settings of the first-stage run to start from; one that was not named learned by plain cross-entropy."""
-        wanted = {name: getattr(self, name) for name in OF_THE_BASE}
+        wanted = self.values(*OF_THE_BASE)
         if self.stage1:
             return wanted
         return wanted | {"loss": "ce"} | dict.fromkeys(("mix", "augmentation", "sampling", "average"))
-
-    def identity(self, **described: Any) -> dict[str, Any]:
-        """As the common one, without `--naive-tau`: it is the `tau` of the run that it decides."""
-        own = super().identity(**described)
-        return {name: value for name, value in own.items() if name != "naive_tau"}
 
     def run_key(self, method: str, mode: str, stage1: str, **described: Any) -> tuple[str, dict[str, Any]]:
         """A run's label and identity; `described` overrides what the mode decides."""
@@ -435,5 +397,4 @@ class SecondStage(Common):
 
     def recipe(self, **of_the_mode: Any) -> recipes.Recipe:
         """How to train a classifier: what all share, and loss, lr, weight_decay and schedule of its mode."""
-        shared = {name: getattr(self, name) for name in ("epochs", "batch_size", "momentum", "seed")}
-        return recipes.Recipe(**shared, **of_the_mode)
+        return recipes.Recipe(**self.values("epochs", "batch_size", "momentum", "seed"), **of_the_mode)

@@ -80,10 +80,6 @@ class Engine:
             cudnn.benchmark, cudnn.deterministic = kept
             torch.use_deterministic_algorithms(before)
 
-    def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """The model as training calls it."""
-        return torch.compile(model, dynamic=False) if self.compile else model
-
     def capture(self, steps: Mapping[int, Step], state: Sequence[Tensor], stream: torch.cuda.Stream | None) -> dict:
         """Make each step ready: run it a few times, capture it where there is a graph, put the state back.
 
@@ -128,7 +124,8 @@ class Engine:
                 break
             before = [value.detach().clone() for value in state]
             try:
-                return engine.capture(steps(engine.forward(model)), state, stream), engine
+                forward = torch.compile(model, dynamic=False) if engine.compile else model
+                return engine.capture(steps(forward), state, stream), engine
             except Exception as error:  # compilers and drivers raise whatever they like
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 warnings.warn(f"{engine}: failed, so training goes on a plainer way ({reason})", stacklevel=2)
@@ -180,13 +177,11 @@ def choose(
     """The fastest way that this machine has and the options allow.
 
     Args:
-        device: where to train.
+        device, deterministic, processes, sync_batch_norm: see `Engine`.
         precision: one of `PRECISIONS`; "auto" is bfloat16 on a GPU that computes in it, else float32.
         compile: one of `COMPILE`; "auto" compiles large networks on CUDA, whose elementwise passes it fuses. On
             a CPU it gains nothing over channels-last memory (exp/benchmarks.csv).
-        deterministic: see `Engine`.
         large: whether the network has millions of weights.
-        processes, sync_batch_norm: see `Engine`.
         graph: one of `GRAPH`; "auto" captures on CUDA where a capture that fails does no harm (PyTorch 2.11 on).
     """
     device = torch.device(device)

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import operator
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from ltr.errors import InputError, clip
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DISTRIBUTION = "ltr-weight-balancing"  # what pip calls it; its `ltr` is another package
+BOUNDS = (("low", "at least", operator.ge), ("above", "above", operator.gt), ("high", "at most", operator.le))
 
 
 def is_checkout(folder: Path) -> bool:
@@ -89,13 +91,8 @@ def allowed(metadata: Mapping[str, Any]) -> str:
     if metadata["choices"]:
         return "one of " + ", ".join(metadata["choices"])
     kinds = {whole: "a whole number", real: "a number", folder: "a folder", file: "a file", run_name: "a run's name"}
-    kind = kinds.get(metadata["read"], "text")
-    bounds = [
-        f"{word} {metadata[key]}"
-        for key, word in (("low", "at least"), ("above", "above"), ("high", "at most"))
-        if metadata[key] is not None
-    ]
-    return " ".join([kind, " and ".join(bounds)]).strip()
+    bounds = " and ".join(f"{words} {metadata[key]}" for key, words, _ in BOUNDS if metadata[key] is not None)
+    return f"{kinds.get(metadata['read'], 'text')} {bounds}".strip()
 
 
 def flag(name: str) -> str:
@@ -118,9 +115,7 @@ def check(name: str, text: Any, metadata: Mapping[str, Any]) -> Any:
     try:
         value = metadata["read"](text) if isinstance(text, str) else text
         good = not metadata["choices"] or value in metadata["choices"]
-        good &= metadata["low"] is None or value >= metadata["low"]
-        good &= metadata["above"] is None or value > metadata["above"]
-        good &= metadata["high"] is None or value <= metadata["high"]
+        good &= all(metadata[key] is None or holds(value, metadata[key]) for key, _, holds in BOUNDS)
     except (ValueError, RuntimeError):
         good = False
     if good:
@@ -140,11 +135,6 @@ def join_negative(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def doubled(match: re.Match) -> str:
-    """Backslashes that stand for themselves, doubled for `shlex`; what is kept, as it is."""
-    return match[0] if match["kept"] else match[0].replace("\\", "\\\\")
-
-
 def split_words(text: str, windows: bool = os.name == "nt") -> list[str]:
     r"""The words of a string as of a command line, but that paths may have backslashes: C:\data.
 
@@ -159,8 +149,9 @@ def split_words(text: str, windows: bool = os.name == "nt") -> list[str]:
     """
     shell = r"""(?P<kept>'[^']*'|"(?:\\.|[^"\\])*"|\\[\\\s"'])|\\"""
     plain = r"""(?P<kept>'[^']*')|"[^"]*"|\\"""
+    words = re.sub(plain if windows else shell, lambda found: found["kept"] or found[0].replace("\\", "\\\\"), text)
     try:
-        return shlex.split(re.sub(plain if windows else shell, doubled, text))
+        return shlex.split(words)
     except ValueError as error:
         raise InputError(f"LTR_ARGS: must be options as on a command line ({error})") from error
 

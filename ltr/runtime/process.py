@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -89,18 +89,14 @@ def in_ipython() -> bool:
 
 
 def is_launcher(arguments: Sequence[str]) -> bool:
-    """Whether a command line is a kernel's own, not that of a script which IPython runs (`%run script.py --epochs 3`).
-
-    Args:
-        arguments: `sys.argv` in IPython.
-    """
+    """Whether `sys.argv` in IPython is a kernel's own, not of a script that it runs (`%run script.py --epochs 3`)."""
     program = Path(arguments[0] if arguments else "")
     launches = program.stem.endswith(("__main__", "launcher", "console")) or "-f" in arguments
     return launches or program.suffix != ".py"
 
 
 def begin(options: str = "") -> tuple[distributed.Job, list[str]]:
-    """Begin a script or a notebook.
+    """Begin a script or a notebook; a script meets torchrun's other processes.
 
     Args:
         options: of a notebook's own cell.
@@ -112,28 +108,16 @@ def begin(options: str = "") -> tuple[distributed.Job, list[str]]:
     Raises:
         InputError: see `distributed.connect` and `split_words`.
     """
-    interactive = in_ipython()
-    job = distributed.ALONE if interactive else begin_script(os.environ)
+    interactive, job = in_ipython(), distributed.ALONE
+    if not interactive:  # errors and SIGTERM end a script in one line
+        sys.excepthook = one_line
+        job = distributed.connect(os.environ)
+        job.mute()
+        forgive_output()
+        sys.excepthook = partial(one_line, job=job)
+        signal.signal(signal.SIGTERM, lambda number, _: job.end(f"error: {GO_ON}", 128 + number))
     words = [] if interactive and is_launcher(sys.argv) else sys.argv[1:]
     return job, words or split_words(os.environ.get("LTR_ARGS", "")) or split_words(options)
-
-
-def begin_script(environment: Mapping[str, str]) -> distributed.Job:
-    """Meet torchrun's other processes, and let errors and SIGTERM end a script in one line.
-
-    Args:
-        environment: where torchrun tells of the others.
-
-    Raises:
-        InputError: see `distributed.connect`.
-    """
-    sys.excepthook = one_line
-    job = distributed.connect(environment)
-    job.mute()
-    forgive_output()
-    sys.excepthook = partial(one_line, job=job)
-    signal.signal(signal.SIGTERM, lambda number, _: job.end(f"error: {GO_ON}", 128 + number))
-    return job
 
 
 def set_up(job: distributed.Job, device: str, out: Path | None, deterministic: bool) -> None:
