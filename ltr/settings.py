@@ -66,11 +66,7 @@ S = TypeVar("S", bound="Common")
 
 
 def uncut(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
-    """The imbalance factor where nothing is cut, so that any other names the same run.
-
-    Args:
-        values: of all options.
-        given: of those that were given.
+    """The imbalance factor where nothing is cut, so that any other names the same run; `values` are of all options.
 
     Raises:
         InputError: a factor is given for one's own images, which no profile cuts.
@@ -227,13 +223,7 @@ class Common:
 
 
 def announce(settings: Common, words: Sequence[str], processes: int) -> None:
-    """Say what was chosen, and how it will run; of committed runs that is in their folders.
-
-    Args:
-        settings: what was chosen.
-        words: of the options.
-        processes: that share each batch.
-    """
+    """Say what was chosen by these words, and how so many processes will run; committed runs say so themselves."""
     if settings.committed:
         if not words and not process.in_ipython():
             print("the committed runs, as there is no CUDA here; --preset paper trains anew, --preset demo on a CPU")

@@ -127,7 +127,7 @@ def streamed(root: Path, workers: int) -> float:
     """The sum of all pixels as workers decode them."""
     paths = np.array(sorted(str(path.relative_to(root)) for path in root.rglob("*.JPEG")), object)
     images = ListedImages(root, paths, np.arange(len(paths)) % 3)
-    loader = StreamLoader(images, (0.5,) * 3, (0.5,) * 3, workers=workers, crop=16, resize=20)
+    loader = StreamLoader(images, (0.5,) * 3, (0.5,) * 3, workers=workers)
     return sum(float(batch.sum()) for batch, _ in loader.test_batches())
 
 

@@ -34,8 +34,8 @@ def data(root, monkeypatch):
     return datasets.load("imagenet-lt", root, 1.0, "as-is", normalization="imagenet", workers=0)
 
 
-def loader(data, workers: int = 0, **sides) -> StreamLoader:
-    return StreamLoader(data.train, data.mean, data.std, "cpu", workers, **sides)
+def loader(data, workers: int = 0) -> StreamLoader:
+    return StreamLoader(data.train, data.mean, data.std, "cpu", workers)
 
 
 def network(seed: int = 0) -> models.CifarResNet:
@@ -97,7 +97,7 @@ def test_an_images_draws_are_its_own(data):
     (whole, _), *_ = stream.train_batches(46, 5, 1)
     parts = torch.cat([images for images, _ in stream.train_batches(4, 5, 1)])
     assert torch.equal(whole, parts)
-    decoded = [streaming.Decoded(data.train, key, CROP, RESIZE)[[7]] for key in ((5, 1), (5, 2), (6, 1))]
+    decoded = [streaming.Decoded(data.train, key)[[7]] for key in ((5, 1), (5, 2), (6, 1))]
     assert not torch.equal(decoded[0], decoded[1])
     assert not torch.equal(decoded[0], decoded[2])
 

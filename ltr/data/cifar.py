@@ -76,35 +76,25 @@ def receive(url: str, timeout: float) -> Iterator[bytes]:
         raise DownloadError(f"connection cut after {received:,} of {size:,} bytes")
 
 
-def receive_whole(url: str, path: Path, md5: str, timeout: float) -> None:
-    """One attempt: the file appears at `path` with its right MD5, or `path` stays as it was.
-
-    Raises:
-        DownloadError: see `receive`, or the MD5 is wrong.
-        OSError: the disk is full or the folder not writable.
-    """
-    digest = hashlib.md5(usedforsecurity=False)
-
-    def write(file: io.BufferedIOBase) -> None:
-        for chunk in receive(url, timeout):
-            file.write(chunk)
-            digest.update(chunk)
-        if digest.hexdigest() != md5:
-            raise DownloadError(f"what came as {path.name} has MD5 {digest.hexdigest()}, expected {md5}")
-
-    write_whole(path, write)
-
-
 def fetch(url: str, path: Path, md5: str, retries: Retries) -> None:
-    """Fetch a file in several attempts, each reported in a line.
+    """Fetch a file in several attempts, each reported in a line: with its right MD5, or `path` stays as it was.
 
     Raises:
         DownloadError: every attempt failed; the message is the last one's.
         OSError: the disk is full or the folder not writable, which no further attempt would mend.
     """
+
+    def write(file: io.BufferedIOBase) -> None:
+        digest = hashlib.md5(usedforsecurity=False)
+        for chunk in receive(url, retries.timeout):
+            file.write(chunk)
+            digest.update(chunk)
+        if digest.hexdigest() != md5:
+            raise DownloadError(f"what came as {path.name} has MD5 {digest.hexdigest()}, expected {md5}")
+
     for attempt in range(1, retries.attempts + 1):
         try:
-            return receive_whole(url, path, md5, retries.timeout)
+            return write_whole(path, write)
         except DownloadError as error:
             if attempt == retries.attempts:
                 raise DownloadError(f"{error}, at attempt {attempt} of {attempt}") from error

@@ -19,11 +19,6 @@ def refuse_folder(error: OSError) -> NoReturn:
     raise InputError(f"--data-root: {error.filename} must be a folder that can be read ({error.strerror})") from error
 
 
-def is_image(name: str) -> bool:
-    """Whether a file's name is an image's; `._photo.png` is what macOS leaves beside one."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
 def is_litter(name: str) -> bool:
     """Whether a folder is hidden or a system's own, hence neither a class nor a part of one."""
     return name.startswith(".") or name.lower() in LITTER
@@ -38,7 +33,8 @@ def image_files(folder: Path) -> list[str]:
     paths = []
     for parent, folders, names in os.walk(folder, onerror=refuse_folder):
         folders[:] = (name for name in folders if not is_litter(name))
-        paths += [os.path.join(parent, name) for name in names if is_image(name)]
+        names = [name for name in names if not name.startswith(".")]  # `._photo.png` is what macOS leaves beside one
+        paths += [os.path.join(parent, name) for name in names if name.lower().endswith(SUFFIXES)]
     if not paths:
         raise InputError(f"--data-root: {folder} must hold at least one image ({', '.join(SUFFIXES)})")
     return sorted(paths, key=os.path.split)

@@ -17,10 +17,14 @@ from torch.nn import functional as F
 PADDING = 4  # pixels on each side, of raw zeros, as in the paper
 
 
+def seed_of(*parts: int) -> int:
+    """A seed that depends on these only."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """A generator on the CPU that depends on the seed and the epoch only."""
-    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    return torch.Generator().manual_seed(seed_of(seed, epoch))
 
 
 class Draws(NamedTuple):
@@ -68,11 +72,6 @@ def crop_and_flip(padded: Tensor, corners: Tensor, flips: Tensor, size: tuple[in
     columns = corners[:, 1, None] + torch.where(flips[:, None], width - 1 - columns, columns)
     batch = torch.arange(len(padded), device=padded.device)[:, None, None]
     return padded[batch, rows[:, :, None], columns[:, None, :]]
-
-
-def pad(images: Tensor) -> Tensor:
-    """Zeros around images [N, H, W, 3], from which crops are cut."""
-    return F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
 
 
 class Loader(Protocol):
@@ -134,7 +133,9 @@ class MemoryLoader:
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         self.mean = torch.tensor(mean, device=self.device).view(1, 1, 1, 3)
         self.std = torch.tensor(std, device=self.device).view(1, 1, 1, 3)
-        self.padded = pad(self.images)
+        self.padded = F.pad(self.images, (0, 0, *[PADDING] * 4))  # from which crops are cut
+        self.side = tuple(self.images.shape[1:3])  # height and width of an image
+        self.test_batch_size = 100 if self.device.type == "cpu" else 1000  # few stay in a CPU's caches
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -142,11 +143,6 @@ class MemoryLoader:
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] to normalised float [B, 3, H, W], in channels-last memory."""
         return ((images.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
-
-    @property
-    def side(self) -> tuple[int, int]:
-        """Height and width of an image."""
-        return tuple(self.images.shape[1:3])
 
     def draw(self, batch_size: int, seed: int, epoch: int) -> Draws:
         """Order, crops and flips of an epoch, on the device; the batch size plays no part."""
@@ -176,11 +172,6 @@ class MemoryLoader:
         draws = self.draw(batch_size, seed, epoch)
         for positions in cut(torch.arange(len(self), device=self.device), part).split(batch_size):
             yield self.batch(draws, positions)
-
-    @property
-    def test_batch_size(self) -> int:
-        """Images of a test batch; on a CPU a small one, which stays in the cores' caches."""
-        return 100 if self.device.type == "cpu" else 1000
 
     def test_batches(self, flip: bool = False, part: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images of a part in their order, whole; mirrored where `flip` is set.

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ltr.data.images import LabelledImages, decode
-from ltr.data.loader import Loader, MemoryLoader, cut, epoch_generator
+from ltr.data.loader import Loader, MemoryLoader, cut, epoch_generator, seed_of
 from ltr.errors import InputError
 from ltr.runtime import distributed
 from ltr.runtime.process import script_set_aside
@@ -113,23 +113,17 @@ def centre_transform(crop: int, resize: int) -> Transform:
     return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop), v2.PILToTensor()])
 
 
-def image_seed(seed: int, epoch: int, index: int) -> int:
-    """A seed that depends on these three only."""
-    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 class Decoded(Dataset):
     """Whole batches, each asked for by its images' places in the set; what the workers run.
 
     Args:
         images: the files.
         draws: (seed, epoch) of augmented images; None for centre crops.
-        crop, resize: pixels of a side.
     """
 
-    def __init__(self, images: ListedImages, draws: tuple[int, int] | None, crop: int, resize: int) -> None:
-        self.images, self.draws, self.crop = images, draws, crop
-        self.transform = centre_transform(crop, resize) if draws is None else train_transform(images.jitter, crop)
+    def __init__(self, images: ListedImages, draws: tuple[int, int] | None) -> None:
+        self.images, self.draws, self.crop = images, draws, CROP
+        self.transform = centre_transform(CROP, RESIZE) if draws is None else train_transform(images.jitter, CROP)
 
     def __getitem__(self, chosen: Sequence[int]) -> Tensor | str:
         """uint8 [B, 3, H, W]; or the message of an error, which would cross processes as a page of traceback."""
@@ -145,7 +139,7 @@ class Decoded(Dataset):
         if self.draws is None:
             return self.transform(picture)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.default_generator.manual_seed(image_seed(*self.draws, index))
+            torch.default_generator.manual_seed(seed_of(*self.draws, index))
             return self.transform(picture)
 
 
@@ -186,7 +180,6 @@ class StreamLoader:
         mean, std: RGB statistics in 0..1.
         device: where batches go.
         workers: processes that decode; 0 decodes in this one, None takes `default_workers`.
-        crop, resize: pixels of a side, see `CROP` and `RESIZE`; None takes these.
     """
 
     in_memory, draws_on = False, torch.device("cpu")
@@ -199,12 +192,9 @@ class StreamLoader:
         std: tuple[float, float, float],
         device: torch.device | str = "cpu",
         workers: int | None = None,
-        crop: int | None = None,
-        resize: int | None = None,
     ) -> None:
         self.images, self.device = images, torch.device(device)
         self.workers = default_workers() if workers is None else workers
-        self.sides = crop or CROP, resize or RESIZE
         self.mean, self.std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (mean, std))
         self.labels = torch.from_numpy(images.labels)
         self.ahead: dict[int, tuple[int, Ahead]] = {}  # by seed: the epoch, and its batches
@@ -215,7 +205,7 @@ class StreamLoader:
     def read(self, draws: tuple[int, int] | None, plan: Sequence[list[int]]) -> Iterator[Tensor | str]:
         """The planned batches, decoded ahead by the workers."""
         loader = DataLoader(
-            Decoded(self.images, draws, *self.sides),
+            Decoded(self.images, draws),
             batch_size=None,  # the plan has whole batches
             sampler=plan,
             num_workers=min(self.workers, len(plan)),
@@ -261,7 +251,7 @@ class StreamLoader:
         begun, ahead = self.ahead.get(seed, (None, None))
         if begun == epoch and ahead.has(chosen):
             return ahead.take(chosen)
-        return Decoded(self.images, (seed, epoch), *self.sides)[chosen]
+        return Decoded(self.images, (seed, epoch))[chosen]
 
     def close(self) -> None:
         """End the workers of epochs that are not to be finished.
