@@ -5,6 +5,7 @@ The test set stays as it is. An order-free fingerprint names what was loaded, wh
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,23 +31,15 @@ CHOICES = ("first", "random")
 CIFAR100_TEST = "6cd9e091e1ed15c6f0329fbb0bc38c5e386abe7325fcd1a9588e8e4b8b75f933"
 
 
-def read_cifar100(root: Path) -> Parts:
+def read_cifar(name: str, root: Path) -> Parts:
     """See `ltr.data.cifar`."""
     from ltr.data import cifar  # here, as torchvision alone takes two seconds to import
 
-    return cifar.read(root)
-
-
-def read_cifar10(root: Path) -> Parts:
-    """See `ltr.data.cifar`."""
-    from ltr.data import cifar
-
-    return cifar.read(root, kind=cifar.CIFAR10)
+    return cifar.read(root, kind={"cifar100": cifar.CIFAR100, "cifar10": cifar.CIFAR10}[name])
 
 
 READERS = {
-    "cifar100": read_cifar100,
-    "cifar10": read_cifar10,
+    **{name: partial(read_cifar, name) for name in ("cifar100", "cifar10")},
     "folder": read_folder,
     "list": read_list,
     "synthetic": lambda _: read_synthetic(),
@@ -193,12 +186,7 @@ def split_indices(
 
 
 def check_enough(available: np.ndarray, counts: np.ndarray, hold_out: int, names: list[str]) -> None:
-    """Every class must have the images that a profile takes.
-
-    Args:
-        available, counts: [C], images of each class that there are and that train.
-        hold_out: further ones of each class.
-        names: [C].
+    """Every class [C] must have as many images as train and are held out.
 
     Raises:
         InputError: one has fewer; the message names the first.

@@ -164,17 +164,17 @@ LARGE_FIRST_STAGE: dict[str, Table] = {
     },
 }
 TEN = Value(10, UNPUBLISHED + f"{KANG}, and the released code on CIFAR100-LT")
-LARGE_DECAY = Value(0.1, START + ": the released code's on CIFAR100-LT")
-LARGE_RADIUS = Value(1.0, START)
-LARGE_NAIVE_TAU = Value(1.0, START + ": the paper's on CIFAR100-LT")
+LARGE_START: Table = {
+    "weight_decay": Value(0.1, START + ": the released code's on CIFAR100-LT"),
+    "max_norm": Value(1.0, START),
+    "naive_tau": Value(1.0, START + ": the paper's on CIFAR100-LT"),
+}
 LARGE_SECOND_STAGE: dict[str, Table] = {
     "imagenet-lt": {
         "epochs": TEN,
         "batch_size": Value(64, SECTION_4_1),
         "lr": Value(0.01, SECTION_4_1),
-        "weight_decay": LARGE_DECAY,
-        "max_norm": LARGE_RADIUS,
-        "naive_tau": LARGE_NAIVE_TAU,
+        **LARGE_START,
         "tau": Value(
             1.0, START + " on the validation list; 1 is L2-normalisation, 0.3 points below the best (table 3)"
         ),
@@ -183,18 +183,14 @@ LARGE_SECOND_STAGE: dict[str, Table] = {
         "epochs": Value(10, KANG),
         "batch_size": Value(256, KANG),
         "lr": Value(0.1, KANG),
-        "weight_decay": LARGE_DECAY,
-        "max_norm": LARGE_RADIUS,
-        "naive_tau": LARGE_NAIVE_TAU,
+        **LARGE_START,
         "tau": Value(1.0, START + " on the validation list"),
     },
     "inaturalist2018": {
         "epochs": TEN,
         "batch_size": Value(512, SECTION_4_1),
         "lr": Value(0.01, SECTION_4_1),
-        "weight_decay": LARGE_DECAY,
-        "max_norm": LARGE_RADIUS,
-        "naive_tau": LARGE_NAIVE_TAU,
+        **LARGE_START,
         "tau": Value(0.5, START + "; below 1, where L2-normalisation loses 14 points (table 3)"),
     },
 }

@@ -79,32 +79,22 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def bit_depth(image: Image.Image) -> int | None:
-    """Bits of a deep image's pixels; None where nothing says which value is white: floats, signed or 32-bit integers.
-
-    PNG and PGM have at most 16 bits, under a mode that depends on Pillow's version; a TIFF of mode "I" is signed or of
-    32 bits. Pillow spreads the fewer bits of PGM and JPEG 2000 over 16, those of TIFF (12) it leaves as they are.
-    """
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        return None
-    if image.format == "TIFF":
-        return image.tag_v2[BITS_PER_SAMPLE][0]
-    return 16 if image.format in ("PNG", "PPM", "JPEG2000") else None
-
-
 def eight_bits(path: str, image: Image.Image) -> Image.Image:
     """The upper 8 bits of a deep image's pixels.
 
     So does Pillow itself read 16-bit colour (PNG, TIFF), and 8-bit pixels that were stored as 256 v or as 257 v both
-    come back; v / 257, rounded, would give back the latter alone.
+    come back; v / 257, rounded, would give back the latter alone. PNG and PGM have at most 16 bits, under a mode that
+    depends on Pillow's version; a TIFF of mode "I" is signed or of 32 bits. Pillow spreads the fewer bits of PGM and
+    JPEG 2000 over 16, those of TIFF (12) it leaves as they are.
 
     Raises:
-        InputError: the pixels have no defined range.
+        InputError: nothing says which value is white, as of floats.
     """
-    bits = bit_depth(image)
-    if bits is None:
+    unsigned = image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM"))
+    if not unsigned or image.format not in ("PNG", "PPM", "JPEG2000", "TIFF"):
         kind = "floating-point numbers" if image.mode == "F" else "signed or 32-bit integers"
         raise InputError(f"--data-root: {path} must have unsigned pixels of at most 16 bits, got {kind}")
+    bits = image.tag_v2[BITS_PER_SAMPLE][0] if image.format == "TIFF" else 16
     pixels = np.asarray(image)
     if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow minds it in 8 bits alone
         pixels = 2**bits - 1 - pixels
@@ -192,15 +182,6 @@ def read_cache(path: Path, count: int) -> np.ndarray | None:
     return images if whole else None
 
 
-def write_cache(path: Path, name: str, images: np.ndarray) -> None:
-    """Keep a split's pixels and drop those of earlier states of its files."""
-    with contextlib.suppress(OSError):  # a read-only or full disk: they are decoded each time
-        write_whole(path, lambda file: np.savez(file, images=images))
-        remove_partial(path.parent, f".ltr-{name}-*.npz")
-        for stale in set(path.parent.glob(f".ltr-{name}-*.npz")) - {path}:
-            stale.unlink()
-
-
 def read_listing(root: Path, listing: Listing) -> LabelledImages:
     """Decode a split once and keep its pixels below `root`, until one of its files changes.
 
@@ -211,8 +192,12 @@ def read_listing(root: Path, listing: Listing) -> LabelledImages:
     cache = root / f".ltr-{listing.name}-{signature(root, listing.paths)}{size}.npz"
     images = read_cache(cache, len(listing.paths))
     if images is None:
-        images = decode_all(listing)
-        write_cache(cache, listing.name, images)
+        images, caches = decode_all(listing), f".ltr-{listing.name}-*.npz"
+        with contextlib.suppress(OSError):  # a read-only or full disk: they are decoded each time
+            write_whole(cache, lambda file: np.savez(file, images=images))
+            remove_partial(root, caches)
+            for stale in set(root.glob(caches)) - {cache}:  # of earlier states of its files
+                stale.unlink()
     return LabelledImages(images, np.asarray(listing.labels, np.int64))
 
 

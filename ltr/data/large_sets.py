@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -62,17 +62,12 @@ LARGE_SETS = {
 }
 
 
-class Splits(NamedTuple):
-    """What a large set's files give; there is no validation list where the field tests on it."""
-
-    train: ListedImages
-    test: ListedImages
-    names: list[str]
-    validation: ListedImages | None
-
-
-def read(source: str, root: Path) -> Splits:
+def read(source: str, root: Path) -> tuple[ListedImages, ListedImages, list[str], ListedImages | None]:
     """A large set from its files in `root`.
+
+    Returns:
+        training and test images, class names, and the images of the validation list; the field tests on it where there
+        is None.
 
     Raises:
         Absent: the folder or a list is not there.
@@ -84,7 +79,10 @@ def read(source: str, root: Path) -> Splits:
     files = {split: find_file(source, root, names) for split, names in large_set.files.items()}
     rows, named = {}, {}
     for split, file in files.items():
-        rows[split], named[file] = read_rows(root, file, large_set.num_classes)
+        if file.suffix == ".json":
+            rows[split], named[file] = read_json(root, file, large_set.num_classes)
+        else:
+            rows[split] = [parse_row(root, *line) for line in read_lines(file)]
         if len(rows[split]) != (count := large_set.counts[split]):
             raise InputError(f"--data-root: {file} must list {count:,} images, it lists {len(rows[split]):,}")
         check_labels(file, rows[split], large_set.num_classes)
@@ -95,7 +93,7 @@ def read(source: str, root: Path) -> Splits:
         check_images(root, file, rows[split])
     parts = {split: listed(root, split_rows, large_set.jitter) for split, split_rows in rows.items()}
     names = names or folder_names(parts["train"], large_set.num_classes)
-    return Splits(parts["train"], parts["test"], names, parts.get("validation"))
+    return parts["train"], parts["test"], names, parts.get("validation")
 
 
 def find_file(source: str, root: Path, names: tuple[str, ...]) -> Path:
@@ -104,13 +102,6 @@ def find_file(source: str, root: Path, names: tuple[str, ...]) -> Path:
         if os.path.lexists(root / name):
             return root / name
     raise Absent(f"--data-root: must hold {' or '.join(names)} for --dataset {source}, there is none in {root}")
-
-
-def read_rows(root: Path, file: Path, num_classes: int) -> tuple[list[Row], list[str] | None]:
-    """Rows of a list or a JSON file, and the classes' names where it gives them."""
-    if file.suffix == ".json":
-        return read_json(root, file, num_classes)
-    return [parse_row(root, *line) for line in read_lines(file)], None
 
 
 def listed(root: Path, rows: list[Row], jitter: float) -> ListedImages:

@@ -67,11 +67,7 @@ def below(root: Path, where: str, path: str) -> str:
 
 
 def check_file(root: Path, row: Row) -> Row:
-    """The row, where its file is there.
-
-    Raises:
-        InputError: it is not.
-    """
+    """The row; raises InputError where its file is not there."""
     if not os.path.isfile(root / row.path):
         raise InputError(f"--data-root: {row.where}: must name an image file, there is no file {root / row.path}")
     return row
@@ -93,11 +89,7 @@ def check_labels(file: Path, rows: list[Row], num_classes: int) -> None:
 
 
 def check_paths(rows: list[Row]) -> None:
-    """No image may be listed twice.
-
-    Raises:
-        InputError: one is.
-    """
+    """No image may be listed twice; raises InputError where one is."""
     seen: dict[str, str] = {}
     for row in rows:
         if row.path in seen:

@@ -156,13 +156,11 @@ class Ahead:
         self.last: list[int] = []
         self.images: Tensor | str = ""
 
-    def has(self, chosen: list[int]) -> bool:
-        """Whether these images are the next batch, or were the last."""
-        return chosen == self.last or (len(self.planned) > 0 and chosen == self.planned[0])
-
-    def take(self, chosen: list[int]) -> Tensor | str:
-        """The images of a batch that `has` knows."""
+    def take(self, chosen: list[int]) -> Tensor | str | None:
+        """The images at these places, where they are the next batch or were the last; None for any others."""
         if chosen != self.last:
+            if not self.planned or chosen != self.planned[0]:
+                return None
             self.last, self.images = self.planned.popleft(), next(self.batches)
         if not self.planned:
             self.batches = iter(())  # ends the workers
@@ -243,15 +241,11 @@ class StreamLoader:
             InputError: an image cannot be read.
         """
         chosen, (seed, epoch) = drawn[0][positions.cpu()], drawn[1].tolist()
-        images = self.fetch(chosen.tolist(), seed, epoch)
-        return self.normalise(images), self.labels[chosen].to(self.device, non_blocking=True)
-
-    def fetch(self, chosen: list[int], seed: int, epoch: int) -> Tensor | str:
-        """Decoded images, uint8 [B, 3, H, W], or the message of an error."""
         begun, ahead = self.ahead.get(seed, (None, None))
-        if begun == epoch and ahead.has(chosen):
-            return ahead.take(chosen)
-        return Decoded(self.images, (seed, epoch))[chosen]
+        images = ahead.take(chosen.tolist()) if begun == epoch else None
+        if images is None:
+            images = Decoded(self.images, (seed, epoch))[chosen.tolist()]
+        return self.normalise(images), self.labels[chosen].to(self.device, non_blocking=True)
 
     def close(self) -> None:
         """End the workers of epochs that are not to be finished.

@@ -33,32 +33,12 @@ NOISE = 0.18  # half-width of the triangular noise of a pixel's channel
 DRAWS = 14 + 6 * SPOTS  # uniform numbers an image takes, beside its noise
 
 
-def disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to a disc, negative inside; like all shapes here it is about two units wide."""
-    return np.sqrt(x * x + y * y) - 0.9
-
-
-def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to a ring."""
-    return np.abs(np.sqrt(x * x + y * y) - 0.75) - 0.22
-
-
-def bars(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to two parallel bars (exact at their sides)."""
-    return np.maximum(np.abs(np.abs(x) - 0.58) - 0.25, np.abs(y) - 0.85)
-
-
-def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to a cross with four equal arms (exact at its sides)."""
-    x, y = np.abs(x), np.abs(y)
-    return np.maximum(np.maximum(x, y) - 1.0, np.minimum(x, y) - 0.27)
-
-
+# Signed distances, negative inside a shape about two units wide; to a cross and to two bars exact at their sides.
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "disc": disc,
-    "ring": ring,
-    "cross": cross,
-    "bars": bars,
+    "disc": lambda x, y: np.sqrt(x * x + y * y) - 0.9,
+    "ring": lambda x, y: np.abs(np.sqrt(x * x + y * y) - 0.75) - 0.22,
+    "cross": lambda x, y: np.maximum(np.maximum(np.abs(x), np.abs(y)) - 1.0, np.minimum(np.abs(x), np.abs(y)) - 0.27),
+    "bars": lambda x, y: np.maximum(np.abs(np.abs(x) - 0.58) - 0.25, np.abs(y) - 0.85),
 }
 MAX_CLASSES = len(SHAPES) * len(COLOURS)
 
