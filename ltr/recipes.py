@@ -70,7 +70,6 @@ class Recipe:
 
 # ---- small images: presets
 
-DEMO_EPOCHS = 30
 DEMO = {"dataset": "synthetic", "backbone": "resnet32", "imbalance_factor": 100.0, "profile": "exp", "seed": 1}
 # The paper's network and length; a test after each epoch would be a third more work on CIFAR-100, after every tenth
 # it is 3 %.
@@ -84,16 +83,15 @@ LAPTOP_RECIPE = {
 }
 OWN_IMAGES = ("folder", "list")  # nobody's own photos are to be cut unasked
 FIRST_STAGE = {
-    "demo": {**DEMO, "epochs": DEMO_EPOCHS, "lr": 0.1, "test_every": 1},
+    "demo": {**DEMO, "epochs": 30, "lr": 0.1, "test_every": 1},
     "laptop": {**LAPTOP, **LAPTOP_RECIPE},
     "paper": {**PAPER, "epochs": 200, "lr": 0.01, "test_every": 10},
 }
 SECOND_STAGE = {
-    "demo": {**DEMO, "stage1_epochs": DEMO_EPOCHS, "lr": 0.1},
-    "laptop": {**LAPTOP, "stage1_epochs": 40, "stage1_weight_decay": 5e-4, "lr": 0.01},
-    "paper": {**PAPER, "stage1_epochs": 200, "lr": 0.01},
+    "demo": {"lr": 0.1, "weight_decay": 2e-3, "max_norm": 1.0, "tau": 0.75, "naive_tau": 1.0},
+    "laptop": {"lr": 0.01},
+    "paper": {"lr": 0.01},
 }
-DEMO_TUNED = {"weight_decay": 2e-3, "max_norm": 1.0, "tau": 0.75, "naive_tau": 1.0}
 
 # ---- small images: what suits a network
 
@@ -194,7 +192,6 @@ LARGE_SECOND_STAGE: dict[str, Table] = {
         "tau": Value(0.5, START + "; below 1, where L2-normalisation loses 14 points (table 3)"),
     },
 }
-FROM_FIRST = {"backbone": "backbone", "epochs": "stage1_epochs", "weight_decay": "stage1_weight_decay"}
 
 
 # ---- a preset's values
@@ -232,15 +229,11 @@ def first_stage(preset: str, dataset: str | None = None, backbone: str | None = 
 
 def second_stage(preset: str, dataset: str | None = None, backbone: str | None = None) -> dict[str, Any]:
     """A preset's values of the second stage, and those of the first that it starts from; arguments as above."""
-    values = dict(SECOND_STAGE[preset])
-    dataset = dataset or values["dataset"]
-    values |= of_images(dataset)
-    if preset == "demo":
-        values |= DEMO_TUNED
-    elif preset == "paper":
-        first = plain(LARGE_FIRST_STAGE.get(dataset, {}))
-        values |= {name: first[key] for key, name in FROM_FIRST.items() if key in first}
-        values |= plain(LARGE_SECOND_STAGE.get(dataset, {}))
-    backbone = backbone or values["backbone"]
-    start = {"stage1_weight_decay": STAGE1_DECAY[backbone], "naive_tau": PUBLISHED_TAU["naive + tau-norm"]}
-    return start | STAGE2[backbone] | values
+    first = first_stage(preset, dataset, backbone)
+    shared = ("dataset", "backbone", "imbalance_factor", "profile", "normalization", "seed")
+    values = {name: first[name] for name in shared if name in first} | SECOND_STAGE[preset]
+    values |= {"stage1_epochs": first["epochs"], "stage1_weight_decay": first["weight_decay"]}
+    if preset == "paper":
+        values |= plain(LARGE_SECOND_STAGE.get(dataset or values["dataset"], {}))
+    naive_tau = PUBLISHED_TAU["naive + tau-norm"]
+    return {"naive_tau": naive_tau} | STAGE2[backbone or values["backbone"]] | values

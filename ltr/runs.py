@@ -63,26 +63,16 @@ class Run:
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self.path = path
-        self.identity = identity
+        self.path, self.name, self.identity = path, path.name, identity
+        self.checkpoint = path / "checkpoint.pt"
         # The system frees a dead process's lock. One lock a path and process: a cell that was interrupted in
         # Jupyter may still hold it, and must be able to start again.
         self.lock = FileLock(path / ".lock", timeout=0, is_singleton=True)
 
     @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
-
-    @property
     def finished(self) -> bool:
         """True once everything is written, as this process sees it; the summary comes last."""
         return (self.path / "summary.json").exists()
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where training keeps its state."""
-        return self.path / "checkpoint.pt"
 
     def load_or_train(
         self,
@@ -248,8 +238,8 @@ class Result:
     @property
     def label(self) -> str:
         """The model's name in tables: its method, and the mode of the second stage."""
-        settings = self.config["settings"]
-        return settings["method"] + (f" ({settings['mode']})" if settings.get("mode") else "")
+        method, mode = self.row
+        return f"{method} ({mode})" if mode else method
 
     @property
     def row(self) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from ltr.data import synthetic
 from ltr.data.folders import read_folder
 from ltr.data.images import Absent
 from ltr.data.lists import read_list
-from ltr.data.synthetic import SYNTHETIC, read_synthetic
+from ltr.data.synthetic import PAIRS, SIZE, SYNTHETIC, read_synthetic
 
 # ---- a folder of images
 
@@ -372,25 +372,24 @@ def test_images_that_do_not_fit_into_memory_are_refused(listed, monkeypatch):
 def test_synthetic_set_is_deterministic_and_balanced():
     (train, test, names), (again, _, _) = read_synthetic(), read_synthetic()
     assert train.fingerprint() == again.fingerprint()
-    classes, size = SYNTHETIC["num_classes"], SYNTHETIC["size"]
-    assert len(set(names)) == classes
+    assert len(set(names)) == len(PAIRS) == 20
     for split, images in (("train", train), ("test", test)):
-        assert images.images.shape == (classes * SYNTHETIC[split], size, size, 3)
+        assert images.images.shape == (20 * SYNTHETIC[split], SIZE, SIZE, 3)
         assert images.images.dtype == np.uint8
-        assert np.bincount(images.labels).tolist() == [SYNTHETIC[split]] * classes
-        drawn = synthetic.draw_images(3, 2, classes, size, 0, split)
+        assert np.bincount(images.labels).tolist() == [SYNTHETIC[split]] * 20
+        drawn = synthetic.draw_images(3, 2, 0, split)
         assert np.array_equal(images.images[images.labels == 3][:2], drawn)
 
 
 @given(st.integers(0, 19), st.integers(0, 12))
 def test_synthetic_images_do_not_depend_on_how_many_are_drawn(class_index, count):
-    few, many = (synthetic.draw_images(class_index, n, 20, 16, 0, "train") for n in (count, 12))
+    few, many = (synthetic.draw_images(class_index, n, 0, "train") for n in (count, 12))
     assert np.array_equal(few, many[:count])
 
 
 def test_synthetic_images_all_differ():
     drawn = [
-        synthetic.draw_images(class_index, 5, 20, 16, seed, split)
+        synthetic.draw_images(class_index, 5, seed, split)
         for class_index in range(20)
         for seed in (0, 1)
         for split in ("train", "test")

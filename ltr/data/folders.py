@@ -46,10 +46,8 @@ def list_classes(folder: Path) -> dict[str, list[str]]:
     Raises:
         InputError: the folder is absent, or has no class or a class without images.
     """
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_litter(entry.name))
-    except OSError as error:
-        refuse_folder(error)
+    _, folders, _ = next(os.walk(folder, onerror=refuse_folder))
+    names = sorted(name for name in folders if not is_litter(name))
     if not names:
         raise InputError(f"--data-root: {folder} must hold a folder of images for each class, and holds none")
     for name in names:

@@ -9,13 +9,15 @@ Pixels come from uniform draws by +, -, *, / and square roots only, which IEEE 7
 the bytes do not depend on a machine's sine or exponential.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 
 from ltr.data.images import SPLITS, LabelledImages, Parts
 
-SYNTHETIC = {"num_classes": 20, "train": 250, "test": 50, "size": 16}
+SYNTHETIC = {"train": 250, "test": 50}  # images a class
+SIZE = 16  # S, pixels of a side
 COLOURS = {  # RGB in 0..1
     "red": (0.90, 0.22, 0.20),
     "green": (0.22, 0.72, 0.30),
@@ -40,22 +42,9 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "cross": lambda x, y: np.maximum(np.maximum(np.abs(x), np.abs(y)) - 1.0, np.minimum(np.abs(x), np.abs(y)) - 0.27),
     "bars": lambda x, y: np.maximum(np.abs(np.abs(x) - 0.58) - 0.25, np.abs(y) - 0.85),
 }
-MAX_CLASSES = len(SHAPES) * len(COLOURS)
-
-
-def class_names(num_classes: int) -> list[str]:
-    """Colour and shape of each class, such as "red disc".
-
-    Four shapes and five colours have no common divisor, so counting both up runs through all twenty
-    pairs, and neighbours differ in both.
-
-    Raises:
-        ValueError: fewer than 1 or more than 20 classes.
-    """
-    if not 1 <= num_classes <= MAX_CLASSES:
-        raise ValueError(f"num_classes: must be between 1 and {MAX_CLASSES}, got {num_classes}")
-    colours, shapes = list(COLOURS), list(SHAPES)
-    return [f"{colours[k % len(colours)]} {shapes[k % len(shapes)]}" for k in range(num_classes)]
+# Four shapes and five colours have no common divisor, so counting both up runs through all twenty pairs, and neighbours
+# differ in both.
+PAIRS = list(itertools.islice(zip(itertools.cycle(COLOURS), itertools.cycle(SHAPES), strict=False), 20))
 
 
 def directions(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,48 +114,33 @@ def foreground(canvas: np.ndarray, u: np.ndarray, x: np.ndarray, y: np.ndarray, 
     return paint(canvas, distance, tinted)
 
 
-def draw_images(class_index: int, count: int, num_classes: int, size: int, seed: int, split: str) -> np.ndarray:
+def draw_images(class_index: int, count: int, seed: int, split: str) -> np.ndarray:
     """Draw images of one class; the first n are the same for any count.
 
     Args:
-        class_index: in 0..num_classes-1, see `class_names`.
+        class_index: of `PAIRS`.
         count: B, how many.
-        num_classes: at most 20.
-        size: S, side in pixels, at least 8.
         seed: of the whole set.
         split: one of `SPLITS`; they share no draws.
 
     Returns:
         uint8 [B, S, S, 3].
-
-    Raises:
-        ValueError: an argument is out of range.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split}")
-    if size < 8:
-        raise ValueError(f"size: must be at least 8, got {size}")
-    names = class_names(num_classes)
-    if not 0 <= class_index < num_classes:
-        raise ValueError(f"class_index: must be between 0 and {num_classes - 1}, got {class_index}")
-    colour, shape = names[class_index].split()
     entropy = np.random.SeedSequence([seed, SPLITS.index(split), class_index])
     layout, grain = (np.random.default_rng(child) for child in entropy.spawn(2))
     u = layout.random((count, DRAWS), np.float32)  # row-wise: a larger count only adds rows
-    centres = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+    centres = np.arange(SIZE, dtype=np.float32) - np.float32((SIZE - 1) / 2)
     x, y = np.broadcast_arrays(centres[None, None, :], centres[None, :, None])  # [1, S, S] both
-    canvas = foreground(backdrop(u[:, 7:], x, y), u[:, :7], x, y, colour, shape)
-    noise = grain.random((count, size, size, 3, 2), np.float32)
+    canvas = foreground(backdrop(u[:, 7:], x, y), u[:, :7], x, y, *PAIRS[class_index])
+    noise = grain.random((count, SIZE, SIZE, 3, 2), np.float32)
     canvas += NOISE * (noise[..., 0] + noise[..., 1] - 1)
     return np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)
 
 
 def read_synthetic(seed: int = 0) -> Parts:
     """Draw the embedded set, as training images, test images and class names."""
-    num_classes, size = SYNTHETIC["num_classes"], SYNTHETIC["size"]
     parts = []
     for split in SPLITS:
-        count = SYNTHETIC[split]
-        images = [draw_images(k, count, num_classes, size, seed, split) for k in range(num_classes)]
-        parts.append(LabelledImages(np.concatenate(images), np.repeat(np.arange(num_classes), count)))
-    return parts[0], parts[1], class_names(num_classes)
+        images = [draw_images(k, SYNTHETIC[split], seed, split) for k in range(len(PAIRS))]
+        parts.append(LabelledImages(np.concatenate(images), np.repeat(np.arange(len(PAIRS)), SYNTHETIC[split])))
+    return *parts, [" ".join(pair) for pair in PAIRS]
