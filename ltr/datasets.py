@@ -16,6 +16,7 @@ from ltr.data.images import Absent as Absent  # for the notebooks, which read fi
 from ltr.data.images import LabelledImages, Parts
 from ltr.data.large_sets import LARGE_SETS
 from ltr.data.lists import read_list
+from ltr.data.loader import RGB
 from ltr.data.streaming import ListedImages
 from ltr.data.synthetic import read_synthetic
 from ltr.errors import InputError
@@ -54,7 +55,6 @@ class LongTailed:
     Attributes:
         name: what the set is, by its fingerprint where that is known.
         class_names: [C].
-        class_counts: int64 [C], training images of each class.
         train, test: the images; `validation` is None unless images were held out, or the set has a list of them.
         mean, std: RGB statistics for normalisation, in 0..1.
         workers: processes that decode images which stay in their files; None for as many as suit the machine.
@@ -65,13 +65,13 @@ class LongTailed:
     train: LabelledImages | ListedImages
     test: LabelledImages | ListedImages
     validation: LabelledImages | ListedImages | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: RGB
+    std: RGB
     workers: int | None = None
 
     @property
     def class_counts(self) -> np.ndarray:
-        """int64 [C]."""
+        """int64 [C], training images of each class."""
         return np.bincount(self.train.labels, minlength=len(self.class_names))
 
     def for_tuning(self) -> "LongTailed":

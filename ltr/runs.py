@@ -87,7 +87,6 @@ class Run:
         Args:
             data: what it learns from; None where that is not at hand.
             train: gives the outcome, going on from `checkpoint` where there is one.
-            device: where it trains.
             counts: [C], training images of each class.
             retrain: repeat a finished run, and start an interrupted one anew.
 
@@ -460,10 +459,9 @@ def find_naive(folder: Path, base: Result) -> Result | None:
 
 
 def open_run(folder: Path, label: str, identity: dict[str, Any], fingerprint: dict[str, str]) -> Run:
-    """The folder of a run, whether it was started before or not.
+    """The folder of a run below `exp/demo_1` or `exp/demo_2`, whether it was started before or not.
 
     Args:
-        folder: `exp/demo_1` or `exp/demo_2`.
         label: the readable part of the folder's name.
         identity: see `Run`.
         fingerprint: of the data, see `datasets.LongTailed.describe`.

@@ -133,7 +133,6 @@ class Common:
         """Settings from a list of words.
 
         Args:
-            arguments: the words.
             preset: where they give none; None for the paper's job on CUDA, and the demo without.
 
         Raises:

@@ -55,8 +55,7 @@ class Listing:
 
     Attributes:
         name: the split's, for messages and the cache.
-        paths: [N].
-        labels: [N].
+        paths, labels: [N].
         resize: pixels of a side: the shorter one is scaled to it, and the middle of the longer one is kept; None leaves
             images as they are, which must then have one size.
     """

@@ -66,8 +66,7 @@ def read(source: str, root: Path) -> tuple[ListedImages, ListedImages, list[str]
     """A large set from its files in `root`.
 
     Returns:
-        training and test images, class names, and the images of the validation list; the field tests on it where there
-        is None.
+        training and test images, class names, images of the validation list (None where the field tests on it).
 
     Raises:
         Absent: the folder or a list is not there.

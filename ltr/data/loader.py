@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+RGB = tuple[float, float, float]  # mean or standard deviation of each channel, in 0..1
+Device = torch.device | str
 PADDING = 4  # pixels on each side, of raw zeros, as in the paper
 
 
@@ -110,8 +112,7 @@ class MemoryLoader:
     Args:
         images: uint8 [N, H, W, 3].
         labels: integers [N] in 0..C-1.
-        mean: RGB mean in 0..1, subtracted.
-        std: RGB standard deviation in 0..1, divided by.
+        mean, std: subtracted, and divided by.
         device: where images and batches live.
         repeats: whether an epoch may see an image more than once, each time cropped anew.
     """
@@ -119,13 +120,7 @@ class MemoryLoader:
     in_memory = True
 
     def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-        device: torch.device | str = "cpu",
-        repeats: bool = False,
+        self, images: np.ndarray, labels: np.ndarray, mean: RGB, std: RGB, device: Device = "cpu", repeats: bool = False
     ) -> None:
         self.device = self.draws_on = torch.device(device)
         self.repeats = repeats

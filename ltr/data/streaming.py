@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ltr.data.images import LabelledImages, decode
-from ltr.data.loader import Loader, MemoryLoader, cut, epoch_generator, seed_of
+from ltr.data.loader import RGB, Device, Loader, MemoryLoader, cut, epoch_generator, seed_of
 from ltr.errors import InputError
 from ltr.runtime import distributed
 from ltr.runtime.process import script_set_aside
@@ -117,7 +117,6 @@ class Decoded(Dataset):
     """Whole batches, each asked for by its images' places in the set; what the workers run.
 
     Args:
-        images: the files.
         draws: (seed, epoch) of augmented images; None for centre crops.
     """
 
@@ -174,8 +173,6 @@ class StreamLoader:
     are read ahead by workers of their own.
 
     Args:
-        images: files and labels.
-        mean, std: RGB statistics in 0..1.
         device: where batches go.
         workers: processes that decode; 0 decodes in this one, None takes `default_workers`.
     """
@@ -184,12 +181,7 @@ class StreamLoader:
     test_batch_size = 100
 
     def __init__(
-        self,
-        images: ListedImages,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-        device: torch.device | str = "cpu",
-        workers: int | None = None,
+        self, images: ListedImages, mean: RGB, std: RGB, device: Device = "cpu", workers: int | None = None
     ) -> None:
         self.images, self.device = images, torch.device(device)
         self.workers = default_workers() if workers is None else workers
@@ -280,9 +272,9 @@ class StreamLoader:
 
 def open_loader(
     images: LabelledImages | ListedImages,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    device: torch.device | str,
+    mean: RGB,
+    std: RGB,
+    device: Device,
     workers: int | None = None,
     repeats: bool = False,
 ) -> Loader:

@@ -111,11 +111,7 @@ def check_same(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 
 
 class Checkpoints:
-    """One training's checkpoint.
-
-    Args:
-        path: the file; None keeps nothing.
-    """
+    """One training's checkpoint at `path`; None keeps nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.saved_at, self.seconds = path, -math.inf, 0.0

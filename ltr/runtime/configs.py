@@ -21,11 +21,7 @@ T = TypeVar("T")
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The config in a run's folder.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """The config in a run's folder; raises InputError where it cannot be read."""
     return read_part(run / "config.json", lambda path: read_json(path, PARTS))
 
 

@@ -115,7 +115,6 @@ class Engine:
         """Steps that are ready to run, and the engine that runs them: this one, or a plainer one where it fails.
 
         Args:
-            model: what is trained.
             steps: gives the steps by batch size for a `forward` of the model.
             state, stream: see `capture`.
         """

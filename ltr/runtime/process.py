@@ -48,11 +48,7 @@ def usable_device(name: str) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Try to write below a folder.
-
-    Raises:
-        InputError: it cannot be made or written to.
-    """
+    """Try to write below a folder; raises InputError where it cannot be made or written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -125,7 +121,6 @@ def set_up(job: distributed.Job, device: str, out: Path | None, deterministic: b
 
     Args:
         job: of `begin`.
-        device: where this process trains.
         out: the folder to write to; None to write nothing.
         deterministic: see `Engine`.
 
