@@ -50,24 +50,16 @@ SOURCES = (*READERS, *LARGE_SETS)
 
 @dataclass(frozen=True)
 class LongTailed:
-    """A long-tailed training set beside its test set.
+    """A long-tailed training set beside its test set."""
 
-    Attributes:
-        name: what the set is, by its fingerprint where that is known.
-        class_names: [C].
-        train, test: the images; `validation` is None unless images were held out, or the set has a list of them.
-        mean, std: RGB statistics for normalisation, in 0..1.
-        workers: processes that decode images which stay in their files; None for as many as suit the machine.
-    """
-
-    name: str
-    class_names: list[str]
+    name: str  # what the set is, by its fingerprint where that is known
+    class_names: list[str]  # [C]
     train: LabelledImages | ListedImages
     test: LabelledImages | ListedImages
-    validation: LabelledImages | ListedImages | None
+    validation: LabelledImages | ListedImages | None  # None unless images were held out, or the set has a list of them
     mean: RGB
     std: RGB
-    workers: int | None = None
+    workers: int | None = None  # processes that decode streamed images; None for as many as suit the machine
 
     @property
     def class_counts(self) -> np.ndarray:

@@ -27,14 +27,9 @@ class Recipe:
     """How to train: SGD with momentum, its learning rate set an epoch at a time.
 
     Attributes:
-        loss: one of `losses.LOSSES`.
-        weight_decay: lambda of the paper's equation 4, on all weights of the trained part.
         schedule: "cosine" anneals from lr towards 0; "released" steps before each epoch, as the
             released code does, so that the first epoch is already lowered and the last runs at 0; "linear" falls in
             a straight line, with a warm-up the one-cycle policy (Smith and Topin 2019).
-        test_every: epochs between two tests; the last epoch is always tested.
-        warm_up: first epochs, in which the learning rate rises to lr in equal steps; the schedule has the others.
-        nesterov: momentum looks ahead (Sutskever et al. 2013).
         average: a second network beside the trained one: "swa", the mean of its weights after each epoch from
             `SWA_START` on (stochastic weight averaging, Izmailov et al. 2018); "ema", an exponential moving average
             over the steps.
@@ -43,14 +38,14 @@ class Recipe:
     epochs: int
     batch_size: int = 64
     lr: float = 0.01
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # lambda of the paper's equation 4, on all weights of the trained part
     momentum: float = 0.9
     schedule: str = "cosine"
-    loss: str = "ce"
+    loss: str = "ce"  # one of `losses.LOSSES`
     seed: int = 0
-    test_every: int = 1
-    warm_up: int = 0
-    nesterov: bool = False
+    test_every: int = 1  # epochs between two tests; the last epoch is always tested
+    warm_up: int = 0  # first epochs, in which the learning rate rises to lr in equal steps; the schedule has the others
+    nesterov: bool = False  # momentum looks ahead (Sutskever et al. 2013)
     average: str = "none"
 
     def learning_rate(self, epoch: int) -> float:
@@ -74,17 +69,17 @@ DEMO = {"dataset": "synthetic", "backbone": "resnet32", "imbalance_factor": 100.
 # The paper's network and length; a test after each epoch would be a third more work on CIFAR-100, after every tenth
 # it is 3 %.
 PAPER = {"dataset": "cifar100", "backbone": "resnet34", "imbalance_factor": 100.0, "profile": "exp"}
-LAPTOP = {"dataset": "cifar100", "backbone": "resnet32", "imbalance_factor": 100.0, "profile": "exp"}
 # The weight-decay network alone: half an hour of two AVX-512 cores, an hour of two AVX2 ones. No value is tuned for it
 # yet: they are a start, 36.3 % of the held-out images (exp/tuning/lr_wd.csv).
-LAPTOP_RECIPE = {
+LAPTOP = {
+    **{"dataset": "cifar100", "backbone": "resnet32", "imbalance_factor": 100.0, "profile": "exp"},
     **{"epochs": 40, "lr": 0.1, "weight_decay": 5e-4, "batch_size": 64, "loss": "ce", "schedule": "cosine"},
     **{"warm_up": 0, "nesterov": False, "average": "none", "test_every": 10, "naive": "skip"},
 }
 OWN_IMAGES = ("folder", "list")  # nobody's own photos are to be cut unasked
 FIRST_STAGE = {
     "demo": {**DEMO, "epochs": 30, "lr": 0.1, "test_every": 1},
-    "laptop": {**LAPTOP, **LAPTOP_RECIPE},
+    "laptop": LAPTOP,
     "paper": {**PAPER, "epochs": 200, "lr": 0.01, "test_every": 10},
 }
 SECOND_STAGE = {

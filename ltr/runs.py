@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,10 +106,7 @@ class Run:
         """
         if data is None:
             raise InputError(f"--data-root: {self.name} is not finished and the images to train on are not there")
-        group = distributed.current()
-        if group.is_main:
-            self.take(data, device, retrain)
-        group.broadcast()
+        distributed.current().on_main(lambda: self.take(data, device, retrain))
 
     def take(self, data: Described, device: torch.device | str, retrain: bool) -> None:
         """Lock the folder and write its config, see `begin`."""
@@ -128,10 +125,7 @@ class Run:
 
     def save(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write all files of a finished run, the summary last, drop the checkpoint and free the folder."""
-        group = distributed.current()
-        if group.is_main:
-            self.write(outcome, counts)
-        group.broadcast()
+        distributed.current().on_main(lambda: self.write(outcome, counts))
 
     def beside(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write the averaged network of a training as a run of its own, `<name>-swa`, before this one is finished."""
@@ -308,9 +302,7 @@ class Result:
             if make is None:
                 return None
             table = make()  # together, since features are
-            if group.is_main:
-                storage.write_text(path, storage.table_text(table))
-            group.broadcast()
+            group.on_main(lambda: storage.write_text(path, storage.table_text(table)))
         return storage.read_table(path)
 
     def accuracy(self, selection: str = "last", tta: str = "none") -> dict[str, float]:
@@ -480,14 +472,12 @@ def append_results(path: Path, results: list[Result]) -> pd.DataFrame:
     Raises:
         InputError: there is a results.csv that is none.
     """
-    group = distributed.current()
-    if group.is_main:
-        merge_results(path, [each for result in results for each in (result, *result.averaged)])
-    group.broadcast()
+    every = (each for result in results for each in (result, *result.averaged))
+    distributed.current().on_main(lambda: merge_results(path, every))
     return storage.read_table(path)
 
 
-def merge_results(path: Path, results: list[Result]) -> None:
+def merge_results(path: Path, results: Iterable[Result]) -> None:
     """Write results.csv, see `append_results`; no rows of another process are lost."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):

@@ -36,17 +36,11 @@ class DownloadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Retries:
-    """How long to try.
+    """How long to try."""
 
-    Attributes:
-        attempts: at most.
-        pause: seconds before the second attempt, twice as long before each further one.
-        timeout: seconds without a single byte after which an attempt has failed.
-    """
-
-    attempts: int = 4
-    pause: float = 2.0
-    timeout: float = 30.0
+    attempts: int = 4  # at most
+    pause: float = 2.0  # seconds before the second attempt, twice as long before each further one
+    timeout: float = 30.0  # seconds without a single byte after which an attempt has failed
 
 
 def receive(url: str, timeout: float) -> Iterator[bytes]:

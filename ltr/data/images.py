@@ -53,16 +53,13 @@ Parts = tuple[LabelledImages, LabelledImages, list[str]]  # training images, tes
 class Listing:
     """A split's image files, none of them opened yet.
 
-    Attributes:
-        name: the split's, for messages and the cache.
-        paths, labels: [N].
-        resize: pixels of a side: the shorter one is scaled to it, and the middle of the longer one is kept; None leaves
-            images as they are, which must then have one size.
+    With `resize` the shorter side is scaled to so many pixels, and the middle of the longer one is kept; without it
+    images stay as they are, and must have one size.
     """
 
-    name: str
-    paths: Sequence[str]
-    labels: Sequence[int]
+    name: str  # the split's, for messages and the cache
+    paths: Sequence[str]  # [N]
+    labels: Sequence[int]  # [N]
     resize: int | None = None
 
     def decode(self, path: str) -> np.ndarray:

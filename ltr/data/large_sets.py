@@ -22,19 +22,12 @@ from ltr.errors import InputError, clip
 
 @dataclass(frozen=True)
 class LargeSet:
-    """A published long-tailed set.
+    """A published long-tailed set."""
 
-    Attributes:
-        files: names of each split's file; the first that is there is read.
-        counts: images that each split must have.
-        num_classes: C.
-        jitter: see `ListedImages`.
-    """
-
-    files: Mapping[str, tuple[str, ...]]
-    counts: Mapping[str, int]
-    num_classes: int
-    jitter: float
+    files: Mapping[str, tuple[str, ...]]  # names of each split's file; the first that is there is read
+    counts: Mapping[str, int]  # images that each split must have
+    num_classes: int  # C
+    jitter: float  # see `ListedImages`
 
 
 # Counts: Liu et al. 2019, sections 4.1 and A; iNaturalist 2018's competition page. Its test labels were never

@@ -58,19 +58,12 @@ class Thumbnails:
 
 @dataclass(frozen=True)
 class ListedImages:
-    """Images that stay in their files.
+    """Images that stay in their files."""
 
-    Attributes:
-        root: the folder that all paths lead from.
-        paths: [N], text.
-        labels: int64 [N].
-        jitter: strength of the colour jitter in training, 0 for none.
-    """
-
-    root: Path
-    paths: np.ndarray
-    labels: np.ndarray
-    jitter: float = 0.0
+    root: Path  # the folder that all paths lead from
+    paths: np.ndarray  # [N], text
+    labels: np.ndarray  # int64 [N]
+    jitter: float = 0.0  # strength of the colour jitter in training
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -89,6 +89,12 @@ class ProcessGroup:
         dist.broadcast_object_list(values)
         return values[0]
 
+    def on_main(self, act: Callable[[], None]) -> None:
+        """Let rank 0 do something, for which the others wait. Together."""
+        if self.is_main:
+            act()
+        self.broadcast()
+
     def data_parallel(self, model: nn.Module) -> nn.Module:
         """The model with gradients that are means over all processes; as it is where this one is alone. Together.
 
@@ -110,16 +116,11 @@ def current() -> ProcessGroup:
 
 @dataclass(frozen=True)
 class Job:
-    """What torchrun told this process; the default was started without it.
-
-    Attributes:
-        local_rank: which process of this machine.
-        store: torchrun's, which outlives the processes.
-    """
+    """What torchrun told this process; the default was started without it."""
 
     process_group: ProcessGroup = ProcessGroup()
-    local_rank: int = 0
-    store: Any = None
+    local_rank: int = 0  # which process of this machine
+    store: Any = None  # torchrun's, which outlives the processes
 
     def device(self, name: str) -> str:
         """This process's device, where `cuda` is asked for: one GPU each.

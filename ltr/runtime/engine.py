@@ -23,27 +23,18 @@ Step = Callable[[], None]
 class Engine:
     """The way steps are run. The default is the plain one: eager, float32, on the CPU.
 
-    Attributes:
-        device: where.
-        precision: "bf16" runs the network's layers under autocast to bfloat16; weights, their updates,
-            batch-norm's statistics and the loss stay in float32. "fp32" leaves PyTorch's defaults, which let
-            CUDA's convolutions use TF32.
-        compile: the network goes through `torch.compile`.
-        graph: a step is captured once in a CUDA graph, then replayed.
-        deterministic: only algorithms that give the same bits each time.
-        processes: that share each batch.
-        sync_batch_norm: batch-norm normalises by the whole batch's statistics, not by those of a process's share.
-        notices: what was wanted and is not to be had, a sentence each.
+    Precision "bf16" runs the network's layers under autocast to bfloat16; weights, their updates, batch-norm's
+    statistics and the loss stay in float32. "fp32" leaves PyTorch's defaults, which let CUDA's convolutions use TF32.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
-    compile: bool = False
-    graph: bool = False
-    deterministic: bool = False
-    processes: int = 1
-    sync_batch_norm: bool = False
-    notices: tuple[str, ...] = ()
+    compile: bool = False  # the network goes through `torch.compile`
+    graph: bool = False  # a step is captured once in a CUDA graph, then replayed
+    deterministic: bool = False  # only algorithms that give the same bits each time
+    processes: int = 1  # that share each batch
+    sync_batch_norm: bool = False  # normalises by the whole batch's statistics, not by those of a process's share
+    notices: tuple[str, ...] = ()  # what was wanted and is not to be had, a sentence each
 
     def __str__(self) -> str:
         steps = "CUDA graph" if self.graph else "eager steps"
