@@ -226,11 +226,17 @@ class StreamLoader:
             InputError: an image cannot be read.
         """
         chosen, (seed, epoch) = drawn[0][positions.cpu()], drawn[1].tolist()
-        begun, ahead = self.ahead.get(seed, (None, None))
-        images = ahead.take(chosen.tolist()) if begun == epoch else None
-        if images is None:
-            images = Decoded(self.images, (seed, epoch))[chosen.tolist()]
+        images = self.fetch(chosen.tolist(), seed, epoch)
         return self.normalise(images), self.labels[chosen].to(self.device, non_blocking=True)
+
+    def fetch(self, chosen: list[int], seed: int, epoch: int) -> Tensor | str:
+        """Decoded images, uint8 [B, 3, H, W], or the message of an error.
+
+        On its own, as a traceback keeps the frame of `batch`, where `ahead` would keep the workers alive.
+        """
+        begun, ahead = self.ahead.get(seed, (None, None))
+        images = ahead.take(chosen) if begun == epoch else None
+        return Decoded(self.images, (seed, epoch))[chosen] if images is None else images
 
     def close(self) -> None:
         """End the workers of epochs that are not to be finished.
