@@ -9,6 +9,10 @@ of models and classes are drawn as they stand, `$` included.
 A group without classes and a model whose training diverged have accuracies of NaN: a dash, a line less, or a
 sentence in the place of what cannot be drawn.
 
+A `table` of classes has columns model, class_index and the value that is drawn, one row a model and class. `counts`
+has class_index, count (training images), group ('many', 'medium' or 'few') and perhaps name, one row a class: classes
+stand from common to rare, and lines separate the groups.
+
 Accuracies are in percent. "The paper" is Alshammari et al., CVPR 2022 (arXiv 2203.14197).
 """
 
@@ -16,7 +20,7 @@ import functools
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -33,6 +37,7 @@ from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
+from ltr.metrics import GROUPS
 from ltr.runtime import distributed
 
 DPI = 90
@@ -63,11 +68,14 @@ LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1
 MARKS = "osD^"
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "oo")
 
-GROUPS = ("many", "medium", "few")
-GROUP_COLORS = {"many": "#0072B2", "medium": "#E69F00", "few": "#D55E00", "all": "#000000"}
-GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^", "all": "D"}
-GROUP_LINES = {"many": LINES[0], "medium": LINES[1], "few": LINES[2], "all": LINES[3]}
+GROUP_LOOKS: dict[str, dict[str, Any]] = {
+    "many": {"color": COLORS[0], "linestyle": LINES[0], "marker": "o"},
+    "medium": {"color": COLORS[4], "linestyle": LINES[1], "marker": "s"},
+    "few": {"color": COLORS[1], "linestyle": LINES[2], "marker": "^"},
+    "all": {"color": COLORS[5], "linestyle": LINES[3], "marker": "D"},
+}
 GROUP_NAMES = {"many": "many (> 100 images)", "medium": "medium (20–100)", "few": "few (< 20)"}
+FRAME: dict[str, Any] = {"fill": False, "edgecolor": COLORS[1], "linewidth": 2}  # of a cell
 
 CLASS_AXIS = "class, from common to rare"
 NAMED = 10  # classes at each end of an axis that have their names
@@ -95,36 +103,37 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled
 
 
-def _models(table: pd.DataFrame) -> list[str]:
-    """Names in column `model`, in the order of their first row."""
-    return list(dict.fromkeys(table["model"]))
-
-
 def _literal(name: Any) -> str:
     """A name as matplotlib draws it unchanged: between two bare `$` it would read mathematics."""
     return str(name).replace("$", r"\$")
 
 
-def _line_style(index: int) -> dict[str, Any]:
-    """Colour and line style of the model at `index`; the pair repeats after 24 models."""
-    return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
+def _by_model(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
+    """Rows of each model, in the order of their first ones, and how its line looks; looks repeat after 24 models."""
+    for index, (name, rows) in enumerate(table.groupby("model", sort=False)):
+        look = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
+        yield rows, look | {"label": _literal(name)}
 
 
-def _common_to_rare(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows sorted by falling `count` (by `class_index` alone where there is none)."""
-    if "count" not in table:
-        return table.sort_values("class_index", kind="stable").reset_index(drop=True)
-    return table.sort_values(["count", "class_index"], ascending=[False, True]).reset_index(drop=True)
+def _common_to_rare(counts: pd.DataFrame) -> pd.DataFrame:
+    """Rows sorted by falling `count`."""
+    return counts.sort_values(["count", "class_index"], ascending=[False, True]).reset_index(drop=True)
 
 
-def _moving_average(values: pd.Series) -> pd.Series:
-    """Centred mean over 9 of 100 classes (3 of 20), with a shorter window at both ends."""
-    window = max(3, round(0.09 * len(values)) | 1)  # | 1 makes it odd, hence symmetric
-    return values.rolling(window, center=True, min_periods=1).mean()
+def _by_class(table: pd.DataFrame, counts: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
+    """See `_by_model`; the rows of a model go from common to rare."""
+    order = _common_to_rare(counts)["class_index"]
+    for rows, look in _by_model(table):
+        yield rows.set_index("class_index").reindex(order).reset_index(), look
 
 
-def _legend_below(fig: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """One legend under the axes, in as many columns as fit the figure's width; none where nothing was drawn."""
+def _legend_below(fig: Figure, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
+    """One legend under the axes, in as many columns as fit the figure's width; of what the first axes hold if not said.
+
+    None where nothing was drawn.
+    """
+    if not labels:
+        handles, labels = fig.axes[0].get_legend_handles_labels()
     if not labels:
         return
     widths = [0.65 + 0.066 * len(label) for label in labels]  # inches: line and gaps, then the letters
@@ -135,29 +144,28 @@ def _legend_below(fig: Figure, handles: Sequence[Any], labels: Sequence[str]) ->
     fig.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(labels) / rows))
 
 
-def _mark_groups(axes: Axes, counts: pd.DataFrame) -> None:
-    """Light vertical lines between many, medium and few, with their names above the axes."""
-    groups = list(_common_to_rare(counts)["group"])
-    for group in GROUPS:
-        places = [place for place, name in enumerate(groups) if name == group]
-        if not places:
-            continue
-        if places[0] > 0:
-            axes.axvline(places[0] - 0.5, color="0.75", linewidth=1, zorder=0)
-        middle = (places[0] + places[-1]) / 2
-        axes.text(middle, 1.01, group, transform=axes.get_xaxis_transform(), ha="center", color="0.4", size=8)
+def _epoch_panels(
+    names: Sequence[str], single: tuple[float, float], several: tuple[float, float], ylabel: str, ticks: int
+) -> tuple[Figure, list[Axes]]:
+    """A panel over the epochs for each name, three to a row at most, sharing y.
 
-
-def _panels(number: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A grid of `number` panels, three to a row at most, each `width` by `height` inches, sharing y."""
+    Args:
+        single, several: width and height of the only panel, and of each of several, in inches.
+        ticks: intervals between epochs that are named, at most.
+    """
+    number, (width, height) = len(names), single if len(names) == 1 else several
     columns = 2 if number == 4 else min(number, 3)
     rows = math.ceil(number / columns)
     size = (width * columns + 0.6, height * rows + 0.4)
     fig, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
-    panels = list(grid.flat)
-    for axes in panels[number:]:
+    panels, unused = grid.flat[:number], grid.flat[number:]
+    for axes in unused:
         axes.remove()
-    return fig, panels[:number]
+    for name, axes in zip(names, panels, strict=True):
+        axes.set(title=_literal(name), xlabel="epoch")
+        axes.set_ylabel(ylabel if axes.get_subplotspec().is_first_col() else "")
+        axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=1))
+    return fig, list(panels)
 
 
 def _class_ticks(axis: Axis) -> None:
@@ -165,9 +173,9 @@ def _class_ticks(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
-def _name_classes(axes: Axes, counts: pd.DataFrame | None) -> None:
+def _name_classes(axes: Axes, counts: pd.DataFrame) -> None:
     """Names of the commonest and the rarest classes, numbers between them; without names numbers alone."""
-    if counts is None or "name" not in counts or len(counts) < 3:
+    if "name" not in counts or len(counts) < 3:
         _class_ticks(axes.xaxis)
         return
     names = [_literal(name).replace("_", " ") for name in _common_to_rare(counts)["name"]]
@@ -209,31 +217,21 @@ def _largest(arrays: Iterable[np.ndarray]) -> float | None:
 
 
 def ends(order: Sequence[int], number: int = 3) -> list[int]:
-    """The first and the last `number` of a sequence, each element once where there are fewer than twice as many.
-
-    Args:
-        order: classes, say from common to rare.
-        number: from each end.
-    """
+    """The first and the last `number` of a sequence, each element once where there are fewer than twice as many."""
     order = list(order)
     return order[:number] + order[max(number, len(order) - number) :]
 
 
 @_styled
 def class_counts(counts: pd.DataFrame) -> Figure:
-    """Training images of each class, on a log axis: the long tail.
-
-    Args:
-        counts: columns class_index, count, group ('many', 'medium' or 'few'), one row a class.
-    """
+    """Training images of each class, on a log axis: the long tail."""
     table = _common_to_rare(counts)
     fig, axes = plt.subplots(figsize=(9.0, 3.6))
     for group in GROUPS:
-        rows = table[table["group"] == group]
-        color, marker = GROUP_COLORS[group], GROUP_MARKERS[group]
+        rows, look = table[table["group"] == group], GROUP_LOOKS[group] | {"linestyle": ""}
         label = f"{GROUP_NAMES[group]}: {len(rows)} {'class' if len(rows) == 1 else 'classes'}"
-        axes.bar(rows.index, rows["count"], width=0.85, color=color, alpha=0.45)
-        axes.plot(rows.index, rows["count"], marker, color=color, markersize=3.5, label=label)
+        axes.bar(rows.index, rows["count"], width=0.85, color=look["color"], alpha=0.45)
+        axes.plot(rows.index, rows["count"], **look, markersize=3.5, label=label)
     axes.set(yscale="log", xlabel=CLASS_AXIS, ylabel="training images", xlim=(-0.8, len(table) - 0.2))
     axes.set_ylim(bottom=max(0.8, 0.5 * table["count"].min()))
     _log_ticks(axes.yaxis)
@@ -278,11 +276,9 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         history: columns model, epoch, train_accuracy, test_accuracy (NaN where an epoch was not tested).
             The number in a panel is the last tested epoch's.
     """
-    names = _models(history)
-    width, height = (4.6, 2.7) if len(names) == 1 else (2.7, 2.2)
-    fig, panels = _panels(len(names), width, height)
-    for index, (name, axes) in enumerate(zip(names, panels, strict=True)):
-        rows, color = history[history["model"] == name].sort_values("epoch"), COLORS[index % len(COLORS)]
+    fig, panels = _epoch_panels(history["model"].unique(), (4.6, 2.7), (2.7, 2.2), ACCURACY_AXIS, 5)
+    for (rows, look), axes in zip(_by_model(history), panels, strict=True):
+        rows, color = rows.sort_values("epoch"), look["color"]
         tested = rows.dropna(subset=["test_accuracy"])
         axes.plot(rows["epoch"], rows["train_accuracy"], "--", color=color, linewidth=1.2)
         axes.plot(tested["epoch"], tested["test_accuracy"], "-", color=color, linewidth=2)
@@ -292,9 +288,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
             axes.annotate(f"{last:.1f}", (epoch, last), (5, 0), textcoords="offset points", va="center")
         elif rows["train_accuracy"].isna().all():
             _say(axes, DIVERGED)
-        axes.set(title=_literal(name), xlabel="epoch", ylim=(0, 102))
-        axes.set_ylabel(ACCURACY_AXIS if axes.get_subplotspec().is_first_col() else "")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        axes.set_ylim(0, 102)
         axes.grid(axis="y")
     train = Line2D([], [], color="0.3", linestyle="--", linewidth=1.2)
     test = Line2D([], [], color="0.3", linestyle="-", linewidth=2)
@@ -310,16 +304,16 @@ def loss_curves(history: pd.DataFrame) -> Figure:
         history: columns model, epoch, train_loss, lr.
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 2.8), width_ratios=(2, 1))
-    for index, name in enumerate(_models(history)):
-        rows = history[history["model"] == name].sort_values("epoch")
-        left.plot(rows["epoch"], rows["train_loss"], **_line_style(index), label=_literal(name))
+    for rows, look in _by_model(history):
+        rows = rows.sort_values("epoch")
+        left.plot(rows["epoch"], rows["train_loss"], **look)
     right.plot(rows["epoch"], rows["lr"], color="0.3")
     left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     right.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     left.grid(axis="y")
     if history["train_loss"].isna().all():
         _say(left, DIVERGED)
-    _legend_below(fig, *left.get_legend_handles_labels())
+    _legend_below(fig)
     return fig
 
 
@@ -371,93 +365,82 @@ def projections(before: np.ndarray, after: dict[str, np.ndarray], radius: float)
     return fig
 
 
+def _smoothed(axes: Axes, values: pd.Series, look: dict[str, Any], bars: bool = False) -> None:
+    """A point or bar a class, and a line: the centred mean over 9 of 100 classes (3 of 20), of fewer at both ends."""
+    window = max(3, round(0.09 * len(values)) | 1)  # | 1 makes it odd, hence symmetric
+    if bars:
+        axes.bar(values.index, values, width=0.85, color=look["color"], alpha=0.3)
+    else:
+        axes.plot(values.index, values, ".", color=look["color"], markersize=4, alpha=0.25)
+    axes.plot(values.index, values.rolling(window, center=True, min_periods=1).mean(), **look, linewidth=2)
+
+
+def _over_classes(axes: Axes, counts: pd.DataFrame, ylabel: str) -> Figure:
+    """The figure of axes over classes, once these are named, the groups are kept apart, and the legend is there."""
+    axes.set(xlabel=CLASS_AXIS, ylabel=ylabel, xlim=(-0.5, len(counts) - 0.5))
+    _name_classes(axes, counts)
+    above = {"transform": axes.get_xaxis_transform(), "ha": "center", "color": "0.4", "size": 8}
+    for group, rows in _common_to_rare(counts).groupby("group", sort=False):
+        first, last = rows.index[0], rows.index[-1]
+        if first > 0:
+            axes.axvline(first - 0.5, color="0.75", linewidth=1, zorder=0)
+        axes.text((first + last) / 2, 1.01, group, **above)
+    _legend_below(axes.figure)
+    return axes.figure
+
+
 @_styled
-def per_class_accuracy(table: pd.DataFrame, counts: pd.DataFrame | None = None) -> Figure:
-    """Accuracy of each class, common to rare, models overlaid on the class counts (grey area, right axis).
+def per_class_accuracy(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
+    """Accuracy (percent) of each class, models overlaid on the class counts (grey area, right axis).
 
     Points are classes; lines are moving averages over 9 of 100 classes. As the figure of per-class
     accuracy in the paper and in its released code's readme.
-
-    Args:
-        table: columns model, class_index, count, accuracy (percent), one row a model and class.
-        counts: as for `class_counts`; where given, lines separate many, medium and few.
     """
-    names = _models(table)
-    fig, axes = plt.subplots(figsize=(9.0, 4.2))
+    _, axes = plt.subplots(figsize=(9.0, 4.2))
     behind = axes.twinx()
     axes.set_zorder(behind.get_zorder() + 1)
     axes.patch.set_visible(False)
-    for index, name in enumerate(names):
-        rows = _common_to_rare(table[table["model"] == name])
-        style = _line_style(index)
-        axes.plot(rows.index, rows["accuracy"], ".", color=style["color"], markersize=4, alpha=0.25)
-        axes.plot(rows.index, _moving_average(rows["accuracy"]), **style, linewidth=2, label=_literal(name))
-    images = _common_to_rare(table[table["model"] == names[0]])["count"]
+    for rows, look in _by_class(table, counts):
+        _smoothed(axes, rows["accuracy"], look)
+    images = _common_to_rare(counts)["count"]
     behind.fill_between(images.index, images, 0.5, step="mid", color="0.92", linewidth=0)
     behind.set(yscale="log", ylim=(1, images.max() * 1.1), ylabel="training images (grey area)")
     _log_ticks(behind.yaxis)
     behind.spines["right"].set_visible(True)
-    axes.set(xlabel=CLASS_AXIS, ylabel=ACCURACY_AXIS, ylim=(-2, 102), xlim=(-0.5, len(images) - 0.5))
-    _name_classes(axes, counts)
-    if counts is not None:
-        _mark_groups(axes, counts)
-    _legend_below(fig, *axes.get_legend_handles_labels())
-    return fig
+    axes.set_ylim(-2, 102)
+    return _over_classes(axes, counts, ACCURACY_AXIS)
 
 
 @_styled
 def class_differences(table: pd.DataFrame, base: str, counts: pd.DataFrame) -> Figure:
-    """Accuracy of each class less that of another model, common to rare: who gains, and who pays.
+    """Accuracy (percent) of each class less that of the model `base`: who gains, and who pays.
 
     Bars are the classes of one model, points where there are several; lines are moving averages.
-
-    Args:
-        table: columns model, class_index, count, accuracy (percent), one row a model and class.
-        base: the model that the others are compared with.
-        counts: as for `class_counts`.
     """
-    fig, axes = plt.subplots(figsize=(9.0, 3.9))
-    before = table[table["model"] == base].set_index("class_index")["accuracy"]
-    names = [name for name in _models(table) if name != base]
-    for index, name in enumerate(names, start=1):
-        rows = _common_to_rare(table[table["model"] == name])
-        gains, style = rows["accuracy"] - rows["class_index"].map(before), _line_style(index)
-        if len(names) == 1:
-            axes.bar(rows.index, gains, width=0.85, color=style["color"], alpha=0.3)
-        else:
-            axes.plot(rows.index, gains, ".", color=style["color"], markersize=4, alpha=0.25)
-        axes.plot(rows.index, _moving_average(gains), **style, linewidth=2, label=_literal(name))
+    _, axes = plt.subplots(figsize=(9.0, 3.9))
+    base_first = table.sort_values("model", key=lambda names: names != base, kind="stable")
+    (before, _), *others = _by_class(base_first, counts)
+    for rows, look in others:
+        _smoothed(axes, rows["accuracy"] - before["accuracy"], look, bars=len(others) == 1)
     axes.axhline(0, color="0.3", linewidth=1)
-    axes.set(xlabel=CLASS_AXIS, ylabel=f"points above {_literal(base)}", xlim=(-0.5, len(before) - 0.5))
     axes.grid(axis="y")
-    _name_classes(axes, counts)
-    _mark_groups(axes, counts)
-    _legend_below(fig, *axes.get_legend_handles_labels())
-    return fig
+    return _over_classes(axes, counts, f"points above {_literal(base)}")
 
 
 @_styled
-def class_norms(table: pd.DataFrame, counts: pd.DataFrame | None = None, log: bool = False) -> Figure:
+def class_norms(table: pd.DataFrame, counts: pd.DataFrame, log: bool = False) -> Figure:
     """L2 norm of each class's row of the classifier, models overlaid: balanced weights are a flat line.
 
-    As the paper's figure of per-class weight norms.
-
-    Args:
-        table: columns model, class_index, norm, one row a model and class.
-        counts: as for `class_counts`; where given, it sorts the classes (otherwise class_index does) and
-            lines separate many, medium and few.
-        log: a log axis, for models whose norms differ tenfold.
+    As the paper's figure of per-class weight norms. A log axis is for models whose norms differ tenfold.
     """
     return _class_lines(table, "norm", "L2 norm of the class's weights", counts, log)
 
 
 @_styled
 def class_logits(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
-    """Mean logit of each class over its own test images, and over all others, common to rare.
+    """Mean logit of each class over its own test images (`own`), and over all `others`; see `analysis.mean_logits`.
 
-    Args:
-        table: columns model (one alone), class_index, own, others; see `analysis.mean_logits`.
-        counts: as for `class_counts`.
+    The table is of one model alone.
     """
     kinds = {"own": "images of the class", "others": "images of other classes"}
     long = table.melt(["class_index"], list(kinds), "model", "logit")
@@ -473,29 +456,19 @@ def class_logits(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
 def marginal_likelihoods(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
     """Probability that a model gives each class over a balanced test set (paper, figure 6): flat is balanced.
 
-    Args:
-        table: columns model, class_index, likelihood (sums to 1 over the classes), one row a model and class.
-        counts: as for `class_counts`; it sorts the classes.
+    Its `likelihood` sums to 1 over the classes.
     """
-    classes = table["class_index"].nunique()
-    scaled = table.assign(share=classes * table["likelihood"])
+    scaled = table.assign(share=len(counts) * table["likelihood"])
     fig = _class_lines(scaled, "share", "marginal likelihood x C", counts, log=True)
     fig.axes[0].axhline(1, color="0.5", linewidth=1, zorder=0)
     return fig
 
 
-def _class_lines(table: pd.DataFrame, column: str, label: str, counts: pd.DataFrame | None, log: bool) -> Figure:
-    """A value of each class, common to rare, a line a model."""
-    if counts is not None:
-        table = table.drop(columns="count", errors="ignore")
-        table = table.merge(counts[["class_index", "count"]], on="class_index")
-    fig, axes = plt.subplots(figsize=(9.0, 3.9))
-    for index, name in enumerate(_models(table)):
-        rows = _common_to_rare(table[table["model"] == name])
-        axes.plot(rows.index, rows[column], **_line_style(index), label=_literal(name))
-    classes = table["class_index"].nunique()
-    axes.set(xlabel=CLASS_AXIS, ylabel=label, xlim=(-0.5, classes - 0.5))
-    _name_classes(axes, counts)
+def _class_lines(table: pd.DataFrame, column: str, label: str, counts: pd.DataFrame, log: bool) -> Figure:
+    """A value of each class, a line a model."""
+    _, axes = plt.subplots(figsize=(9.0, 3.9))
+    for rows, look in _by_class(table, counts):
+        axes.plot(rows.index, rows[column], **look)
     axes.grid(axis="y")
     if table[column].isna().all():
         _say(axes, DIVERGED)
@@ -504,10 +477,7 @@ def _class_lines(table: pd.DataFrame, column: str, label: str, counts: pd.DataFr
         _log_ticks(axes.yaxis)
     else:
         axes.set_ylim(bottom=0)
-    if counts is not None:
-        _mark_groups(axes, counts)
-    _legend_below(fig, *axes.get_legend_handles_labels())
-    return fig
+    return _over_classes(axes, counts, label)
 
 
 @_styled
@@ -519,15 +489,13 @@ def filter_norms(table: pd.DataFrame) -> Figure:
     """
     fig, panels = plt.subplots(1, 2, figsize=(7.2, 3.0))
     for axes, column in zip(panels, ("mean", "variance"), strict=True):
-        for index, name in enumerate(_models(table)):
-            rows = table[table["model"] == name]
-            axes.plot(rows["layer"], rows[column], **_line_style(index), label=_literal(name))
-        axes.set(
-            xlabel="convolution, from the first to the last", ylabel=f"{column} of the filters' norms", yscale="log"
-        )
+        for rows, look in _by_model(table):
+            axes.plot(rows["layer"], rows[column], **look)
+        axes.set(xlabel="convolution, from the first to the last", yscale="log")
+        axes.set_ylabel(f"{column} of the filters' norms")
         axes.grid(axis="y")
     _log_ticks(panels[0].yaxis)  # the variance spans decades, which need no help
-    _legend_below(fig, *panels[0].get_legend_handles_labels())
+    _legend_below(fig)
     return fig
 
 
@@ -574,11 +542,10 @@ def norm_evolution(norms: dict[str, np.ndarray], shared: bool = True, first_epoc
         shared: one colour scale for all panels; otherwise each panel has its own bar.
         first_epoch: the epoch of row 0.
     """
-    width, height = (4.8, 2.8) if len(norms) == 1 else (2.6, 2.2)
-    fig, panels = _panels(len(norms), width, height)
+    fig, panels = _epoch_panels(list(norms), (4.8, 2.8), (2.6, 2.2), CLASS_AXIS, 4)
     top = _largest(norms.values())
     label = "norm of the class's weights"
-    for (name, values), axes in zip(norms.items(), panels, strict=True):
+    for values, axes in zip(norms.values(), panels, strict=True):
         epochs, classes = values.shape
         extent = (first_epoch - 0.5, first_epoch + epochs - 0.5, classes - 0.5, -0.5)
         limits = {"vmin": 0, "vmax": top} if shared else {"vmin": 0}
@@ -586,9 +553,6 @@ def norm_evolution(norms: dict[str, np.ndarray], shared: bool = True, first_epoc
         image = axes.imshow(values.T, aspect="auto", extent=extent, **look, **limits)
         if _largest([values]) is None:
             _say(axes, DIVERGED)
-        axes.set(title=_literal(name), xlabel="epoch")
-        axes.set_ylabel(CLASS_AXIS if axes.get_subplotspec().is_first_col() else "")
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         _class_ticks(axes.yaxis)
         if not shared:
             fig.colorbar(image, ax=axes, label=label if axes.get_subplotspec().is_last_col() else "")
@@ -613,17 +577,16 @@ def group_bars(table: pd.DataFrame) -> Figure:
         color, hatch = COLORS[index % len(COLORS)], HATCHES[index % len(HATCHES)]
         look = {"facecolor": color, "hatch": hatch, "edgecolor": "white", "label": _literal(row["model"])}
         axes.bar(places, values, 0.92 * width, **look)
+        above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
         for place, value in zip(places, values, strict=True):
-            text = _digits(value)
-            above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-            axes.annotate(text, (place, np.nan_to_num(value)), **above, size=7, rotation=turn)
+            axes.annotate(_digits(value), (place, np.nan_to_num(value)), **above, size=7, rotation=turn)
     axes.set(ylabel=ACCURACY_AXIS, xlim=(-0.5, len(columns) - 0.5))
     axes.set_xticks(range(len(columns)), [*GROUP_NAMES.values(), "all"])
     axes.tick_params(axis="x", length=0)
     axes.margins(y=0.12 if turn else 0.08)
     if table[columns].isna().all(axis=None):
         axes.set_ylim(0, 100)
-    _legend_below(fig, *axes.get_legend_handles_labels())
+    _legend_below(fig)
     return fig
 
 
@@ -661,9 +624,7 @@ def sweep(
     fig, axes = plt.subplots(figsize=(5.6, 3.6))
     measured = [group for group in [*GROUPS, "all"] if rows[group].notna().any()]
     for group in measured:
-        color, line, marker = GROUP_COLORS[group], GROUP_LINES[group], GROUP_MARKERS[group]
-        name = GROUP_NAMES.get(group, group)
-        axes.plot(rows[x], rows[group], color=color, linestyle=line, marker=marker, label=name)
+        axes.plot(rows[x], rows[group], **GROUP_LOOKS[group], label=GROUP_NAMES.get(group, group))
     if not measured:
         _say(axes, DIVERGED)
     if log:
@@ -674,7 +635,7 @@ def sweep(
         axes.text(value, 1.01, f"{name}: {value:g}", transform=axes.get_xaxis_transform(), ha="center", size=8)
     axes.set(xlabel=xlabel, ylabel=ACCURACY_AXIS)
     axes.grid(axis="y")
-    _legend_below(fig, *axes.get_legend_handles_labels())
+    _legend_below(fig)
     return fig
 
 
@@ -686,19 +647,17 @@ def lines(
 
     Args:
         table: columns model, `x` and `y`.
-        x, y: columns.
         xlabel, ylabel: names of the axes, with their units.
         least: a dot at each line's least value.
         log: "x", "y": axes that are logarithmic.
     """
     fig, axes = plt.subplots(figsize=(6.4, 3.7))
-    for index, name in enumerate(_models(table)):
-        rows = table[table["model"] == name].dropna(subset=[y]).sort_values(x)
-        style = _line_style(index)
-        axes.plot(rows[x], rows[y], **style, label=_literal(name))
+    for index, (rows, look) in enumerate(_by_model(table)):
+        rows = rows.dropna(subset=[y]).sort_values(x)
+        axes.plot(rows[x], rows[y], **look)
         if least and len(rows):
             lowest = rows.loc[rows[y].idxmin()]
-            axes.plot(lowest[x], lowest[y], MARKS[index % len(MARKS)], color=style["color"], markersize=6)
+            axes.plot(lowest[x], lowest[y], MARKS[index % len(MARKS)], color=look["color"], markersize=6)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(axis="y")
     if table[y].isna().all():
@@ -707,8 +666,22 @@ def lines(
         axes.set(**{f"{axis}scale": "log" for axis in log})
         for axis in log:
             _log_ticks(axes.xaxis if axis == "x" else axes.yaxis)
-    _legend_below(fig, *axes.get_legend_handles_labels())
+    _legend_below(fig)
     return fig
+
+
+def _cells(axes: Axes, table: pd.DataFrame, **look: Any) -> AxesImage:
+    """Numbers as colours, each under its column's and beside its row's name."""
+    image = axes.imshow(table.to_numpy(dtype=float), aspect="auto", cmap="cividis", **look)
+    axes.set_xticks(range(table.shape[1]), [_tick(name) for name in table.columns])
+    axes.set_yticks(range(table.shape[0]), [_tick(name) for name in table.index])
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def _ink(image: AxesImage, value: float) -> str:
+    """The colour of a number that stands on its own cell."""
+    return "white" if not np.isnan(value) and image.norm(value) < 0.55 else "black"
 
 
 @_styled
@@ -719,53 +692,42 @@ def heatmap(
 
     Args:
         table: one setting in the columns, the other in the index, a number in each cell (NaN: not run).
-        xlabel: the name of the columns' setting.
-        ylabel: the name of the index's setting.
+        xlabel, ylabel: the names of the columns' and the index's setting.
         label: what a cell holds, with its unit.
         chosen: a row's and a column's value, whose cell is framed.
     """
-    values = table.to_numpy(dtype=float)
-    rows, columns = values.shape
+    rows, columns = table.shape
     fig, axes = plt.subplots(figsize=(2.0 + 0.62 * columns, max(2.4, 1.0 + 0.42 * rows)))
-    image = axes.imshow(values, aspect="auto", cmap="cividis", interpolation="nearest")
-    for (row, column), value in np.ndenumerate(values):
-        text = _digits(value)
-        dark = not np.isnan(value) and image.norm(value) < 0.55
-        axes.text(column, row, text, ha="center", va="center", size=8, color="white" if dark else "black")
-    axes.set_xticks(range(columns), [_tick(name) for name in table.columns])
-    axes.set_yticks(range(rows), [_tick(name) for name in table.index])
+    image = _cells(axes, table, interpolation="nearest")
+    for (row, column), value in np.ndenumerate(table.to_numpy(dtype=float)):
+        axes.text(column, row, _digits(value), ha="center", va="center", size=8, color=_ink(image, value))
     if chosen is not None:
         y, x = list(table.index).index(chosen[0]), list(table.columns).index(chosen[1])
-        axes.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, fill=False, edgecolor=COLORS[1], linewidth=2))
+        axes.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, **FRAME))
     axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     fig.colorbar(image, ax=axes, label=label)
     return fig
 
 
-def _map_panel(
-    axes: Axes, cells: pd.DataFrame, places: Sequence[tuple], decays: Sequence[float], **scale: float
-) -> Any:
-    """One side of `lr_wd_map`: a cell's colour is its accuracy, below which stand those of the groups."""
-    values = np.full((len(decays), len(places)), np.nan)
+def _map_panel(axes: Axes, cells: pd.DataFrame, grid: pd.DataFrame, **scale: float) -> AxesImage:
+    """One side of `lr_wd_map`: a cell's colour is its accuracy, below which stand those of the groups.
+
+    Args:
+        cells: rows of one classifier, each at its `x` and `y`.
+        grid: an empty table of the map's rows and columns.
+    """
+    values = grid.to_numpy(dtype=float, copy=True)
+    values[cells["y"], cells["x"]] = cells["all"]
+    image = _cells(axes, pd.DataFrame(values, grid.index, grid.columns), origin="lower", interpolation="none", **scale)
     for row in cells.to_dict("records"):
-        x, y = places.index(tuple(row[name] for name in MAP_PLACE)), decays.index(row["weight decay"])
-        values[y, x] = row["all"]
-    image = axes.imshow(values, aspect="auto", cmap="cividis", origin="lower", interpolation="none", **scale)
-    for row in cells.to_dict("records"):
-        x, y = places.index(tuple(row[name] for name in MAP_PLACE)), decays.index(row["weight decay"])
-        dark = not np.isnan(row["all"]) and image.norm(row["all"]) < 0.55
-        look = {"ha": "center", "color": "white" if dark else "black"}
+        (x, y), look = (row["x"], row["y"]), {"ha": "center", "color": _ink(image, row["all"])}
         axes.text(x, y, _digits(row["all"]), va="bottom", size=9, **look)
         axes.text(x, y, " / ".join(_digits(row[group], 0) for group in GROUPS), va="top", size=7, **look)
         if np.isclose(row["lr x wd"], MAP_PRODUCT):
-            edge = {"fill": False, "edgecolor": COLORS[1], "linewidth": 2}
-            axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **edge))
+            axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **FRAME))
     axes.set_facecolor("0.93")  # of cells that no run has
-    axes.set_yticks(range(len(decays)), [_tick(decay) for decay in decays])
     axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     return image
 
 
@@ -783,25 +745,24 @@ def lr_wd_map(table: pd.DataFrame, before: str = "first stage alone", after: str
         before, after: classifiers.
     """
     table = table[table["further"].fillna("") == ""]
-    places = sorted({tuple(row) for row in table[MAP_PLACE].itertuples(index=False)})
-    decays = sorted(table["weight decay"].unique())
+    # A number for each column and row of the map, in the order of their values.
+    table = table.assign(x=table.groupby(MAP_PLACE).ngroup(), y=table.groupby("weight decay").ngroup())
     shown = table[table["classifier"].isin((before, after))]["all"]
-    usual = Counter(tuple(row) for row in table[MAP_PLACE[:-1]].itertuples(index=False)).most_common(1)[0][0]
+    usual = Counter(table[MAP_PLACE[:-1]].itertuples(index=False, name=None)).most_common(1)[0][0]
     names = []
-    for *how, lr in places:
+    for *how, lr in sorted(set(table[MAP_PLACE].itertuples(index=False, name=None))):
         other = [f"{name} {own:g}" for name, own, most in zip(MAP_PLACE, how, usual, strict=False) if own != most]
         names.append("\n".join([f"{lr:g}", *other]))
     unless = ", ".join(f"{name} {value:g}" for name, value in zip(MAP_PLACE, usual, strict=False))
-    size = (1.6 + 1.7 * len(places), 1.2 + 0.54 * len(decays))
-    fig, panels = plt.subplots(1, 2, figsize=size, sharey=True)
+    grid = pd.DataFrame(np.nan, sorted(table["weight decay"].unique()), names)
+    fig, panels = plt.subplots(1, 2, figsize=(1.6 + 1.7 * len(names), 1.2 + 0.54 * len(grid)), sharey=True)
     for axes, name in zip(panels, (before, after), strict=True):
         cells = table[table["classifier"] == name]
-        image = _map_panel(axes, cells, places, decays, vmin=shown.min(), vmax=shown.max())
+        image = _map_panel(axes, cells, grid, vmin=shown.min(), vmax=shown.max())
         axes.set(title=_literal(name), xlabel=f"learning rate ({unless} unless said)")
-        axes.set_xticks(range(len(places)), names)
     panels[0].set_ylabel("weight decay")
     fig.colorbar(image, ax=panels, label="accuracy on held-out images (%)")
-    handle = Rectangle((0, 0), 1, 1, fill=False, edgecolor=COLORS[1], linewidth=2)
+    handle = Rectangle((0, 0), 1, 1, **FRAME)
     _legend_below(fig, [handle], [f"learning rate x weight decay = {MAP_PRODUCT:g}, the paper's"])
     return fig
 
@@ -819,10 +780,9 @@ def _between(cells: Sequence[float], value: float) -> float:
 
 def _landscape_panel(axes: Axes, cells: pd.DataFrame, marks: Iterable[tuple[float, float]]) -> AxesImage:
     """Accuracy [weight decays, radii] as colours, and marks exactly where their settings lie."""
-    image = axes.imshow(cells, aspect="auto", cmap="cividis", origin="lower", interpolation="nearest")
     radii = ["none" if np.isinf(radius) else f"{radius:.2f}" for radius in cells.columns]
-    axes.set_xticks(range(cells.shape[1]), radii, rotation=90)
-    axes.set_yticks(range(cells.shape[0]), [_tick(decay) for decay in cells.index])
+    image = _cells(axes, cells.set_axis(radii, axis=1), origin="lower", interpolation="nearest")
+    axes.tick_params(axis="x", rotation=90)
     if cells.isna().any(axis=None):
         axes.set_facecolor("0.8")  # of cells where training diverged, so that a white mark shows on them
     for index, (decay, radius) in enumerate(marks):
@@ -906,18 +866,17 @@ def reliability(bins: pd.DataFrame) -> Figure:
     """
     fig, axes = plt.subplots(figsize=(5.4, 4.9))
     axes.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="calibrated")
-    for index, name in enumerate(_models(bins)):
-        rows = bins[(bins["model"] == name) & (bins["weight"] > 0)].sort_values("confidence")
+    for rows, look in _by_model(bins):
+        rows = rows[rows["weight"] > 0].sort_values("confidence")
         share = rows["weight"] / rows["weight"].sum()
         error = 100 * (share * (rows["accuracy"] - rows["confidence"]).abs()).sum(min_count=1, skipna=False)
-        style = _line_style(index)
         x, y = 100 * rows["confidence"], 100 * rows["accuracy"]
         words = "ECE –" if np.isnan(error) else f"ECE {error:.1f} %"
-        axes.plot(x, y, **style, label=f"{_literal(name)} ({words})")
-        axes.scatter(x, y, 6 + 150 * share, color=style["color"], alpha=0.6)
+        axes.plot(x, y, **look | {"label": f"{look['label']} ({words})"})
+        axes.scatter(x, y, 6 + 150 * share, color=look["color"], alpha=0.6)
     axes.set(xlabel="confidence (%)", ylabel=ACCURACY_AXIS, xlim=(0, 102), ylim=(0, 102), aspect="equal")
     axes.grid()
-    _legend_below(fig, *axes.get_legend_handles_labels())
+    _legend_below(fig)
     return fig
 
 
@@ -938,30 +897,28 @@ def _png(fig: Figure, dpi: int = 2 * DPI) -> bytes:
     return png
 
 
-def _display(data: bytes, kind: str, width: int | None = None) -> None:
-    """Show a picture's very bytes in a notebook."""
-    from IPython.display import Image as Picture  # only a notebook has it
-    from IPython.display import display
-
-    display(Picture(data=data, format=kind, width=width))
-
-
-def _width(png: bytes) -> int:
-    """Half a PNG's width in pixels, at which it is shown."""
-    with Image.open(io.BytesIO(png)) as picture:
-        return picture.width // 2
-
-
-def in_a_page() -> bool:
+def _in_a_page() -> bool:
     """Whether figures go into a notebook's page."""
     return "inline" in plt.get_backend().lower()
 
 
+def _give(data: bytes, path: Path | None) -> None:
+    """Write a picture's bytes if it has a path, and show these very bytes in a notebook: a PNG at half its size."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    if _in_a_page():
+        from IPython.display import Image as Picture  # only a notebook has it
+        from IPython.display import display
+
+        with Image.open(io.BytesIO(data)) as picture:
+            kind, width = picture.format.lower(), picture.width // 2
+        display(Picture(data=data, format=kind, width=width if kind == "png" else None))
+
+
 def show_picture(path: Path) -> None:
     """Show a PNG that `show` wrote."""
-    if in_a_page():
-        data = path.read_bytes()
-        _display(data, "png", _width(data))
+    _give(path.read_bytes(), None)
 
 
 def show_animation(figures: Iterable[Figure], path: Path | None, seconds: float = 0.15) -> None:
@@ -981,12 +938,7 @@ def show_animation(figures: Iterable[Figure], path: Path | None, seconds: float 
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(6000 * seconds)]
     with io.BytesIO() as file:
         frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
-        data = file.getvalue()
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    if in_a_page():
-        _display(data, "gif")
+        _give(file.getvalue(), path)
 
 
 def show(fig: Figure, path: Path | None = None) -> None:
@@ -999,16 +951,9 @@ def show(fig: Figure, path: Path | None = None) -> None:
         fig: the figure; closed afterwards.
         path: the PNG to write, its folder made where missing; None to write nothing.
     """
-    if not distributed.current().is_main:
-        plt.close(fig)
-        return
-    if path is not None or in_a_page():
-        png = _png(fig)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(png)
-    if in_a_page():
-        _display(png, "png", _width(png))
-    elif plt.get_backend().lower() not in NON_INTERACTIVE:
-        plt.show()
+    if distributed.current().is_main:
+        if path is not None or _in_a_page():
+            _give(_png(fig), path)
+        if not _in_a_page() and plt.get_backend().lower() not in NON_INTERACTIVE:
+            plt.show()
     plt.close(fig)
