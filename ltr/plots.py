@@ -921,13 +921,11 @@ def show_picture(path: Path) -> None:
     _give(path.read_bytes(), None)
 
 
-def show_animation(figures: Iterable[Figure], path: Path | None, seconds: float = 0.15) -> None:
+def show_animation(figures: Iterable[Figure], path: Path | None) -> None:
     """Save figures of one size as a GIF that repeats, show it in a notebook, and close them.
 
-    Args:
-        figures: the frames; of several processes rank 0 alone draws them.
-        path: the GIF to write; None to write nothing.
-        seconds: of each frame; the last one stays six times as long.
+    Each frame stays 0.3 seconds, the last one six times as long. Of several processes rank 0 alone draws them. Without
+    a path nothing is written.
     """
     if not distributed.current().is_main:
         return
@@ -935,7 +933,7 @@ def show_animation(figures: Iterable[Figure], path: Path | None, seconds: float 
     for fig in figures:
         frames.append(Image.open(io.BytesIO(_png(fig, DPI))).convert("RGB").quantize(12, dither=Image.Dither.NONE))
         plt.close(fig)
-    times = [round(1000 * seconds)] * (len(frames) - 1) + [round(6000 * seconds)]
+    times = [300] * (len(frames) - 1) + [1800]  # milliseconds
     with io.BytesIO() as file:
         frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
         _give(file.getvalue(), path)
@@ -948,7 +946,6 @@ def show(fig: Figure, path: Path | None = None) -> None:
     rank 0 alone does either.
 
     Args:
-        fig: the figure; closed afterwards.
         path: the PNG to write, its folder made where missing; None to write nothing.
     """
     if distributed.current().is_main:

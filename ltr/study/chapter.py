@@ -21,21 +21,11 @@ from ltr.runtime import distributed, process
 from ltr.runtime.storage import read_table
 from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage, SecondStage
+from ltr.study.report import where
 from ltr.study.rows import Rows, open_rows
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
-
-
-def load_images(settings: FirstStage | SecondStage) -> tuple[datasets.LongTailed | None, datasets.Absent | None]:
-    """The images, or why there are none."""
-    if settings.committed or getattr(settings, "base", "trained") == "shipped":
-        return None, None
-    try:
-        return datasets.load(**settings.data), None
-    except datasets.Absent as absent:
-        print(f"{absent}; only finished runs can be read")
-        return None, absent
 
 
 def train_network(
@@ -50,11 +40,7 @@ def train_network(
 
 @dataclass(frozen=True)
 class Chapter:
-    """A notebook's or script's way to images, runs and readers.
-
-    Attributes:
-        settings: what was asked.
-    """
+    """A notebook's or script's way to images, runs and readers, as its settings ask."""
 
     settings: FirstStage | SecondStage
 
@@ -62,7 +48,15 @@ class Chapter:
 
     @cached_property
     def _images(self) -> tuple[datasets.LongTailed | None, datasets.Absent | None]:
-        return load_images(self.settings)
+        """The images, or why there are none."""
+        settings = self.settings
+        if settings.committed or getattr(settings, "base", "trained") == "shipped":
+            return None, None
+        try:
+            return datasets.load(**settings.data), None
+        except datasets.Absent as absent:
+            print(f"{absent}; only finished runs can be read")
+            return None, absent
 
     @property
     def data(self) -> datasets.LongTailed | None:
@@ -102,12 +96,7 @@ class Chapter:
         return runs.open_run(self.settings.out / "demo_1", label, identity, self.about["fingerprint"])
 
     def first_stage(self, method: str, weight_decay: float) -> runs.Result:
-        """Train a network, or go on training it, or load it where it is finished.
-
-        Args:
-            method: its name in tables.
-            weight_decay: lambda.
-        """
+        """Train a network, or go on training it, or load it where it is finished; `method` names it in tables."""
         settings, run = self.settings, self.run(method, weight_decay)
 
         def train() -> training.Outcome:
@@ -117,13 +106,7 @@ class Chapter:
         return run.load_or_train(self.data, train, settings.device, counts, settings.retrain)
 
     def of_images(self, name: str, result: runs.Result, compute: Compute) -> pd.DataFrame | None:
-        """A table about a network's features, read from its run, else computed; None where that takes images.
-
-        Args:
-            name: of the table.
-            result: a first stage.
-            compute: makes it.
-        """
+        """A table about a first stage's features, read from its run, else computed; None where that takes images."""
         settings = self.settings
 
         def make() -> pd.DataFrame:
@@ -156,17 +139,12 @@ class Chapter:
         """Show a figure, and keep it beside the runs."""
         plots.show(figure, None if self.settings.committed else self.path(name))
 
-    def animate(self, figures: Iterable[Figure], name: str, seconds: float = 0.3) -> None:
+    def animate(self, figures: Iterable[Figure], name: str) -> None:
         """Show figures of one size one after another, as an animation."""
-        plots.show_animation(figures, None if self.settings.committed else self.path(name), seconds)
+        plots.show_animation(figures, None if self.settings.committed else self.path(name))
 
     def picture(self, name: str, make: Callable[[], Figure]) -> None:
-        """Show a figure that needs images; without them the one that is committed.
-
-        Args:
-            name: of its file.
-            make: draws it.
-        """
+        """Show a figure that needs images; without them the one that is committed."""
         if self.data is not None:
             self.show(make(), name)
         elif self.path(name).exists():
@@ -185,14 +163,10 @@ class Chapter:
         show_table(accuracy_table(results), " ".join([protocol(self.settings), note]).strip())
 
     def claim(self, sentence: str, holds: bool) -> None:
-        """Say what was found, and whether it is so.
-
-        Args:
-            sentence: what a reader is told.
-            holds: whether the runs at hand say so.
+        """Tell a reader what was found, and whether it holds for the runs at hand.
 
         Raises:
-            AssertionError: the committed runs do not.
+            AssertionError: the committed runs do not say so.
         """
         if self.settings.committed and not holds:
             raise AssertionError(f"the committed runs do not say: {sentence}")
@@ -219,11 +193,7 @@ class EndOfPage(Exception):
 
 
 def end(words: str) -> NoReturn:
-    """End a script or a notebook before its last line.
-
-    Args:
-        words: why.
-    """
+    """End a script or a notebook before its last line, and say why."""
     if process.in_ipython():
         raise EndOfPage(words)
     print(words)
@@ -235,6 +205,13 @@ def difference(before: runs.Result, after: runs.Result) -> metrics.Difference:
     return metrics.paired_difference(before.predictions.hits, after.predictions.hits)
 
 
+def longest(path: Path, columns: Sequence[str], **wanted: Any) -> pd.DataFrame:
+    """Rows of a tuning table that have these values, of the most epochs; none where there is no file."""
+    table = read_table(path) if path.exists() else pd.DataFrame(columns=columns)
+    table = where(table, **wanted)
+    return table[table.stage1_epochs == table.stage1_epochs.max()]
+
+
 def tuning(settings: SecondStage) -> pd.DataFrame:
     """What `ltr compare` tried on held-out images, on the longest first stage like this one; no rows without any.
 
@@ -244,14 +221,10 @@ def tuning(settings: SecondStage) -> pd.DataFrame:
     Returns:
         a row a setting of a method: method, tau, weight decay, lr, ..., and many, medium, few, all in percent.
     """
-    path = settings.out / "tuning" / "comparison.csv"
     columns = ["method", "tau", "weight decay", "lr", "radius / mean norm", "all", "tuned_on", "chosen"]
-    if not path.exists():
-        return pd.DataFrame(columns=columns)
-    table = read_table(path)
-    for name in ("backbone", "imbalance_factor", "profile", "stage1_weight_decay"):
-        table = table[table[name] == getattr(settings, name)]
-    return table[table.stage1_epochs == table.stage1_epochs.max()]
+    names = ("backbone", "imbalance_factor", "profile", "stage1_weight_decay")
+    wanted = {name: getattr(settings, name) for name in names}
+    return longest(settings.out / "tuning" / "comparison.csv", [*columns, *wanted, "stage1_epochs"], **wanted)
 
 
 def tuning_runs(settings: FirstStage) -> pd.DataFrame:
@@ -260,13 +233,9 @@ def tuning_runs(settings: FirstStage) -> pd.DataFrame:
     Returns:
         columns of results.csv; last epoch, plain, percent.
     """
-    path = settings.out / "tuning" / "results.csv"
-    table = read_table(path) if path.exists() else pd.DataFrame(columns=runs.COLUMNS)
     wanted = {"backbone": settings.backbone, "imbalance_factor": settings.imbalance_factor}
     wanted |= {"selection": "last", "tta": "none"}
-    for column, value in wanted.items():
-        table = table[table[column] == value]
-    return table[table.stage1_epochs == table.stage1_epochs.max()]
+    return longest(settings.out / "tuning" / "results.csv", runs.COLUMNS, **wanted)
 
 
 def accuracy_table(results: Mapping[str, runs.Result | None]) -> pd.DataFrame:

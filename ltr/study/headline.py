@@ -5,7 +5,7 @@
 Last epoch, plain test, tuned values; means where there are several seeds. Without `--readme` they are printed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ltr.metrics import percent
 from ltr.runtime.options import Parser
 from ltr.runtime.storage import read_table, write_text
 from ltr.study import published
-from ltr.study.report import in_markdown, replaced
+from ltr.study.report import in_markdown, replaced, where
 
 BEST = "CB + WD + MaxNorm"
 ADJUSTED = "logit adjustment"
@@ -35,21 +35,13 @@ def network(results: pd.DataFrame, epochs: int | None = None) -> dict[str, Any]:
     Raises:
         InputError: there is none, or there are several.
     """
-    balanced = results[(results.method == BEST) & (results["mode"] == "paper")]
-    if epochs is not None:
-        balanced = balanced[balanced.stage1_epochs == epochs]
+    length = {} if epochs is None else {"stage1_epochs": epochs}
+    balanced = where(results, method=BEST, mode="paper", **length)
     places = balanced[PLACE].drop_duplicates()
     if len(places) != 1:
         lengths = ", ".join(f"{value:g}" for value in places.stage1_epochs) or "none"
         raise InputError(f"--stage1-epochs: must choose one balanced network, there are {lengths}")
     return places.iloc[0].to_dict()
-
-
-def where(table: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows that have these values."""
-    for column, value in wanted.items():
-        table = table[table[column] == value]
-    return table
 
 
 def line(title: str, rows: pd.DataFrame, paper: float = float("nan")) -> list[str]:
@@ -66,24 +58,22 @@ def five_rows(results: pd.DataFrame, comparison: pd.DataFrame | None, epochs: in
         comparison: of comparison.csv, which logit adjustment is in; None to go without.
         epochs: see `network`.
     """
-    results = where(results, {"selection": "last", "tta": "none"})
+    results = where(results, selection="last", tta="none")
     place = network(results, epochs)
-    ours, decay = where(results, place), place["stage1_weight_decay"]
-    naive = where(results, place | {"stage1_weight_decay": 0, "method": "naive"})
-    tau = ours[(ours.method == "WD + tau-norm") & ours["mode"].isna()]
-    best = where(ours, {"method": BEST, "mode": "paper"})
+    ours, decay = where(results, **place), place["stage1_weight_decay"]
+    naive = where(results, **place | {"stage1_weight_decay": 0, "method": "naive"})
+    tau = where(ours[ours["mode"].isna()], method="WD + tau-norm")
+    best = where(ours, method=BEST, mode="paper")
+    values = f"weight decay {best.weight_decay.mean():g}, radius {best.max_norm.mean():.2f}"
     named = {
-        "naive: cross-entropy without weight decay": (naive, "naive"),
-        f"WD: with weight decay {decay:g}": (where(ours, {"method": "WD"}), "WD"),
-        f"WD + tau-norm (tau {tau.tau.mean():g})": (tau, "WD + tau-norm"),
-        f"WD + CB & WD & MaxNorm (weight decay {best.weight_decay.mean():g}, radius {best.max_norm.mean():.2f})": (
-            best,
-            BEST,
-        ),
+        "naive": ("naive: cross-entropy without weight decay", naive),
+        "WD": (f"WD: with weight decay {decay:g}", where(ours, method="WD")),
+        "WD + tau-norm": (f"WD + tau-norm (tau {tau.tau.mean():g})", tau),
+        BEST: (f"WD + CB & WD & MaxNorm ({values})", best),
     }
-    lines = [line(title, rows, published.TABLE_1[method][-1]) for title, (rows, method) in named.items() if len(rows)]
+    lines = [line(title, rows, published.TABLE_1[method][-1]) for method, (title, rows) in named.items() if len(rows)]
     if comparison is not None:
-        adjusted = where(comparison, place | {"method": ADJUSTED})
+        adjusted = where(comparison, **place, method=ADJUSTED)
         value = adjusted["hyper-parameters"].iloc[0] if len(adjusted) else ""
         lines[-1:-1] = [line(f"WD + {ADJUSTED} ({value})", adjusted)] if len(adjusted) else []
     return lines
@@ -106,7 +96,8 @@ def main(arguments: Sequence[str]) -> None:
             raise InputError(f"results: there is no file {path}")
     comparison = None if options.comparison is None else read_table(options.comparison, "comparison")
     rows = five_rows(read_table(options.results, "results"), comparison, options.stage1_epochs)
+    table = pd.DataFrame(rows, columns=HEAD)
     if options.readme is None:
-        print(pd.DataFrame(rows, columns=HEAD).set_index("model").to_string())
+        print(table.set_index("model").to_string())
     else:
-        write_text(options.readme, replaced(options.readme, {"headline": in_markdown([HEAD, *rows])}))
+        write_text(options.readme, replaced(options.readme, {"headline": in_markdown(table)}))

@@ -7,7 +7,7 @@ every number there is one of the file.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,57 +55,45 @@ def cell(values: pd.Series) -> str:
     return text
 
 
-def joined(values: Iterable[float]) -> str:
-    """Percentages in one cell."""
-    return " / ".join(metrics.percent(value) for value in values)
-
-
-def number(value: float) -> str:
-    """A setting in short, empty where the model has none."""
-    return "" if pd.isna(value) else f"{value:.3g}"
-
-
 def seeds(rows: pd.DataFrame) -> str:
     """Their number in words."""
     count = rows.seed.nunique()
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def in_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table; the first line is its head."""
-    head, *rest = lines
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rest)) + "\n"
-
-
-def side_by_side(columns: Sequence[Column]) -> str:
-    """A table of columns."""
-    return in_markdown(list(zip(*columns, strict=True)))
+def in_markdown(table: pd.DataFrame) -> str:
+    """A table whose cells are text, as it stands in a README."""
+    lines = [[*table.columns], ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 # ---- rows of results.csv
 
 
-def with_first_stage(results: pd.DataFrame) -> pd.DataFrame:
-    """Beside each row how its first stage was trained, in the columns `FIRST`; empty where its row is not there."""
-    results = results.reindex(columns=runs.COLUMNS)  # a table from before has fewer
-    firsts = results[results.run == results.stage1_run].drop_duplicates("run").set_index("run")
-    return results.assign(**{name: results.stage1_run.map(firsts[own]) for name, own in FIRST.items()})
+def where(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Rows that have these values."""
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    return table
 
 
 def headline(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of the last epoch and plain test; beside them accuracy over all classes counted in the other ways.
 
     Returns:
-        `flip` (logits averaged with the mirrored image), `best` (best epoch on the test set) and `both` as columns;
-        and those of `with_first_stage`.
+        as further columns `flip` (logits averaged with the mirrored image), `best` (best epoch on the test set) and
+        `both`; `radius`, which is MaxNorm's where it is a setting, as the released one is relative, another for each
+        seed; and those of `FIRST`, which say how the first stage was trained, empty where its row is not there.
     """
     ways = {"flip": ("last", "flip"), "best": ("best_test", "none"), "both": ("best_test", "flip")}
-    results = with_first_stage(results)
-    shown = results[(results.selection == "last") & (results.tta == "none")]
+    results = results.reindex(columns=runs.COLUMNS)  # a table from before has fewer
+    firsts = results[results.run == results.stage1_run].drop_duplicates("run").set_index("run")
+    shown = where(results, selection="last", tta="none")
+    shown = shown.assign(**{name: shown.stage1_run.map(firsts[own]) for name, own in FIRST.items()})
     for name, (selection, tta) in ways.items():
-        other = results[(results.selection == selection) & (results.tta == tta)]
-        shown = shown.assign(**{name: shown.run.map(other.drop_duplicates("run").set_index("run")["all"])})
-    return shown
+        other = where(results, selection=selection, tta=tta).drop_duplicates("run").set_index("run")
+        shown = shown.assign(**{name: shown.run.map(other["all"])})
+    return shown.assign(radius=shown.max_norm.where(shown["mode"] != "released"))
 
 
 def training(rows: pd.DataFrame) -> str:
@@ -125,10 +113,10 @@ def by_training(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {training(own): own for own in groups}
 
 
-def measured(results: pd.DataFrame, factor: float = 100) -> dict[str, dict[str, pd.DataFrame]]:
-    """The headline rows of CIFAR100-LT by network, and by how its first stage was trained."""
-    rows = headline(results)
-    rows = rows[(rows.dataset == "cifar100") & (rows.imbalance_factor == factor) & (rows.profile == "exp")]
+def measured(results: pd.DataFrame, *factors: float) -> dict[str, dict[str, pd.DataFrame]]:
+    """The headline rows of CIFAR100-LT at some imbalance factors by network, and by how its first stage was trained."""
+    rows = where(headline(results), dataset="cifar100", profile="exp")
+    rows = rows[rows.imbalance_factor.isin(factors)]
     rows = rows.assign(mode=rows["mode"].astype(object).fillna("paper"))
     return {name: by_training(rows[rows.backbone == backbone]) for backbone, name in NETWORKS.items()}
 
@@ -141,11 +129,6 @@ def has_max_norm(method: str) -> bool:
     return method in METHODS and METHODS[method].constraint == "MaxNorm"
 
 
-def absolute_radius(rows: pd.DataFrame) -> pd.Series:
-    """The radius where it is a setting; the released one is relative, another for each seed."""
-    return rows.max_norm.where(rows["mode"] != "released")
-
-
 def models_of(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Title and rows of each model, in the order of the paper's Table 1.
 
@@ -154,8 +137,7 @@ def models_of(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """
     order = {method: i for i, method in enumerate(published.TABLE_1)}
     position = rows.method.map(order).fillna(len(order))
-    mode = rows["mode"].astype(object).fillna("")
-    rows = rows.assign(mode=mode, position=position, radius=absolute_radius(rows))
+    rows = rows.assign(mode=rows["mode"].astype(object).fillna(""), position=position)
     rows = rows.sort_values(["mode", "position"], kind="stable")
     for (_, method, mode, *_), model in rows.groupby(MODEL, sort=False, dropna=False):
         title = f"{method} ({mode})" if mode else method
@@ -172,7 +154,8 @@ def model_line(title: str, rows: pd.DataFrame) -> list[str]:
     if has_max_norm(rows.method.iloc[0]) and rows.max_norm_fired.notna().any():
         fired = f"{100 * rows.max_norm_fired.mean():.1f}"
     settings = [rows.stage1_weight_decay.iloc[0], rows.weight_decay.mean(), rows.max_norm.mean()]
-    return [title, *map(number, settings), *(cell(rows[name]) for name in MEASURES), fired, str(rows.seed.nunique())]
+    short = ["" if pd.isna(value) else f"{value:.3g}" for value in settings]
+    return [title, *short, *(cell(rows[name]) for name in MEASURES), fired, str(rows.seed.nunique())]
 
 
 def set_part(rows: pd.DataFrame) -> str:
@@ -183,18 +166,17 @@ def set_part(rows: pd.DataFrame) -> str:
     """
     one = rows.iloc[0]
     devices, versions = (", ".join(sorted(rows[name].unique())) for name in ("device", "torch"))
-    lines = [["model", "stage-1 WD", "stage-2 WD", "radius", *MEASURES[:-1], "ECE", "MaxNorm fired", "seeds"]]
-    theirs = ["paper (ResNet-34): many / medium / few / all"]
-    for title, own in models_of(rows):
-        lines.append(model_line(title, own))
-        theirs.append(joined(published.TABLE_1.get(own.method.iloc[0], ())))
+    models = list(models_of(rows))
+    head = ["model", "stage-1 WD", "stage-2 WD", "radius", *MEASURES[:-1], "ECE", "MaxNorm fired", "seeds"]
+    table = pd.DataFrame([model_line(title, own) for title, own in models], columns=head)
     if (one.dataset, one.imbalance_factor, one.profile) == ("cifar100", 100, "exp"):
-        lines = [[*line, paper] for line, paper in zip(lines, theirs, strict=True)]
+        theirs = [published.TABLE_1.get(own.method.iloc[0], ()) for _, own in models]
+        table["paper (ResNet-34): many / medium / few / all"] = [" / ".join(map(metrics.percent, r)) for r in theirs]
     place = f"{one.dataset}, imbalance factor {one.imbalance_factor:g} ({one.profile}), {one.backbone}"
     return (
         f"**{place}, {training(rows)}** · last epoch, plain test, in %; `flip`, `best`, `both`: all classes, with "
         f"mirrored images, of the best epoch on the test set, both · {devices} · torch {versions}\n\n"
-        f"{in_markdown(lines)}"
+        f"{in_markdown(table)}"
     )
 
 
@@ -213,7 +195,6 @@ def markdown(results: pd.DataFrame) -> str:
 def variants(rows: pd.DataFrame, measure: str = "all") -> str:
     """A measure of a method; of each of its settings where it was run with several."""
     settings = ["stage1_weight_decay", "loss", "lr", "weight_decay", "radius", "tau"]
-    rows = rows.assign(radius=absolute_radius(rows))
     return " / ".join(cell(own[measure]) for _, own in rows.groupby(settings, dropna=False)) or NOT_MEASURED
 
 
@@ -246,13 +227,31 @@ def table_1_cell(rows: pd.DataFrame, method: str, mode: str) -> str:
     return variants(own)
 
 
-def network_columns(
-    name: str, trained: dict[str, pd.DataFrame], lines: int, make: Callable[[str, pd.DataFrame], list[Column]]
-) -> list[Column]:
-    """A network's columns, those of `make` for each way of training it; one that says so where there is none."""
-    if not trained:
-        return [[name] + [NOT_MEASURED] * lines]
-    return [column for words, rows in trained.items() for column in make(f"{name}, {words}, {seeds(rows)}", rows)]
+def beside_theirs(
+    theirs: Sequence[Column],
+    found: dict[str, dict[str, pd.DataFrame]],
+    make: Callable[[str, pd.DataFrame], list[Column]],
+) -> str:
+    """The paper's columns, then those of `make` for each network and way of training it.
+
+    Args:
+        theirs: the first one names the lines.
+        found: of `measured`; a network that is not there has a column that says so.
+        make: columns of some rows, whose head begins as it is told.
+
+    Returns:
+        nothing where there is no network at all.
+    """
+    if not any(found.values()):
+        return ""
+    columns = [*theirs]
+    for name, trained in found.items():
+        if not trained:
+            columns.append([name, *[NOT_MEASURED] * (len(theirs[0]) - 1)])
+        for words, rows in trained.items():
+            columns += make(f"{name}, {words}, {seeds(rows)}", rows)
+    head, *lines = zip(*columns, strict=True)
+    return in_markdown(pd.DataFrame(lines, columns=head))
 
 
 def table_1(results: pd.DataFrame, factor: float = 100) -> str:
@@ -269,23 +268,14 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
 
     def modes(head: str, rows: pd.DataFrame) -> list[Column]:
         name = head.split(",")[0]
-        heads = {
-            "paper": f"{head}: tuned",
-            "published": f"{name}: published values",
-            "released": f"{name}: released mode",
-        }
-        return [
-            [text, *(table_1_cell(rows, method, mode) for method in published.TABLE_1)] for mode, text in heads.items()
-        ]
+        heads = {"paper": f"{head}: tuned", "published": f"{name}: published values"}
+        heads["released"] = f"{name}: released mode"
+        cells = {mode: [table_1_cell(rows, method, mode) for method in published.TABLE_1] for mode in heads}
+        return [[head, *cells[mode]] for mode, head in heads.items()]
 
-    found = measured(results, factor)
-    if not any(found.values()):
-        return ""
-    theirs = [metrics.percent(values[-1]) for values in published.TABLE_1.values()]
-    columns = [["model", *published.TABLE_1], ["paper (ResNet-34, best epoch on the test set)", *theirs]]
-    for name, trained in found.items():
-        columns += network_columns(name, trained, len(theirs), modes)
-    return side_by_side(columns)
+    best = [metrics.percent(values[-1]) for values in published.TABLE_1.values()]
+    theirs = [["model", *published.TABLE_1], ["paper (ResNet-34, best epoch on the test set)", *best]]
+    return beside_theirs(theirs, measured(results, factor), modes)
 
 
 def table_2(results: pd.DataFrame) -> str:
@@ -297,22 +287,16 @@ def table_2(results: pd.DataFrame) -> str:
     Returns:
         nothing where no row is of CIFAR100-LT.
     """
-    found = [measured(results, factor) for factor in published.FACTORS]
 
     def one(head: str, rows: pd.DataFrame) -> list[Column]:
-        parts = [rows[rows.imbalance_factor == factor] for factor in published.FACTORS]
+        parts = [where(rows, imbalance_factor=factor) for factor in published.FACTORS]
         cells = [[table_1_cell(part, method, "paper") for part in parts] for method in published.TABLE_2]
         return [[head, *(NOT_MEASURED if set(each) == {NOT_MEASURED} else " / ".join(each) for each in cells)]]
 
-    if not any(trained for parts in found for trained in parts.values()):
-        return ""
     head = f"paper (ResNet-34), imbalance factor {' / '.join(map(str, published.FACTORS))}"
-    columns = [["model", *published.TABLE_2], [head, *map(joined, published.TABLE_2.values())]]
-    for name in NETWORKS.values():
-        ways = dict.fromkeys(words for parts in found for words in parts[name])
-        trained = {words: pd.concat([parts[name][words] for parts in found if words in parts[name]]) for words in ways}
-        columns += network_columns(name, trained, len(published.TABLE_2), one)
-    return side_by_side(columns)
+    theirs = [" / ".join(map(metrics.percent, values)) for values in published.TABLE_2.values()]
+    columns = [["model", *published.TABLE_2], [head, *theirs]]
+    return beside_theirs(columns, measured(results, *published.FACTORS), one)
 
 
 # ---- the released notebooks beside ours
@@ -335,8 +319,7 @@ def table_of_released(results: pd.DataFrame) -> str:
     Returns:
         nothing where no row is of CIFAR100-LT at imbalance factor 100.
     """
-    counted = results[(results.selection == "best_test") & (results.tta == "flip")]
-    counted = counted.drop_duplicates("run").set_index("run")
+    counted = where(results, selection="best_test", tta="flip").drop_duplicates("run").set_index("run")
     heads = "many / medium / few / all, flip, best epoch on the test set", "all, plain, last epoch"
     measures = [*(f"{group} both" for group in metrics.GROUPS), "both"]
 
@@ -347,16 +330,10 @@ def table_of_released(results: pd.DataFrame) -> str:
         groups = [NOT_MEASURED if each.empty else " / ".join(variants(each, name) for name in measures) for each in own]
         return [[f"{head}: {heads[0]}", *groups], [f"{head.split(',')[0]}: {heads[1]}", *map(variants, own)]]
 
-    found = measured(results)
-    if not any(found.values()):
-        return ""
     printed = [f"released notebooks (ResNet-34, 320 epochs): {heads[0]}"]
     printed += [" / ".join(map(str, values)) for values, _ in published.RELEASED.values()]
     logged = [f"their logs: {heads[1]}", *(metrics.percent(last) for _, last in published.RELEASED.values())]
-    columns = [["model", *published.RELEASED], printed, logged]
-    for name, trained in found.items():
-        columns += network_columns(name, trained, len(published.RELEASED), two)
-    return side_by_side(columns)
+    return beside_theirs([["model", *published.RELEASED], printed, logged], measured(results, 100), two)
 
 
 # ---- what a way of counting, and what MaxNorm adds
@@ -416,10 +393,8 @@ def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
     same = [*BASE, "stage1_weight_decay"]
     wanted = rows.loc[rows.run == run, same].iloc[0]
     rows = rows[(rows[same].eq(wanted) | (rows[same].isna() & wanted.isna())).all(axis=1)]
-    plain_names = {method: without_max_norm(method) for method in METHODS if has_max_norm(method)}
-    plain_names = {method: plain for method, plain in plain_names.items() if plain is not None}
-    limited = rows[rows.method.isin(plain_names)]
-    limited = limited.assign(model=limited.method, method=limited.method.map(plain_names))
+    limited = rows[rows.method.map(has_max_norm).astype(bool)]
+    limited = limited.assign(model=limited.method, method=limited.method.map(without_max_norm)).dropna(subset="method")
     tuned = rows[rows["mode"] == "paper"]  # what published values leave alone stands there once, as tuned
     keys = ["method", "mode", "loss", "weight_decay", "seed"]
     plain = pd.concat([rows, tuned.assign(mode="published")]).drop_duplicates(keys)
@@ -437,12 +412,11 @@ def max_norm_table(results: pd.DataFrame) -> str:
         results: the columns of `runs.COLUMNS`.
     """
     parts = []
-    for name, trained in measured(results).items():
+    for name, trained in measured(results, 100).items():
         for words, rows in trained.items():
             limited = rows[rows.method.map(has_max_norm).astype(bool)]
             if len(limited):
-                gains = max_norm_gains(results, limited.run.iloc[0]).astype(str)
-                table = in_markdown([[*gains.columns], *gains.to_numpy().tolist()])
+                table = in_markdown(max_norm_gains(results, limited.run.iloc[0]))
                 parts.append(f"**{name}, {words}, {seeds(rows)}**\n\n{table}")
     return "\n".join(parts)
 
@@ -470,8 +444,7 @@ def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
     shown = benchmarks[["what", "backbone", "images", "precision", *names, "device", "torch"]].copy()
     for name in names:
         shown[name] = shown[name].map(rounded)
-    shown = shown.rename(columns=names)
-    return in_markdown([shown.columns, *shown.itertuples(index=False)])
+    return in_markdown(shown.rename(columns=names))
 
 
 # ---- comparisons
@@ -483,7 +456,6 @@ def comparison_part(rows: pd.DataFrame) -> str:
     shown = rows[["method", "hyper-parameters", *COMPARED, "source"]].fillna({"hyper-parameters": "", "source": ""})
     for name in COMPARED:
         shown[name] = shown[name].map(metrics.percent)
-    body = in_markdown([shown.columns, *shown.itertuples(index=False)])
     words = [
         f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs:g} "
         f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}**",
@@ -491,7 +463,7 @@ def comparison_part(rows: pd.DataFrame) -> str:
         "last epoch, plain test, in %",
         *(f"tuned on {images}" for images in rows.tuned_on.dropna().head(1)),
     ]
-    return f"{' · '.join(words)}\n\n{body}"
+    return f"{' · '.join(words)}\n\n{in_markdown(shown)}"
 
 
 def comparison_markdown(table: pd.DataFrame) -> str:
@@ -572,15 +544,15 @@ def question_markdown(table: pd.DataFrame) -> str:
     head = ["loss", "weight decay", "radius", "projected", "fired (%)", "all", "gain", "± images", "ECE", "temperature"]
     head += ["ECE after it", "likelihood gained after it (nats)", "± images"]
     words = f"{table.seed.nunique()} orders of the images, mean ± deviation · first stage {table.stage1_run[0]}"
-    body = in_markdown([head, *map(limited_line, groups)])
+    body = in_markdown(pd.DataFrame(map(limited_line, groups), columns=head))
     return f"{words}\n\n{body}\n{answer([rows for rows in groups if rows.max_norm.notna().all()])}"
 
 
 def norms_markdown(table: pd.DataFrame) -> str:
-    """How even the norms of the first stages' classifiers are, a sentence a network."""
+    """How even the norms of the first stages' classifiers are, a row a network."""
     shown = table.assign(**{name: table[name].map("{:.2f}".format) for name in table.columns[2:]})
     shown["weight_decay"] = shown.weight_decay.map("{:g}".format)
-    return in_markdown([["first stage", "weight decay", *shown.columns[2:]], *shown.to_numpy().tolist()])
+    return in_markdown(shown.rename(columns={"stage1_run": "first stage", "weight_decay": "weight decay"}))
 
 
 # ---- files
