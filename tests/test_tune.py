@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import torch
 
 from ltr import datasets, runs
 from ltr.errors import InputError, TrainingError
@@ -87,7 +86,7 @@ def test_a_network_that_saw_the_images_cannot_choose(tuned):
 
 def test_a_row_that_diverges_with_every_setting_is_left_out(monkeypatch):
     method, learner = METHODS["CB + L2norm"], (None, None, None)
-    sources = SimpleNamespace(classifier=torch.nn.Linear(2, 3), learner=lambda *_: learner)
+    sources = SimpleNamespace(mean_norm=1.0, learner=lambda *_: learner)
     settings = SimpleNamespace(stage1_weight_decay=0.0, loss="cb-ce", lr=0.1, recipe=lambda **_: None)
 
     def diverge(*_, **__):

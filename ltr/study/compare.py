@@ -47,7 +47,6 @@ KEY = [*PROTOCOL, "stage1_run"]  # what a comparison is one of: its table is rep
 FIGURES = ["many", "medium", "few", "all", "ECE"]
 NOT_MEASURED = "not measured"
 TUNED = {"--weight-decay", "--max-norm", "--tau", "--naive-tau"}  # options of the second script that have no place here
-NAN = float("nan")
 WHOLE_NETWORK = ("naive", "mixup", *NAMES.values())  # trained from scratch
 
 
@@ -67,14 +66,6 @@ def absent_row(method: str) -> dict[str, str]:
     return {"method": method, "hyper-parameters": words, "tuned_on": "", "first stage": ""}
 
 
-def accuracies(classifier: torch.nn.Linear, features: FrozenFeatures) -> dict[str, float]:
-    """Top-1 accuracies in percent on the features' test images, which are the held-out ones of `for_tuning`.
-
-    They are NaN where training diverged.
-    """
-    return metrics.group_accuracy(features.test_logits(classifier, 0), features.test_labels, features.class_counts)
-
-
 def fit(method: Balancer, features: FrozenFeatures, recipe: Recipe, settings: Settings) -> list[torch.nn.Linear]:
     """A method's classifiers from the first stage's, one a setting."""
     return method.fit(models.copy_classifier(features.model), features, recipe, settings)
@@ -90,8 +81,8 @@ def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Se
         a setting, and a row for each: the setting's values, then many, medium, few, all in percent on the held-out
         images, and whether it is the one chosen.
     """
-    candidates = fit(method, held_out, recipe, method.settings)
-    rows = [accuracies(classifier, held_out) for classifier in candidates]
+    logits = (held_out.test_logits(each, 0) for each in fit(method, held_out, recipe, method.settings))
+    rows = [metrics.group_accuracy(each, held_out.test_labels, held_out.class_counts) for each in logits]
     best = max(range(len(rows)), key=lambda i: -np.inf if np.isnan(rows[i]["all"]) else rows[i]["all"])
     settings = [absolute(setting, recipe) for setting in method.settings]
     tried = pd.DataFrame([setting | row for setting, row in zip(settings, rows, strict=True)])
@@ -126,7 +117,6 @@ def compare(
         held_out: features on `for_tuning()` data, of a network that did not train on the held-out images.
         final: features on the data to test on, of the network to report. No setting depends on its test labels.
         recipe: what the trained methods share; its loss is the class-balanced one.
-        compared: methods by name.
         figures: a folder for reliability diagrams, each method beside the first one.
 
     Returns:
@@ -199,11 +189,6 @@ class Comparison(SecondStage):
             made = f"this makes it: {self.command(epochs, hold_out)}"
             raise runs.NoRun(f"{short(error)}; {made}") from error
 
-    def find_named(self, data: datasets.LongTailed) -> runs.Result:
-        """The run that `--stage1` names, to be tested."""
-        fingerprint = data.describe()["fingerprint"]
-        return runs.find_base(self.out / "demo_1", self.stage1, self.base_settings | {"hold_out": 0}, fingerprint)
-
     def find_tuned_like(self, base: runs.Result, epochs: int, data: datasets.LongTailed) -> runs.Result:
         """The run that learned as a base did, without the held-out images."""
         told = {**base.config["settings"], "hold_out": self.hold_out, "stage1_epochs": epochs}
@@ -243,14 +228,15 @@ def first_stages(settings: Comparison) -> Stages:
     """
     full, cut = (datasets.load(**settings.data | {"hold_out": k}) for k in (0, settings.hold_out))
     epochs, tuning = settings.tuning_epochs or settings.stage1_epochs, cut.for_tuning()
-    run = settings.find_named(full) if settings.stage1 else None
-    if run:
+    folder, fingerprint, run = settings.out / "demo_1", full.describe()["fingerprint"], None
+    if settings.stage1:
+        run = runs.find_base(folder, settings.stage1, settings.base_settings | {"hold_out": 0}, fingerprint)
         tuned = settings.find_tuned_like(run, epochs, tuning)
     else:
         tuned = settings.find(settings.out / "tuning" / "demo_1", epochs, settings.hold_out, tuning)
     held_out = settings.features(tuned, tuning)
     try:
-        run = run or settings.find(settings.out / "demo_1", settings.stage1_epochs, 0, full)
+        run = run or settings.find(folder, settings.stage1_epochs, 0, full)
         final, name = settings.features(run, full), run.path.name
     except runs.NoRun as error:
         print(f"no full first stage, so the tuning network is tested ({error})", flush=True)
@@ -259,20 +245,14 @@ def first_stages(settings: Comparison) -> Stages:
     protocol = {column: run.config["settings"][column] for column in PROTOCOL}
     protocol |= {"dataset": full.name, "stage1_run": run.path.name}
     protocol |= {"tuned_on": f"{len(tuning.test)} held-out images, {tuned.path.name}", "first stage": name}
-    return Stages(held_out, final, tuned, run, full.describe()["fingerprint"], protocol)
-
-
-def shifted_figures(run: runs.Result) -> dict[str, float]:
-    """Figures of a finished run from its predictions; none, and a warning, without them."""
-    try:
-        return figures_of(run.predictions, run.class_counts)
-    except InputError as error:
-        warnings.warn(f"no accuracies on shifted test sets: {error}", stacklevel=2)
-        return {}
+    return Stages(held_out, final, tuned, run, fingerprint, protocol)
 
 
 def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
-    """Rows of the other finished first stages on the same images: another method, weight decay or length."""
+    """Rows of the other finished first stages on the same images: another method, weight decay or length.
+
+    Those without predictions have no figures of shifted test sets; a warning says so.
+    """
     same = {name: stages.protocol[name] for name in ("backbone", "seed")}
     for result in runs.finished_runs(folder):
         settings = result.config["settings"]
@@ -282,10 +262,13 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
             continue
         words = f"weight decay {settings['stage1_weight_decay']:g}, {settings['stage1_epochs']} epochs"
         method = settings["method"] + ", whole network" * (settings["method"] in BALANCERS)
-        plain = result.accuracy()
-        figures = shifted_figures(result) | {name: plain[name.lower()] for name in FIGURES}
-        seconds = {"seconds": result.summary["seconds"], "first stage": result.path.name}
-        yield {"method": method, "hyper-parameters": words, "tuned_on": ""} | figures | seconds
+        row, plain = {"method": method, "hyper-parameters": words, "tuned_on": ""}, result.accuracy()
+        try:
+            row |= figures_of(result.predictions, result.class_counts)
+        except InputError as error:
+            warnings.warn(f"no accuracies on shifted test sets: {error}", stacklevel=2)
+        row |= {name: plain[name.lower()] for name in FIGURES}
+        yield row | {"seconds": result.summary["seconds"], "first stage": result.path.name}
 
 
 def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stages: Stages) -> pd.DataFrame:
@@ -304,26 +287,14 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
     absent = [name for name in dict.fromkeys((*WHOLE_NETWORK, *figures)) if name not in names]
     rows += [protocol | absent_row(name) for name in absent]
     for row in rows:
-        row["published"], row["source"] = figures.get(row["method"], (NAN, ""))
-    first = [
-        *(name for name in KEY if name in protocol),
-        "method",
-        "hyper-parameters",
-        *FIGURES,
-        "published",
-        "source",
-        "validation",
-        "seconds",
-    ]
-    return pd.DataFrame(rows)[list(dict.fromkeys((*first, "tuned_on", "first stage", *rows[0])))]
+        row["published"], row["source"] = figures.get(row["method"], (np.nan, ""))
+    first = [*(name for name in KEY if name in protocol), "method", "hyper-parameters", *FIGURES]
+    first += ["published", "source", "validation", "seconds", "tuned_on", "first stage"]
+    return pd.DataFrame(rows)[list(dict.fromkeys((*first, *rows[0])))]
 
 
 def tuning_table(tried: pd.DataFrame, stages: Stages) -> pd.DataFrame:
-    """Every setting that was tried, with the protocol of the network that it was tried on.
-
-    Args:
-        tried: of `compare`.
-    """
+    """Every setting that `compare` tried, with the protocol of the network that it was tried on."""
     tuned = stages.tuned
     own = {"stage1_epochs": tuned.config["settings"]["stage1_epochs"], "stage1_run": tuned.path.name}
     protocol = {name: (stages.protocol | own)[name] for name in (*KEY, "tuned_on")}

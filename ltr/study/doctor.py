@@ -9,7 +9,6 @@ hours the job would take. All options are the first script's.
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -24,7 +23,7 @@ from ltr.runtime.engine import Engine
 from ltr.runtime.options import short
 from ltr.runtime.process import device_name
 from ltr.settings import FirstStage
-from ltr.study.bench import drawn
+from ltr.study.bench import drawn, seconds
 
 BATCH = 64
 STEPS = 4  # of each way, the first of which is not timed
@@ -64,19 +63,8 @@ def trained(model: models.Network, how: Engine, steps: int) -> tuple[training.Tr
         trainer.prepare()
         trainer.begin_epoch()
         queue = trainer.train_steps()
-        next(queue)
-        wait(how.device)
-        start = time.perf_counter()
-        for _ in islice(queue, steps - 1):
-            pass
-        wait(how.device)
-    return trainer, (time.perf_counter() - start) / (steps - 1)
-
-
-def wait(device: torch.device) -> None:
-    """Let the device finish what was queued."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        _, took = (seconds(lambda n=number: list(islice(queue, n)), how.device) for number in (1, steps - 1))
+    return trainer, took / (steps - 1)
 
 
 def difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
@@ -89,13 +77,13 @@ def compare_ways(how: Engine) -> Iterator[dict[str, Any]]:
     """A row for each way to run a step: whether it ran as asked, its speed, and how far it ends from the plain way."""
     plain = None
     for name, engine in ways(how).items():
-        trainer, seconds = trained(small_network(), engine, STEPS)
+        trainer, step = trained(small_network(), engine, STEPS)
         plain = plain or trainer
         yield {
             "steps": name,
             "ran as": str(trainer.engine),
             "ready (s)": round(trainer.prepare_seconds, 1),
-            "step (ms)": round(1000 * seconds, 1),
+            "step (ms)": round(1000 * step, 1),
             "largest difference": f"{difference(trainer.model, plain.model):.1e}",
         }
 
@@ -106,9 +94,9 @@ def hours_of_the_job(settings: FirstStage) -> float:
     Not compiled: a large network takes the compiler more than a minute.
     """
     how = dataclasses.replace(settings.engine, compile=False)
-    _, seconds = trained(models.build_model(settings.backbone, 100), how, JOB_STEPS)
+    _, step = trained(models.build_model(settings.backbone, 100), how, JOB_STEPS)
     steps = -(-len(drawn().train) // BATCH)
-    return 2 * settings.epochs * steps * seconds / 3600
+    return 2 * settings.epochs * steps * step / 3600
 
 
 def memory(device: torch.device) -> str:

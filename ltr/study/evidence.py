@@ -1,6 +1,6 @@
 """What the third chapter asks of finished rows: all side by side, what MaxNorm adds, what a temperature does."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -153,22 +153,19 @@ def cell(case: Evidence, row: Row, bold: set[Row]) -> str:
 
 
 def max_norm_gains(case: Evidence) -> pd.DataFrame:
-    """What MaxNorm adds at the same loss and weight decay, a row a model: see `max_norm_rows`."""
-    return pd.DataFrame(max_norm_rows(case))
+    """What MaxNorm adds at the same loss and weight decay, a row a model.
 
-
-def max_norm_rows(case: Evidence) -> Iterator[dict[str, Any]]:
-    """Method, setting, radius, when it projects, share of rows it moved (percent), gain and its error in points.
-
-    What published values leave alone stands once, as tuned.
+    Method, setting, radius, when it projects, share of rows it moved (percent), gain and its error in points. What
+    published values leave alone stands once, as tuned.
     """
+    lines = []
     for (method, setting), result in case.found.items():
         plain = without_max_norm(method) if has_max_norm(method) else None
         row = next((r for r in ((plain, setting), (plain, "tuned")) if r in case.found), None)
         if row is None or (setting == "released code" and row[1] == "tuned"):
             continue
         before, after = case.found[row].accuracy(), result.accuracy()
-        yield {
+        line = {
             "method": method,
             "setting": setting,
             "radius": result.summary["max_norm"],
@@ -176,9 +173,9 @@ def max_norm_rows(case: Evidence) -> Iterator[dict[str, Any]]:
             "moved": 100 * result.summary["max_norm_fired"],
             "gain": after["all"] - before["all"],
             "error": case.error_of_gain(row, (method, setting)),
-            "ECE without": before["ece"],
-            "ECE with": after["ece"],
         }
+        lines.append(line | {"ECE without": before["ece"], "ECE with": after["ece"]})
+    return pd.DataFrame(lines)
 
 
 def temperatures(case: Evidence) -> pd.DataFrame:
@@ -217,11 +214,7 @@ def over_temperature(case: Evidence, rows: Mapping[str, Row], tried: np.ndarray)
 
 
 def without_training(case: Evidence, radius: float) -> dict[str, float]:
-    """Accuracy by group of the first stage's classifier, its rows once brought inside a ball; NaN without features.
-
-    Args:
-        radius: of the ball.
-    """
+    """Accuracy by group of the first stage's classifier, its rows once brought inside a ball; NaN without features."""
     if case.features is None:
         return dict.fromkeys(("all", *metrics.GROUPS), float("nan"))
     start = case.rows.sources.classifier
@@ -232,19 +225,17 @@ def without_training(case: Evidence, radius: float) -> dict[str, float]:
 
 def landscape(case: Evidence) -> pd.DataFrame | None:
     """A classifier for each weight decay, radius (NaN for none) and order of the images; None without features."""
-    settings, features = case.rows.settings, case.rows.sources.features
+    settings, sources = case.rows.settings, case.rows.sources
     recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
 
     def every_pair() -> pd.DataFrame:
-        start = case.rows.sources.classifier
-        mean = float(regularizers.row_norms(start.weight.detach()).mean())
-        radii = [*(mean * np.geomspace(0.15, 1.5, 9)).round(3), np.nan]
-        orders = {seed: features["paper"].reordered(seed) for seed in range(3)}
+        radii = [*(sources.mean_norm * np.geomspace(0.15, 1.5, 9)).round(3), np.nan]
+        orders = {seed: case.features.reordered(seed) for seed in range(3)}
         asked = pd.DataFrame(product(orders, DECAYS, radii), columns=["seed", "weight_decay", "max_norm"])
         asked = asked.assign(loss=settings.loss, lr=settings.lr, max_norm_every="step")
-        return Grid(start, orders, recipe, asked).fit().table()
+        return Grid(sources.classifier, orders, recipe, asked).fit().table()
 
-    return case.rows.base.cached("landscape", every_pair if features else None, recipe.describe())
+    return case.rows.base.cached("landscape", every_pair if case.features else None, recipe.describe())
 
 
 def best_radii(pairs: pd.DataFrame) -> pd.DataFrame:

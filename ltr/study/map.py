@@ -15,14 +15,13 @@ Neither knows what another seed would give.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ltr import datasets, metrics, models, recipes, runs
+from ltr import metrics, models, recipes, runs
 from ltr.errors import InputError
 from ltr.methods import BALANCERS
 from ltr.runtime import configs
@@ -31,15 +30,13 @@ from ltr.runtime.options import ROOT, Parser, folder, short
 from ltr.runtime.process import usable_device
 from ltr.runtime.storage import table_text, write_text
 from ltr.second_stage import FrozenFeatures
+from ltr.study.pack import CUT, tested_images
 
 BEFORE, AFTER = "first stage alone", "logit adjustment"  # the map's two sides
 TUNED = ("tau-norm", "CB + WD")
 MEASURES = ("all", *metrics.GROUPS)
 PASSES = 1  # over cropped, flipped training images, which each epoch of CB + WD takes in an order of its own
-IMAGES = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization")
 CELL = ("lr", "weight decay", "lr x wd", "batch", "warm-up", "epochs")
-
-
 # What else a run may differ in, and what the map itself has.
 FURTHER = {"schedule": "cosine", "loss": "ce", **dict.fromkeys(("mix", "augmentation", "sampling"))}
 FURTHER |= {"nesterov": False, **dict.fromkeys(("average", "network"))}
@@ -82,10 +79,7 @@ def cross_fitted(hits: np.ndarray, halves: np.ndarray) -> np.ndarray:
 
 def halves_of(labels: np.ndarray) -> np.ndarray:
     """A half, 0 or 1, for each image [N]: every class's images in turn."""
-    place = np.zeros(len(labels), np.int64)
-    for k in np.unique(labels):
-        place[labels == k] = np.arange((labels == k).sum())
-    return place % 2
+    return pd.Series(labels).groupby(labels).cumcount().to_numpy() % 2
 
 
 def cell(settings: dict[str, Any], name: str) -> dict[str, Any]:
@@ -95,12 +89,6 @@ def cell(settings: dict[str, Any], name: str) -> dict[str, Any]:
     further = [f"{key} {settings[key]}" for key, plain in FURTHER.items() if settings.get(key, plain) != plain]
     product = {"lr x wd": round(lr * decay, 12)}
     return {"lr": lr, "weight decay": decay, **product, **how, "further": ", ".join(further), "run": name}
-
-
-@cache
-def images(source: str, root: Path, **told: Any) -> datasets.LongTailed:
-    """Training images, with the held-out ones in the place of the test images."""
-    return datasets.load(source, root, **told).for_tuning()
 
 
 def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
@@ -113,7 +101,7 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
     settings = run.config["settings"]
     if not settings["hold_out"]:
         raise InputError(f"RUN: must be trained with --hold-out, {path.name} saw all images")
-    data = images(settings["dataset"], root, **{name: settings[name] for name in IMAGES})
+    data = tested_images(settings["dataset"], root, **{name: settings[name] for name in CUT})
     if data.describe()["fingerprint"] != run.config["data"]["fingerprint"]:
         raise InputError(f"--data-root: must hold the images of {path.name}, got others")
     model = models.restore(settings["backbone"], len(run.class_counts), run.weights(), device)

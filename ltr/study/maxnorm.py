@@ -11,8 +11,9 @@ The measurements go to `<out>/maxnorm.csv`, and what weight decay does to the no
 `<out>/norms.csv`. All other options are the second script's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -42,18 +43,11 @@ class Question(SecondStage):
 def choices(settings: Question, sources: Sources) -> pd.DataFrame:
     """A row a classifier, see `stack.Grid`: the tuned and the released radius, and none."""
     released = regularizers.relative_radius(sources.classifier.weight.detach(), recipes.RELEASED_FRACTION)
-    radii = [
-        (None, "step"),
-        *((radius, every) for radius in (settings.max_norm, released) for every in regularizers.EVERY),
-    ]
-    rows = [
-        {"loss": loss, "weight_decay": decay, "max_norm": radius, "max_norm_every": every, "seed": seed}
-        for seed in range(settings.orders)
-        for loss in (settings.loss, "ce")
-        for decay in (0.0, settings.weight_decay)
-        for radius, every in radii
-    ]
-    return pd.DataFrame(rows).assign(lr=settings.lr).astype({"max_norm": float})
+    balls = [(None, "step"), *product((settings.max_norm, released), regularizers.EVERY)]
+    every = product(range(settings.orders), (settings.loss, "ce"), (0.0, settings.weight_decay), balls)
+    columns = ["seed", "loss", "weight_decay", "max_norm", "max_norm_every"]
+    table = pd.DataFrame([(*shared, *ball) for *shared, ball in every], columns=columns)
+    return table.assign(lr=settings.lr).astype({"max_norm": float})
 
 
 def cooled(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
@@ -108,7 +102,7 @@ def measure(settings: Question, sources: Sources) -> pd.DataFrame:
     return compared(pd.DataFrame(rows)).assign(stage1_run=sources.base.path.name)
 
 
-def evenness(results: Sequence[runs.Result]) -> pd.DataFrame:
+def evenness(results: Iterable[runs.Result]) -> pd.DataFrame:
     """How even the classifier's norms are at the end: many over few, and the largest over the smallest."""
     rows = []
     for result in results:
@@ -133,5 +127,5 @@ def main(arguments: Sequence[str]) -> None:
     rows = open_rows(settings, None)
     table = measure(settings, rows.sources)
     write_text(settings.out / NAME, table_text(table))
-    write_text(settings.out / NORMS, table_text(evenness([rows.base, *([rows.naive] if rows.naive else [])])))
+    write_text(settings.out / NORMS, table_text(evenness(filter(None, (rows.base, rows.naive)))))
     print(short(f"{len(table)} classifiers: {settings.out / NAME}; norms: {settings.out / NORMS}"))

@@ -9,7 +9,9 @@ the runs to keep. A run whose predictions cannot be had is left as it is, and na
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -42,6 +44,13 @@ def state_of(run: runs.Result) -> dict[str, Tensor]:
     return state | {names.get(name, name.removeprefix("trunk.")): value for name, value in own.items()}
 
 
+@cache
+def tested_images(source: str, root: Path, **cut: Any) -> datasets.LongTailed:
+    """Images of a run; held-out ones, where it had some, in the place of the test images."""
+    data = datasets.load(source, root, **cut)
+    return data.for_tuning() if cut["hold_out"] else data
+
+
 class Images:
     """Test images of runs, and what networks make of them; what a backbone sees in them is computed once.
 
@@ -51,7 +60,6 @@ class Images:
 
     def __init__(self, root: Path | None) -> None:
         self.root = root
-        self.sets: dict[str, datasets.LongTailed] = {}
         self.features: dict[str, Tensor] = {}
 
     def of(self, run: runs.Result) -> datasets.LongTailed:
@@ -62,15 +70,11 @@ class Images:
         """
         if self.root is None:
             raise InputError("--data-root: must be given")
-        settings, fingerprint = run.config["settings"], run.config["data"]["fingerprint"]
-        cut = {name: settings[name] for name in CUT}
-        key = runs.digest(cut, fingerprint)
-        if key not in self.sets:
-            data = datasets.load(settings["dataset"], self.root, **cut)
-            self.sets[key] = data.for_tuning() if settings["hold_out"] else data
-        if self.sets[key].describe()["fingerprint"] != fingerprint:
+        settings = run.config["settings"]
+        data = tested_images(settings["dataset"], self.root, **{name: settings[name] for name in CUT})
+        if data.describe()["fingerprint"] != run.config["data"]["fingerprint"]:
             raise InputError(f"--data-root: must hold the images of the run, {short(self.root)} has others")
-        return self.sets[key]
+        return data
 
     def predictions(self, run: runs.Result) -> Predictions:
         """What a run's network says of its test images.

@@ -1,7 +1,7 @@
 """The rows of the paper's Table 1 on one first stage: each is trained, or loaded where it is finished."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,11 @@ class Sources:
         """The base's classifier."""
         return models.copy_classifier(self.network(self.base))
 
+    @cached_property
+    def mean_norm(self) -> float:
+        """Of the rows of the base's classifier; radii that can be carried to another network are multiples of it."""
+        return float(regularizers.row_norms(self.classifier.weight.detach()).mean())
+
     def extract(self, model: nn.Module, mode: str, on_host: bool = False) -> FrozenFeatures:
         """A network's features in the paper's or the released mode."""
         settings, mode = self.settings, "released" if mode == "released" else "paper"
@@ -110,10 +115,6 @@ class Sources:
             last = models.LastLayers(model, layers, drifts=drifts, from_images=True)
             return last, ImageData(self.data, settings.device), settings.engine
         return models.LastLayers(model, layers, MAPS, drifts), self.maps_of(mode), settings.engine
-
-    def held_out(self) -> FrozenFeatures:
-        """Features of the base with the held-out images in the place of the test images."""
-        return replace(self, data=self.data.for_tuning()).extract(self.network(self.base), "paper")
 
 
 @dataclass(frozen=True)
@@ -215,8 +216,7 @@ class Rows:
             own = self.tuned.loc[name]
             values |= {"lr": float(own.lr), "weight_decay": float(own.weight_decay)}
             if METHODS[name].constraint == "MaxNorm":
-                mean = float(regularizers.row_norms(self.sources.classifier.weight.detach()).mean())
-                values["max_norm"] = round(float(own.radius) * mean, 4)
+                values["max_norm"] = round(float(own.radius) * self.sources.mean_norm, 4)
         return values
 
     @cached_property
@@ -273,12 +273,7 @@ def tuned_like(first: runs.Result, folder: Path, names: Iterable[str]) -> list[s
 
 
 def open_rows(settings: SecondStage, data: LongTailed | None, absent: Exception | None = None) -> Rows:
-    """The rows on the first stage that the settings name.
-
-    Args:
-        settings: of the second stage.
-        data: images, or None.
-        absent: why there are none.
+    """The rows on the first stage that the settings name; `absent` says why there are no images.
 
     Raises:
         InputError: there is no such first stage, or several.

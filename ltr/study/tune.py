@@ -50,17 +50,17 @@ def candidates(method: Method, stage1_weight_decay: float) -> Iterator[dict[str,
 
 def in_a_grid(rows: Rows, held_out: Features) -> Iterator[dict[str, Any]]:
     """The rows whose classifier alone learns, without a constraint or inside a ball: all of them at once."""
-    settings, start = rows.settings, rows.sources.classifier
-    mean = float(regularizers.row_norms(start.weight.detach()).mean())
-    asked = []
+    settings, asked = rows.settings, []
     for name, method in METHODS.items():
         if method.layers == 1 and method.constraint != "L2norm":
             loss = "ce" if method.loss == "CE" else settings.loss
             own = candidates(method, settings.stage1_weight_decay)
             asked += [{"method": name, "loss": loss, **each} for each in own]
     table = pd.DataFrame(asked)
-    told = table.assign(lr=table.lr * settings.lr, max_norm=table.radius * mean, max_norm_every="step")
-    grid = Grid(start, held_out, settings.recipe(loss=settings.loss, lr=settings.lr), told).fit()
+    radii = table.radius * rows.sources.mean_norm
+    told = table.assign(lr=table.lr * settings.lr, max_norm=radii, max_norm_every="step")
+    recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
+    grid = Grid(rows.sources.classifier, held_out, recipe, told).fit()
     scored = grid.table()[["all"]].join(told.assign(radius=table.radius))
     for name, each in scored.groupby("method", sort=False):
         best = each["all"].fillna(-np.inf).idxmax()
@@ -75,12 +75,11 @@ def one_at_a_time(rows: Rows, name: str) -> dict[str, Any] | None:
         None where training diverges with every setting.
     """
     settings, method, found = rows.settings, METHODS[name], []
-    mean = float(regularizers.row_norms(rows.sources.classifier.weight.detach()).mean())
     loss = "ce" if method.loss == "CE" else settings.loss
     for each in tqdm(list(candidates(method, settings.stage1_weight_decay)), name, leave=False, disable=None):
         told = {"lr": each["lr"] * settings.lr, "weight_decay": each["weight_decay"]}
         learner, source, engine = rows.sources.learner(method.layers, "paper")
-        constraint = method.constrain(each["radius"] * mean, "step")
+        constraint = method.constrain(each["radius"] * rows.sources.mean_norm, "step")
         with contextlib.suppress(TrainingError):  # a setting that diverges is not the one to choose
             outcome = training.fit(learner, source, settings.recipe(loss=loss, **told), constraint, engine=engine)
             found.append({"loss": loss, **told, "radius": each["radius"], "logits": outcome.logits["last", "none"]})

@@ -10,7 +10,6 @@ import html
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +22,13 @@ CHAPTERS = ("demo1_first-stage-training", "demo2_second-stage-training", "study_
 STYLE = "body{font:17px/1.6 sans-serif;max-width:44rem;margin:3rem auto;padding:0 1rem}h2{margin:2rem 0 .2rem}"
 
 
-@dataclass(frozen=True)
-class Chapter:
-    """A notebook's words about itself.
-
-    Attributes:
-        name: of its file, without its end.
-        title: its heading.
-        goals, time: its paragraphs that begin so.
-    """
-
-    name: str
-    title: str
-    goals: str
-    time: str
-
-    @classmethod
-    def of(cls, name: str, notebook: Any) -> "Chapter":
-        """Of an executed notebook."""
-        text = notebook.cells[0].source
-        title, *_ = re.findall(r"^# (.+)$", text, re.MULTILINE) or [name]
-        goals, time = (re.search(rf"\*\*{word}\.?\*\*:? ([^\n]+)", text) for word in ("Goals", "Time"))
-        return cls(name, title, goals[1] if goals else "", time[1] if time else "")
+def entry(name: str, notebook: Any) -> str:
+    """What the contents page says of a chapter: its heading, and its paragraphs on goals and time."""
+    text = notebook.cells[0].source
+    title, *_ = re.findall(r"^# (.+)$", text, re.MULTILINE) or [name]
+    found = (re.search(rf"\*\*{word}\.?\*\*:? ([^\n]+)", text) for word in ("Goals", "Time"))
+    title, goals, time = map(html.escape, (title, *(each[1] if each else "" for each in found)))
+    return f'<h2><a href="{name}.html">{title}</a></h2><p>{goals}</p><p><small>{time}</small></p>'
 
 
 def page(exporter: Any, notebook: Any, root: str) -> str:
@@ -54,17 +38,11 @@ def page(exporter: Any, notebook: Any, root: str) -> str:
     return re.sub(r'href="\.\./', f'href="{root}/', body)
 
 
-def contents(chapters: Sequence[Chapter]) -> str:
+def contents(entries: Sequence[str]) -> str:
     """The contents page."""
-    parts = [
-        f'<h2><a href="{each.name}.html">{html.escape(each.title)}</a></h2>'
-        f"<p>{html.escape(each.goals)}</p><p><small>{html.escape(each.time)}</small></p>"
-        for each in chapters
-    ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{TITLE}</title>'
-    return (
-        f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body><h1>{TITLE}</h1>{''.join(parts)}"
-    )
+    head = f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head>"
+    return f"{head}<body><h1>{TITLE}</h1>{''.join(entries)}"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -86,6 +64,6 @@ def main(arguments: Sequence[str]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         notebook = nbformat.read(path, 4)
         write_text(out / f"{name}.html", page(HTMLExporter(), notebook, Path(os.path.relpath(ROOT, out)).as_posix()))
-        chapters.append(Chapter.of(name, notebook))
+        chapters.append(entry(name, notebook))
     write_text(out / "index.html", contents(chapters))
     print(short(f"{out / 'index.html'}: {len(chapters)} chapters"))
