@@ -128,10 +128,7 @@ def _by_class(table: pd.DataFrame, counts: pd.DataFrame) -> Iterator[tuple[pd.Da
 
 
 def _legend_below(fig: Figure, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
-    """One legend under the axes, in as many columns as fit the figure's width; of what the first axes hold if not said.
-
-    None where nothing was drawn.
-    """
+    """One legend, by default of the first axes, in as many columns as fit the figure; none where nothing was drawn."""
     if not labels:
         handles, labels = fig.axes[0].get_legend_handles_labels()
     if not labels:
@@ -147,11 +144,9 @@ def _legend_below(fig: Figure, handles: Sequence[Any] = (), labels: Sequence[str
 def _epoch_panels(
     names: Sequence[str], single: tuple[float, float], several: tuple[float, float], ylabel: str, ticks: int
 ) -> tuple[Figure, list[Axes]]:
-    """A panel over the epochs for each name, three to a row at most, sharing y.
+    """A panel over the epochs for each name, three to a row at most, sharing y, with so many named epochs at most.
 
-    Args:
-        single, several: width and height of the only panel, and of each of several, in inches.
-        ticks: intervals between epochs that are named, at most.
+    Of width and height in inches: those of a single panel, and of each of several.
     """
     number, (width, height) = len(names), single if len(names) == 1 else several
     columns = 2 if number == 4 else min(number, 3)
@@ -272,9 +267,8 @@ def montage(images: np.ndarray, row_labels: Sequence[str], title: str | None = N
 def learning_curves(history: pd.DataFrame) -> Figure:
     """Accuracy over the epochs, train dashed and test solid, one panel a model.
 
-    Args:
-        history: columns model, epoch, train_accuracy, test_accuracy (NaN where an epoch was not tested).
-            The number in a panel is the last tested epoch's.
+    Of columns model, epoch, train_accuracy, test_accuracy (NaN where an epoch was not tested). The number in a panel is
+    the last tested epoch's.
     """
     fig, panels = _epoch_panels(history["model"].unique(), (4.6, 2.7), (2.7, 2.2), ACCURACY_AXIS, 5)
     for (rows, look), axes in zip(_by_model(history), panels, strict=True):
@@ -300,8 +294,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 def loss_curves(history: pd.DataFrame) -> Figure:
     """Mean training loss by epoch, models overlaid, beside the learning rate that all of them have.
 
-    Args:
-        history: columns model, epoch, train_loss, lr.
+    Of columns model, epoch, train_loss, lr.
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 2.8), width_ratios=(2, 1))
     for rows, look in _by_model(history):
@@ -321,8 +314,7 @@ def loss_curves(history: pd.DataFrame) -> Figure:
 def regions(panels: dict[str, tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]]) -> Figure:
     """What a classifier answers in the plane, and the points that it learned from, a panel each.
 
-    Args:
-        panels: title -> points [N, 2], their labels [N], and what gives the label of points [M, 2].
+    By title: points [N, 2], their labels [N], and what gives the label of points [M, 2].
     """
     fig, grid = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.3), sharex=True, sharey=True)
     every = np.concatenate([points for points, _, _ in panels.values()])
@@ -343,13 +335,7 @@ def regions(panels: dict[str, tuple[np.ndarray, np.ndarray, Callable[[np.ndarray
 
 @_styled
 def projections(before: np.ndarray, after: dict[str, np.ndarray], radius: float) -> Figure:
-    """Vectors in the plane before and after each of some rules, a panel a rule, with the ball's edge.
-
-    Args:
-        before: [C, 2].
-        after: rule -> [C, 2].
-        radius: of the circle that is drawn.
-    """
+    """Vectors [C, 2] in the plane before and after each of some rules, a panel a rule, with the edge of a ball."""
     fig, grid = plt.subplots(1, len(after), figsize=(2.9 * len(after), 3.0), sharex=True, sharey=True)
     reach = 1.1 * max(np.abs(each).max() for each in (before, *after.values()))
     for (title, vectors), axes in zip(after.items(), np.atleast_1d(grid), strict=True):
@@ -484,8 +470,7 @@ def _class_lines(table: pd.DataFrame, column: str, label: str, counts: pd.DataFr
 def filter_norms(table: pd.DataFrame) -> Figure:
     """Mean and variance of the filters' norms, layer by layer (paper, figure 3).
 
-    Args:
-        table: columns model, layer (from 1 on), mean, variance.
+    Of columns model, layer (from 1 on), mean, variance.
     """
     fig, panels = plt.subplots(1, 2, figsize=(7.2, 3.0))
     for axes, column in zip(panels, ("mean", "variance"), strict=True):
@@ -565,8 +550,7 @@ def norm_evolution(norms: dict[str, np.ndarray], shared: bool = True, first_epoc
 def group_bars(table: pd.DataFrame) -> Figure:
     """Accuracy on many, medium, few and all classes, a bar for each model: Table 1 of the paper, drawn.
 
-    Args:
-        table: columns model, many, medium, few, all (percent; NaN for a group without classes, shown as "–").
+    Of columns model, many, medium, few, all.
     """
     columns, number = [*GROUPS, "all"], len(table)
     fig, axes = plt.subplots(figsize=(min(max(5.6, 1.2 + 1.2 * number), 8.0), 3.4))
@@ -614,8 +598,7 @@ def sweep(
     As the paper's weight-decay sweep.
 
     Args:
-        table: columns `x`, many, medium, few, all (percent; a group of NaN alone is left out).
-        x: the column with the swept values.
+        table: columns `x` (the swept values), many, medium, few, all; a group of NaN alone is left out.
         xlabel: the name of the setting, with its unit.
         best: the chosen value; or several, by what they are.
         log: a log axis; where a value is 0 (no weight decay), linear below the smallest positive value.
@@ -692,7 +675,6 @@ def heatmap(
 
     Args:
         table: one setting in the columns, the other in the index, a number in each cell (NaN: not run).
-        xlabel, ylabel: the names of the columns' and the index's setting.
         label: what a cell holds, with its unit.
         chosen: a row's and a column's value, whose cell is framed.
     """
@@ -799,10 +781,9 @@ def landscape(
     """Accuracy over weight decay and MaxNorm's radius, a panel a group, with chosen points marked.
 
     Args:
-        table: columns weight_decay, max_norm (infinite for none), all, and those of `shown` (percent; NaN where
-            training diverged, and for a group without classes), a row a classifier; both settings form a grid.
+        table: columns weight_decay, max_norm (infinite for none), all, and the groups of `shown`, a row a classifier;
+            both settings form a grid.
         marks: name -> (weight decay, radius), drawn where they lie, in logarithms between the cells' centres.
-        shown: groups.
     """
     fig, panels = plt.subplots(1, len(shown), figsize=(3.9 * len(shown), 3.6), sharey=True, squeeze=False)
     for axes, group in zip(panels[0], shown, strict=True):
@@ -859,10 +840,7 @@ def reliability(bins: pd.DataFrame) -> Figure:
 
     A point's area is its share of the images. The legend gives the expected calibration error (ECE),
     the mean gap between the two, weighted by those shares (Guo et al. 2017).
-
-    Args:
-        bins: columns model, confidence and accuracy (means in the bin, 0 to 1), weight (images, or their
-            share); `Predictions.reliability` with the model's name added.
+    Bins are those of `Predictions.reliability`, in column model the name added.
     """
     fig, axes = plt.subplots(figsize=(5.4, 4.9))
     axes.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="calibrated")
@@ -903,7 +881,7 @@ def _in_a_page() -> bool:
 
 
 def _give(data: bytes, path: Path | None) -> None:
-    """Write a picture's bytes if it has a path, and show these very bytes in a notebook: a PNG at half its size."""
+    """Write a picture's bytes if it has a path, its folder too; show them in a notebook, a PNG at half its size."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -924,8 +902,7 @@ def show_picture(path: Path) -> None:
 def show_animation(figures: Iterable[Figure], path: Path | None) -> None:
     """Save figures of one size as a GIF that repeats, show it in a notebook, and close them.
 
-    Each frame stays 0.3 seconds, the last one six times as long. Of several processes rank 0 alone draws them. Without
-    a path nothing is written.
+    Each frame stays 0.3 seconds, the last one six times as long. Of several processes rank 0 alone draws them.
     """
     if not distributed.current().is_main:
         return
@@ -940,13 +917,10 @@ def show_animation(figures: Iterable[Figure], path: Path | None) -> None:
 
 
 def show(fig: Figure, path: Path | None = None) -> None:
-    """Save the figure as PNG, show it where someone can see it, and close it.
+    """Save the figure as PNG if it has a path, show it where someone can see it, and close it.
 
     A notebook shows the very bytes of the file; a script without a screen (Agg) only saves. Of several processes
     rank 0 alone does either.
-
-    Args:
-        path: the PNG to write, its folder made where missing; None to write nothing.
     """
     if distributed.current().is_main:
         if path is not None or _in_a_page():
