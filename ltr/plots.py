@@ -335,7 +335,7 @@ def regions(panels: dict[str, tuple[np.ndarray, np.ndarray, Callable[[np.ndarray
 
 @_styled
 def projections(before: np.ndarray, after: dict[str, np.ndarray], radius: float) -> Figure:
-    """Vectors [C, 2] in the plane before and after each of some rules, a panel a rule, with the edge of a ball."""
+    """Vectors [C, 2] in the plane before and after each of some rules, a panel a rule, with a ball's edge."""
     fig, grid = plt.subplots(1, len(after), figsize=(2.9 * len(after), 3.0), sharex=True, sharey=True)
     reach = 1.1 * max(np.abs(each).max() for each in (before, *after.values()))
     for (title, vectors), axes in zip(after.items(), np.atleast_1d(grid), strict=True):

@@ -255,11 +255,12 @@ def both_notebooks(backbone: str, how: Engine, data_root: Path) -> Iterator[dict
     options = f"--preset paper --dataset folder --profile exp --data-root {data_root} --backbone {backbone}"
     options += f" --device {how.device}"
     with tempfile.TemporaryDirectory() as out:
-        commands = [
-            [sys.executable, str(script), *options.split(), "--out", out]
-            for script in sorted(ROOT.glob("scripts/*.py"))
-        ]
-        work = lambda: [subprocess.run(command, check=True, stdout=subprocess.DEVNULL) for command in commands]  # noqa: E731
+
+        def work() -> None:
+            for script in sorted(ROOT.glob("scripts/*.py")):
+                command = [sys.executable, str(script), *options.split(), "--out", out]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
         yield row(NOTEBOOKS, backbone, how, ours_s=seconds(work, how.device))
 
 
@@ -297,11 +298,7 @@ def epoch_seconds(backbone: str, device: str, precision: str) -> float:
 def balance_seconds(methods: str, images: int, classes: int, features: int) -> float:
     """Seconds that `balance` takes for a head on drawn features of a long tail, 20 validation images a class.
 
-    Args:
-        methods: "fast" or "all".
-        images: about so many train, in the rarest class a hundredth of those in the most common one.
-        classes: C.
-        features: D.
+    About so many images train, in the rarest class a hundredth of those in the most common one.
     """
     rng = np.random.default_rng(0)
     means = rng.normal(size=(classes, features)).astype(np.float32)

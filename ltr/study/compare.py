@@ -272,12 +272,7 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
 
 
 def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stages: Stages) -> pd.DataFrame:
-    """One table of all methods: measured ones, whole networks, and those that are not measured.
-
-    Args:
-        measured: of `compare`.
-        networks: of `finished_networks`.
-    """
+    """One table of the methods of `compare`, of `finished_networks`, and of those that are not measured."""
     protocol = stages.protocol
     figures = published.methods(*(protocol[name] for name in PROTOCOL[:4]))
     rows = [protocol | row for row in [*measured.to_dict("records"), *networks]]

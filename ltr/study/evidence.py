@@ -31,9 +31,6 @@ Row = tuple[str, str]  # method and setting
 class Evidence:
     """All rows of the paper's Table 1 on one first stage, in each of their settings.
 
-    Args:
-        rows: trains what is not finished.
-
     Attributes:
         found: a run a method and setting; a setting that changes nothing about a row has none.
     """
@@ -239,10 +236,7 @@ def landscape(case: Evidence) -> pd.DataFrame | None:
 
 
 def best_radii(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The radius that adds most at each weight decay, by the test set: an upper bound of what MaxNorm can add.
-
-    Args:
-        pairs: of `landscape`.
+    """The radius of `landscape` that adds most at each weight decay, by the test set: what MaxNorm can add at most.
 
     Returns:
         a row a weight decay: weight_decay, max_norm, gain and its deviation (points), moved (percent of the rows).
@@ -265,12 +259,7 @@ def of_loss(table: pd.DataFrame, loss: str) -> pd.DataFrame:
 
 
 def in_text(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
-    """Some columns as text, a row named by its method and setting where it has them.
-
-    Args:
-        table: numbers and words.
-        forms: what stands in a column of the text, by its head, as `{gain:+.2f} ±{error:.2f}`.
-    """
+    """Some columns as text, by their heads in forms as `{gain:+.2f} ±{error:.2f}`; rows named by method and setting."""
     rows = table.to_dict("records")
     names = [", ".join([row["method"], row["setting"]]) if "method" in row else "" for row in rows]
     cells = {head: [form.format(**row) for row in rows] for head, form in forms.items()}
@@ -278,13 +267,7 @@ def in_text(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
 
 
 def left_of_a_weight(decay: float, recipe: Any, steps: int) -> np.ndarray:
-    """What weight decay alone leaves of a weight that starts at 1, after each epoch: [epochs + 1].
-
-    Args:
-        decay: lambda.
-        recipe: learning rates and momentum.
-        steps: an epoch.
-    """
+    """What weight decay alone leaves of a weight that starts at 1, after each epoch of so many steps: [epochs + 1]."""
     weight, velocity, kept = 1.0, 0.0, [1.0]
     for epoch in range(recipe.epochs):
         for _ in range(steps):

@@ -3,6 +3,8 @@
 Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
 `<!-- /results -->` (the file's name; `table-1`, `table-2`, `released` and `max-norm` too) is written anew, so that
 every number there is one of the file.
+
+`results` has the columns of `runs.COLUMNS`. Tables of CIFAR100-LT are empty text where no row is of it.
 """
 
 import dataclasses
@@ -159,11 +161,7 @@ def model_line(title: str, rows: pd.DataFrame) -> list[str]:
 
 
 def set_part(rows: pd.DataFrame) -> str:
-    """The models of a data set, network and way of training the first stage; beside the paper's where it has some.
-
-    Args:
-        rows: of `headline`, alike in `BASE`.
-    """
+    """The models of rows of `headline` that are alike in `BASE`; beside the paper's where it has some."""
     one = rows.iloc[0]
     devices, versions = (", ".join(sorted(rows[name].unique())) for name in ("device", "torch"))
     models = list(models_of(rows))
@@ -181,11 +179,7 @@ def set_part(rows: pd.DataFrame) -> str:
 
 
 def markdown(results: pd.DataFrame) -> str:
-    """One table a data set, network and way of training the first stage; last epoch, plain test.
-
-    Args:
-        results: the columns of `runs.COLUMNS`.
-    """
+    """One table a data set, network and way of training the first stage; last epoch, plain test."""
     return "\n".join(set_part(rows) for _, rows in headline(results).groupby(BASE, dropna=False))
 
 
@@ -238,9 +232,6 @@ def beside_theirs(
         theirs: the first one names the lines.
         found: of `measured`; a network that is not there has a column that says so.
         make: columns of some rows, whose head begins as it is told.
-
-    Returns:
-        nothing where there is no network at all.
     """
     if not any(found.values()):
         return ""
@@ -257,13 +248,6 @@ def beside_theirs(
 def table_1(results: pd.DataFrame, factor: float = 100) -> str:
     """The paper's Table 1 beside ours: a row a model; for each network, and each way of training its first stage, the
     paper's mode with tuned and with published values, and the released mode. Last epoch, plain test.
-
-    Args:
-        results: the columns of `runs.COLUMNS`.
-        factor: the imbalance factor.
-
-    Returns:
-        nothing where no row is of CIFAR100-LT.
     """
 
     def modes(head: str, rows: pd.DataFrame) -> list[Column]:
@@ -279,14 +263,7 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
 
 
 def table_2(results: pd.DataFrame) -> str:
-    """The paper's Table 2 beside ours: accuracy at three imbalance factors in a cell, in the paper's mode, tuned.
-
-    Args:
-        results: see `table_1`.
-
-    Returns:
-        nothing where no row is of CIFAR100-LT.
-    """
+    """The paper's Table 2 beside ours: accuracy at three imbalance factors in a cell, in the paper's mode, tuned."""
 
     def one(head: str, rows: pd.DataFrame) -> list[Column]:
         parts = [where(rows, imbalance_factor=factor) for factor in published.FACTORS]
@@ -311,14 +288,7 @@ def as_released(rows: pd.DataFrame, method: str) -> pd.DataFrame:
 
 
 def table_of_released(results: pd.DataFrame) -> str:
-    """What the released notebooks print beside ours, in their protocol and in their mode.
-
-    Args:
-        results: see `table_1`.
-
-    Returns:
-        nothing where no row is of CIFAR100-LT at imbalance factor 100.
-    """
+    """What the released notebooks print beside ours, in their protocol and in their mode; imbalance factor 100."""
     counted = where(results, selection="best_test", tta="flip").drop_duplicates("run").set_index("run")
     heads = "many / medium / few / all, flip, best epoch on the test set", "all, plain, last epoch"
     measures = [*(f"{group} both" for group in metrics.GROUPS), "both"]
@@ -340,14 +310,10 @@ def table_of_released(results: pd.DataFrame) -> str:
 
 
 def counting_gains(results: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
-    """What the ways of counting add to the headline, in points over all classes, as text.
-
-    Args:
-        results: the columns of `runs.COLUMNS`.
-        runs: names of the folders of the models that count.
+    """What the ways of counting add to the headline of some runs, in points over all classes, as text.
 
     Returns:
-        a row a way: mean, least and most over the models.
+        a row a way: mean, least and most over the runs.
     """
     rows = headline(results[results.run.isin(runs)])
     names = {"flip": "mirrored images", "best": "best epoch on the test set", "both": "both"}
@@ -380,10 +346,6 @@ def gain_line(title: str, pairs: pd.DataFrame) -> dict[str, Any]:
 def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
     """What MaxNorm adds at the same loss and weight decay, seed by seed, for the images and first stage of a run.
 
-    Args:
-        results: the columns of `runs.COLUMNS`.
-        run: its folder's name.
-
     Returns:
         a row a model with MaxNorm as text: its radius, when it projects and how often it fired, accuracy over all
         classes with and without it (last epoch, plain test, percent, means over seeds), and the mean and deviation
@@ -406,11 +368,7 @@ def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
 
 
 def max_norm_table(results: pd.DataFrame) -> str:
-    """`max_norm_gains` of every measured network on CIFAR100-LT, imbalance factor 100, and way of training it.
-
-    Args:
-        results: the columns of `runs.COLUMNS`.
-    """
+    """`max_norm_gains` of every measured network on CIFAR100-LT, imbalance factor 100, and way of training it."""
     parts = []
     for name, trained in measured(results, 100).items():
         for words, rows in trained.items():
@@ -434,11 +392,7 @@ def rounded(value: str) -> str:
 
 
 def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
-    """One table of all measured work, and of what still waits for its device.
-
-    Args:
-        benchmarks: the columns of `bench.COLUMNS`, as text.
-    """
+    """One table of all measured work, and of what still waits for its device; from `bench.COLUMNS`, as text."""
     names = {"reference_s": "reference (s)", "ours_s": "ours (s)", "ratio": "ratio"}
     names |= {"floor_share": "share of the floor", "peak_mb": "peak (MB)"}
     shown = benchmarks[["what", "backbone", "images", "precision", *names, "device", "torch"]].copy()
@@ -467,11 +421,10 @@ def comparison_part(rows: pd.DataFrame) -> str:
 
 
 def comparison_markdown(table: pd.DataFrame) -> str:
-    """Every method of a comparison, the measured ones first by their accuracy; one table a first stage.
+    """Every method of `compare.assemble`, the measured ones first by their accuracy; one table a first stage.
 
-    Args:
-        table: what `compare.assemble` gives, read from its file. What is not measured has no first stage of its own,
-            and stands in the first table of a network alone: that of the most epochs and the largest weight decay.
+    What is not measured has no first stage of its own, and stands in the first table of a network alone: that of the
+    most epochs and the largest weight decay.
     """
     parts = []
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"]):
@@ -508,16 +461,10 @@ def beyond(rows: pd.DataFrame, name: str) -> float:
 
 
 def answer(groups: Sequence[pd.DataFrame]) -> str:
-    """What the measurements say, in sentences.
-
-    Args:
-        groups: rows of each setting with MaxNorm, one an order.
-    """
+    """What the rows of each setting with MaxNorm, one an order, say in sentences."""
     lines, above, below = [], np.zeros(len(groups), bool), np.zeros(len(groups), bool)
-    for name, form, what in (
-        ("gain", "+.2f", "accuracy, points"),
-        ("nats", "+.3f", "likelihood at its own temperature, nats"),
-    ):
+    nats = "likelihood at its own temperature, nats"
+    for name, form, what in (("gain", "+.2f", "accuracy, points"), ("nats", "+.3f", nats)):
         sizes, means = np.array([beyond(rows, name) for rows in groups]), [rows[name].mean() for rows in groups]
         above, below = above | (sizes > 2), below | (sizes < -2)
         lines.append(
@@ -533,11 +480,7 @@ def answer(groups: Sequence[pd.DataFrame]) -> str:
 
 
 def question_markdown(table: pd.DataFrame) -> str:
-    """With and without MaxNorm: accuracy, calibration, and likelihood at each model's own temperature.
-
-    Args:
-        table: of `maxnorm.measure`, read from its file.
-    """
+    """Of `maxnorm.measure`: accuracy, calibration, and likelihood at each model's own temperature."""
     keys = ["loss", "weight_decay", "max_norm", "max_norm_every"]
     ordered = table.sort_values(keys, na_position="first", kind="stable")
     groups = [rows for _, rows in ordered.groupby(keys, dropna=False, sort=False)]
