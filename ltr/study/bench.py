@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -231,17 +232,13 @@ def stage_2(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str, Any]]
     frozen = second_stage.FrozenFeatures(model, data, how.device, engine=how)
     features_s = seconds(lambda: (frozen.up_to(9), frozen.test_features(9, False)), how.device)
     yield row(FEATURES, backbone, how, ours_s=features_s)
-    balls = [{"max_norm": radius, "max_norm_every": "step"} for radius in (np.nan, 0.5, 1.0, 1.5, 2.0)]
-    choices = [
-        {"loss": "cb-ce", "lr": lr, "weight_decay": decay, **ball}
-        for lr in (0.003, 0.01, 0.03, 0.1)
-        for decay in np.geomspace(1e-4, 0.1, 25)
-        for ball in balls
-    ]
+    grid_of = product((0.003, 0.01, 0.03, 0.1), np.geomspace(1e-4, 0.1, 25), (np.nan, 0.5, 1.0, 1.5, 2.0))
+    choices = pd.DataFrame(grid_of, columns=["lr", "weight_decay", "max_norm"])
+    choices = choices.assign(loss="cb-ce", max_norm_every="step")
     start, reference = models.copy_classifier(model), Reference(data, backbone, how.device, frozen=True)
 
     def grid() -> None:
-        stack.Grid(start, frozen, recipe, pd.DataFrame(choices)).fit().table()
+        stack.Grid(start, frozen, recipe, choices).fit().table()
 
     grid_s, epoch_s = in_turn(repeat, how.device, grid, reference.epoch)
     flops = 6 * recipe.epochs * len(frozen) * len(choices) * start.weight.numel()

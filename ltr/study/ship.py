@@ -43,11 +43,6 @@ def half(features: Tensor) -> np.ndarray:
 def write(path: Path, features: Features, epochs: int) -> int:
     """Write the passes of some epochs and the test features as float16; fewer passes where the file would be too large.
 
-    Args:
-        path: the file.
-        features: of the paper's mode.
-        epochs: of the second stage.
-
     Returns:
         passes written.
 
@@ -73,12 +68,7 @@ def write(path: Path, features: Features, epochs: int) -> int:
 
 
 def read(path: Path, about: Mapping[str, Any], device: torch.device | str = "cpu") -> ShippedFeatures:
-    """Read a file of `write`.
-
-    Args:
-        path: the file.
-        about: what its images were, see `ShippedFeatures`.
-        device: where to train on them.
+    """Read a file of `write`, to train on a device; `about` is what its images were, see `ShippedFeatures`.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
