@@ -203,13 +203,9 @@ class Comparison(SecondStage):
 
 @dataclass(frozen=True)
 class Stages:
-    """What a comparison stands on.
+    """What a comparison stands on: features as `compare` takes them, and the first stages that they are of.
 
-    Attributes:
-        held_out, final: see `compare`.
-        tuned, run: the first stage that settings are chosen on, and the one that is tested.
-        fingerprint: of the images of a full run.
-        protocol: the table's columns that say how it was made.
+    Beside them the fingerprint of a full run's images, and the table's columns that say how it was made.
     """
 
     held_out: FrozenFeatures

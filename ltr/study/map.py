@@ -44,13 +44,7 @@ FURTHER |= {"nesterov": False, **dict.fromkeys(("average", "network"))}
 
 @dataclass(frozen=True)
 class Scored:
-    """A run's network under one classifier.
-
-    Attributes:
-        about: the row's settings.
-        hits: [N] of the held-out images, 1 where the answer is right.
-        groups: [N], each image's.
-    """
+    """A run's network under one classifier: its settings, and each held-out image's hit (1 or 0) and group, [N]."""
 
     about: dict[str, Any]
     hits: np.ndarray

@@ -32,7 +32,6 @@ class Sources:
     """What rows learn from: a first stage's network, and its features in each mode.
 
     Attributes:
-        settings: values and folders.
         base: the first stage with weight decay.
         data: images; None where there are none, so that finished rows alone can be read.
         maps: what the last blocks take, by mode; gigabytes, so those of one mode at a time.

@@ -10,13 +10,13 @@ them finished. With `--hold-out` the held-out images take the place of the test 
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import pandas as pd
 import torch
 
 from ltr import datasets, first_stage, models, runs, training
 from ltr.errors import InputError
-from ltr.runtime.engine import Engine
 from ltr.runtime.options import Parser, real, whole
 from ltr.settings import FirstStage
 
@@ -31,18 +31,19 @@ class Cell:
     weight_decay: float
     data: datasets.LongTailed
 
-    def open(self) -> runs.Run:
-        """The run's folder."""
+    @cached_property
+    def run(self) -> runs.Run:
+        """Its folder."""
         label, identity = self.settings.run_key("WD" if self.weight_decay else "naive", self.weight_decay)
         return runs.open_run(self.settings.out / "demo_1", label, identity, self.data.describe()["fingerprint"])
 
-    def trainer(self, run: runs.Run, images: first_stage.ImageData, engine: Engine) -> training.Trainer:
+    def trainer(self, images: first_stage.ImageData) -> training.Trainer:
         """The training of a run that was begun."""
-        settings = self.settings
+        settings, name = self.settings, self.run.name.rsplit("-", 1)[0]
         model = models.build_model(settings.backbone, len(self.data.class_counts), settings.seed, settings.cosine)
         model.to(settings.device, memory_format=torch.channels_last)
         recipe = settings.recipe(self.weight_decay)
-        return training.Trainer(model, images, recipe, None, run.checkpoint, run.name.rsplit("-", 1)[0], engine)
+        return training.Trainer(model, images, recipe, None, self.run.checkpoint, name, settings.engine)
 
 
 def grid(settings: FirstStage, seeds: Sequence[int], weight_decays: Sequence[float]) -> list[Cell]:
@@ -59,25 +60,24 @@ def grid(settings: FirstStage, seeds: Sequence[int], weight_decays: Sequence[flo
 
 def train(cells: Sequence[Cell], at_once: int) -> Iterator[runs.Result]:
     """Train what is not finished, some side by side, and give all runs in their order."""
-    opened = [(cell, cell.open()) for cell in cells]
     retrain = cells[0].settings.retrain
-    waiting = [(cell, run) for cell, run in opened if retrain or not run.finished]
+    waiting = [cell for cell in cells if retrain or not cell.run.finished]
     for start in range(0, len(waiting), at_once):
         train_together(waiting[start : start + at_once], retrain)
-    return (run.load() for _, run in opened)
+    return (cell.run.load() for cell in cells)
 
 
-def train_together(group: Sequence[tuple[Cell, runs.Run]], retrain: bool) -> None:
+def train_together(cells: Sequence[Cell], retrain: bool) -> None:
     """Train some runs side by side; those of one set of images share it."""
     images, trainers = {}, []
-    for cell, run in group:
-        run.begin(cell.data, cell.settings.device, retrain)
-        if id(cell.data) not in images:
-            images[id(cell.data)] = first_stage.ImageData(cell.data, cell.settings.device, **cell.settings.augmented)
-        trainers.append(cell.trainer(run, images[id(cell.data)], cell.settings.engine))
-    outcomes = training.fit_together(trainers)
-    for (cell, run), outcome in zip(group, outcomes, strict=True):
-        run.save(outcome, cell.data.class_counts)
+    for cell in cells:
+        settings, key = cell.settings, id(cell.data)
+        cell.run.begin(cell.data, settings.device, retrain)
+        if key not in images:
+            images[key] = first_stage.ImageData(cell.data, settings.device, **settings.augmented)
+        trainers.append(cell.trainer(images[key]))
+    for cell, outcome in zip(cells, training.fit_together(trainers), strict=True):
+        cell.run.save(outcome, cell.data.class_counts)
 
 
 def summary(results: Sequence[runs.Result]) -> pd.DataFrame:
