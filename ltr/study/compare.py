@@ -25,13 +25,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from filelock import FileLock
 
 from ltr import datasets, metrics, models, plots, runs
 from ltr.balance import absolute, describe
 from ltr.errors import InputError, clip
-from ltr.methods import BALANCERS, Balancer, Setting, Settings
+from ltr.methods import BALANCERS, Balancer, Setting
 from ltr.recipes import Recipe
 from ltr.runtime.options import flag, folder, option, short, whole
 from ltr.runtime.process import check_writable
@@ -66,11 +65,6 @@ def absent_row(method: str) -> dict[str, str]:
     return {"method": method, "hyper-parameters": words, "tuned_on": "", "first stage": ""}
 
 
-def fit(method: Balancer, features: FrozenFeatures, recipe: Recipe, settings: Settings) -> list[torch.nn.Linear]:
-    """A method's classifiers from the first stage's, one a setting."""
-    return method.fit(models.copy_classifier(features.model), features, recipe, settings)
-
-
 def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Setting, pd.DataFrame]:
     """The setting with the best accuracy on held-out images, of equals the first; and all that were tried.
 
@@ -81,7 +75,8 @@ def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Se
         a setting, and a row for each: the setting's values, then many, medium, few, all in percent on the held-out
         images, and whether it is the one chosen.
     """
-    logits = (held_out.test_logits(each, 0) for each in fit(method, held_out, recipe, method.settings))
+    candidates = method.fit(models.copy_classifier(held_out.model), held_out, recipe, method.settings)
+    logits = (held_out.test_logits(each, 0) for each in candidates)
     rows = [metrics.group_accuracy(each, held_out.test_labels, held_out.class_counts) for each in logits]
     best = max(range(len(rows)), key=lambda i: -np.inf if np.isnan(rows[i]["all"]) else rows[i]["all"])
     settings = [absolute(setting, recipe) for setting in method.settings]
@@ -122,7 +117,7 @@ def compare(
     Returns:
         a row a method: method, hyper-parameters, many, medium, few, all, ECE (percent; last epoch, plain),
         validation (accuracy on the held-out images), seconds (tuning, fit and test; features not counted), and
-        the accuracies on shifted test sets, see `metrics.shifted_accuracy`. And a row for each setting that was
+        the accuracies on shifted test sets, see `metrics.Predictions.shifted`. And a row for each setting that was
         tried: method, then what `tune` gives.
 
     Raises:
@@ -135,7 +130,7 @@ def compare(
         start = time.perf_counter()
         setting, tried[name] = tune(method, held_out, recipe)
         validation = tried[name]["all"].max()
-        (classifier,) = fit(method, final, recipe, [setting])
+        (classifier,) = method.fit(models.copy_classifier(final.model), final, recipe, [setting])
         made = metrics.Predictions.of(final.test_logits(classifier, 0), final.test_labels)
         row = {"method": name, "hyper-parameters": describe(setting, recipe)}
         row |= figures_of(made, final.class_counts)
