@@ -45,7 +45,7 @@ class Evidence:
             if not rows.sources.shipped:  # its features do not ship
                 tau = rows.tau("naive + tau-norm", settings.naive_tau)
                 results += rows.tau_normalised("naive + tau-norm", tau, naive, TAUS)
-        results += rows.in_all_modes([*METHODS])
+        results += rows.in_all_modes()
         self.found: dict[Row, runs.Result] = {(each.row[0], SETTINGS[each.row[1]]): each for each in results}
 
     def accuracy(self, method: str, setting: str = "tuned", measure: str = "all", selection: str = "last") -> float:

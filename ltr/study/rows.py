@@ -1,6 +1,6 @@
 """The rows of the paper's Table 1 on one first stage: each is trained, or loaded where it is finished."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -145,11 +145,10 @@ class Rows:
         tuned = {"loss": settings.loss, "lr": settings.lr, "weight_decay": settings.weight_decay}
         tuned |= {"schedule": "cosine", "max_norm": settings.max_norm, "max_norm_every": "step"}
         radius = regularizers.relative_radius(self.sources.classifier.weight.detach(), recipes.RELEASED_FRACTION)
-        released = {**recipes.RELEASED, "max_norm": radius}
         published = {**tuned, "weight_decay": recipes.PUBLISHED_DECAY, "max_norm": radius}
-        modes = {"paper": tuned, "published": published, "released": released}
-        if self.sources.shipped:  # batch-norm's statistics drift with the images
-            del modes["released"]
+        modes = {"paper": tuned, "published": published}
+        if not self.sources.shipped:  # batch-norm's statistics drift with the images
+            modes["released"] = {**recipes.RELEASED, "max_norm": radius}
         return modes
 
     def train_or_load(
@@ -231,7 +230,7 @@ class Rows:
         table = read_table(path, "--tuned-on") if path.exists() else pd.DataFrame(columns=["tuning_run", "method"])
         named = [settings.tuned_on]
         if settings.tuned_on == AUTO:
-            firsts = [self.base, self.naive] if self.naive else [self.base]
+            firsts = filter(None, (self.base, self.naive))
             named = [name for first in firsts for name in tuned_like(first, path.parent / "demo_1", table.tuning_run)]
         table = table[table.tuning_run.isin(named)].set_index("method")
         if table.empty or table.index.has_duplicates:
@@ -243,18 +242,17 @@ class Rows:
         """A row's tau, tuned or as given."""
         return float(self.tuned.tau[name]) if name in self.tuned.index else given
 
-    def in_all_modes(self, names: Sequence[str]) -> Iterator[runs.Result]:
-        """Rows in each mode, one after another; where the published values change nothing about a row, it comes once.
+    def in_all_modes(self) -> Iterator[runs.Result]:
+        """Learned rows in each mode, one after another; where published values change nothing about a row, it comes once.
 
         From shipped features the classifier alone learns; on streamed images more layers learn in the paper's mode
         alone, as each epoch reads all images.
         """
         for mode in self.modes:
-            for name in names:
-                layers = METHODS[name].layers
-                possible = layers == 1 or not (self.sources.shipped or (self.sources.streamed and mode != "paper"))
+            one_layer = self.sources.shipped or (self.sources.streamed and mode != "paper")
+            for name, method in METHODS.items():
                 same = mode == "published" and self.values(name, mode) == self.values(name, "paper")
-                if possible and not same:
+                if not same and (method.layers == 1 or not one_layer):
                     yield self.learned(name, mode)
         self.sources.maps.clear()
 
@@ -262,13 +260,12 @@ class Rows:
 def tuned_like(first: runs.Result, folder: Path, names: Iterable[str]) -> list[str]:
     """Those of some tuning runs that learned as a first stage did: all but held-out images, length and seed alike."""
     free = ("hold_out", "seed", "test_every", "stage1_epochs")
-    own = {name: value for name, value in first.config["settings"].items() if name not in free}
-    known, found = set(names), []
-    for path, config in read_configs(folder).items():
-        theirs = {name: value for name, value in config["settings"].items() if name not in free}
-        if path.name in known and theirs == own:
-            found.append(path.name)
-    return found
+
+    def told(config: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in config["settings"].items() if name not in free}
+
+    known, own = set(names), told(first.config)
+    return [path.name for path, config in read_configs(folder).items() if path.name in known and told(config) == own]
 
 
 def open_rows(settings: SecondStage, data: LongTailed | None, absent: Exception | None = None) -> Rows:
