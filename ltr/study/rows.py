@@ -243,7 +243,7 @@ class Rows:
         return float(self.tuned.tau[name]) if name in self.tuned.index else given
 
     def in_all_modes(self) -> Iterator[runs.Result]:
-        """Learned rows in each mode, one after another; where published values change nothing about a row, it comes once.
+        """Learned rows in each mode, one after another; where published values change nothing, a row comes once.
 
         From shipped features the classifier alone learns; on streamed images more layers learn in the paper's mode
         alone, as each epoch reads all images.
