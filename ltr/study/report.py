@@ -253,9 +253,8 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
     def modes(head: str, rows: pd.DataFrame) -> list[Column]:
         name = head.split(",")[0]
         heads = {"paper": f"{head}: tuned", "published": f"{name}: published values"}
-        heads["released"] = f"{name}: released mode"
-        cells = {mode: [table_1_cell(rows, method, mode) for method in published.TABLE_1] for mode in heads}
-        return [[head, *cells[mode]] for mode, head in heads.items()]
+        heads |= {"released": f"{name}: released mode"}
+        return [[text, *(table_1_cell(rows, row, mode) for row in published.TABLE_1)] for mode, text in heads.items()]
 
     best = [metrics.percent(values[-1]) for values in published.TABLE_1.values()]
     theirs = [["model", *published.TABLE_1], ["paper (ResNet-34, best epoch on the test set)", *best]]
