@@ -7,7 +7,7 @@
 
 Every method of `methods.BALANCERS` is tuned on the validation images, by the mean of the classes' accuracies unless
 told otherwise; a temperature that is fitted there is folded into the head; then each method is tested once. Nothing
-here knows where the embeddings come from; `embeddings` checks and scales them.
+here knows where the embeddings come from; `data.embeddings` checks and scales them.
 """
 
 import dataclasses
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ltr import __version__, embeddings, metrics
-from ltr.embeddings import Embeddings, Head, Problem, features
+from ltr import __version__, metrics
+from ltr.data import embeddings
+from ltr.data.embeddings import Embeddings, Head, Problem, features
 from ltr.errors import InputError, clip
 from ltr.losses import cross_entropy
 from ltr.methods import BALANCERS, Balancer, Setting, Settings, combinations, logit_adjustment, train

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ltr import balance as module
-from ltr import embeddings, metrics
+from ltr import metrics
 from ltr.balance import FIRST, Evaluation, balance, features, paired_gain, temperature
-from ltr.embeddings import Embeddings
+from ltr.data import embeddings
+from ltr.data.embeddings import Embeddings
 from ltr.errors import InputError
 from ltr.losses import build_loss
 from ltr.methods import BALANCERS, Balancer, logit_adjustment
