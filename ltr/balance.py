@@ -30,23 +30,22 @@ from ltr.data import embeddings
 from ltr.data.embeddings import Embeddings, Head, Problem, features
 from ltr.errors import InputError, clip
 from ltr.losses import cross_entropy
-from ltr.methods import BALANCERS, Balancer, Setting, Settings, combinations, logit_adjustment, train
+from ltr.methods import BALANCERS, Balancer, Setting, Settings, class_balanced, combinations, logit_adjustment
 from ltr.methods import LR as LEARNING_RATES
+from ltr.metrics import Predictions
 from ltr.models import linear
 from ltr.recipes import Recipe
 from ltr.runtime.options import nearest
 from ltr.runtime.process import check_writable
-from ltr.runtime.storage import write_json, write_text, write_weights
-from ltr.stack import copies, cross_entropy_gradient
+from ltr.runtime.storage import table_text, write_json, write_text, write_weights
 
 __all__ = ["Balanced", "balance", "features"]
 
 FIRST = "first stage alone"
 ADJUSTMENT = "logit adjustment"
 BASELINES = {"gain": "the head as it was", "gain over LA": "logit adjustment at tau 1"}
-SCORES = {"macro": "class mean", "micro": "all"}  # by the table's columns
+SCORES = {"macro": "class-mean accuracy", "micro": "accuracy"}
 LIKELIHOOD = "likelihood"  # chooses the first head where there is none
-SCORE_NAMES = {"macro": "class-mean accuracy", "micro": "accuracy"}
 SHOWN = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
 METHODS = {"fast": (FIRST, "tau-norm", ADJUSTMENT, "NCM"), "all": tuple(BALANCERS)}
 NEED_BIAS = (ADJUSTMENT,)  # it moves nothing else; the others do without one, but for the Euclidean NCM
@@ -54,6 +53,8 @@ STEPS = 500  # of a training at least, where ten epochs have fewer
 STEPS_AN_EPOCH = 200  # about, by larger batches; with small ones, writing the weights would take most of the time
 LARGE = 2e12  # floating-point operations of a grid from which it is thinned
 KEPT = 10  # one in so many settings is trained to the end then
+# Plain cross-entropy from zeros, where there is no head yet: the class-balanced method, told this loss.
+PLAIN = Balancer(class_balanced, combinations(weight_decay=[0.0, 5e-4, 5e-3], lr=LEARNING_RATES))
 ROOM = 2**28  # numbers that a stack of classifiers may hold at once
 FEW = 5  # validation images of a class below which its part in a choice is mostly chance
 
@@ -70,19 +71,13 @@ def recipe_for(size: int, seed: int = 0) -> Recipe:
     return Recipe(epochs, batch, lr=0.01, loss="cb-ce", seed=seed)
 
 
-@torch.no_grad()
-def logits_of(classifier: nn.Linear, data: Embeddings) -> Tensor:
-    """Logits [N, C]."""
-    return classifier(data.features)
-
-
 def validate(classifier: nn.Linear, data: Embeddings, score: str) -> float:
     """The score of a classifier, in percent; minus infinity where training diverged, so that it is never chosen.
 
     Args:
         score: one of `SCORES`, or `LIKELIHOOD`, whose score is the mean logarithm of the labels' probabilities.
     """
-    logits, labels = logits_of(classifier, data).cpu().numpy(), data.labels.cpu().numpy()
+    logits, labels = classifier(data.features).detach().cpu().numpy(), data.labels.cpu().numpy()
     if not np.isfinite(logits).all():
         return -math.inf
     if score == LIKELIHOOD:
@@ -188,17 +183,9 @@ def tune_first(problem: Problem, recipe: Recipe, score: str) -> Tuned:
     """
     if problem.head is not None:
         return tune(BALANCERS[FIRST], problem.start(), problem, recipe, score)
-    found = tune(PLAIN, problem.start(), problem, recipe, LIKELIHOOD)
+    plain = dataclasses.replace(recipe, loss="ce")
+    found = tune(PLAIN, problem.start(), problem, plain, LIKELIHOOD)
     return dataclasses.replace(found, validation=validate(found.classifier, problem.validation, score))
-
-
-def plain(first: nn.Linear, data: Embeddings, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
-    """Plain cross-entropy from zeros, where there is no head yet: every image once an epoch."""
-    start = copies(len(settings), *(torch.zeros_like(values) for values in first.parameters()))
-    return train(data, recipe, settings, start, cross_entropy_gradient)
-
-
-PLAIN = Balancer(plain, combinations(weight_decay=[0.0, 5e-4, 5e-3], lr=LEARNING_RATES))
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
@@ -229,47 +216,24 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
 # --- testing --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How a head does on images.
-
-    Attributes:
-        predictions: what it says of each.
-        figures: many, medium, few, all, class mean and ECE in percent; NaN where training diverged.
-    """
-
-    predictions: metrics.Predictions
-    figures: dict[str, float]
-
-    @classmethod
-    def of(cls, head: nn.Linear, data: Embeddings, counts: np.ndarray) -> "Evaluation":
-        """Evaluate a head.
-
-        Args:
-            data: images.
-            counts: training images of each class, [C].
-        """
-        made = metrics.Predictions.of(logits_of(head, data).cpu().numpy(), data.labels.cpu().numpy())
-        seen = np.bincount(made.labels, minlength=len(counts)) > 0
-        found = made.summary(counts)
-        found |= {"class mean": float(made.by_class[seen].mean()), "ECE": found["ece"]}
-        return cls(made, {name: found[name] for name in (*metrics.GROUPS, "all", "class mean", "ECE")})
+def predict(head: nn.Linear, data: Embeddings) -> Predictions:
+    """What a head says of images."""
+    return Predictions.of(head(data.features).detach().cpu().numpy(), data.labels.cpu().numpy())
 
 
-def paired_gain(before: Evaluation, after: Evaluation, score: str) -> tuple[float, float]:
+def figures_of(made: Predictions, counts: np.ndarray) -> dict[str, float]:
+    """many, medium, few, all, class mean and ECE in percent; NaN where training diverged."""
+    found = made.summary(counts)
+    found |= {"class mean": float(made.by_class[np.unique(made.labels)].mean()), "ECE": found["ece"]}
+    return {name: found[name] for name in (*metrics.GROUPS, "all", "class mean", "ECE")}
+
+
+def paired_gain(before: Predictions, after: Predictions, score: str) -> tuple[float, float]:
     """Points of the score that are gained, and their paired standard error, see `metrics.mean_and_error`."""
-    gained = 100 * (after.predictions.hits - before.predictions.hits)
-    return metrics.mean_and_error(gained, None if score == "micro" else after.predictions.labels)
+    return metrics.mean_and_error(100 * (after.hits - before.hits), None if score == "micro" else after.labels)
 
 
 # --- the result -----------------------------------------------------------------------------------------------
-
-
-def judged(gain: float, error: float) -> str:
-    """What to add to a gain: nothing where it is beyond two of its standard errors."""
-    if gain > 2 * error:
-        return ""
-    return ": not worth it, a loss" if gain < -2 * error else ": not worth it, within two standard errors"
 
 
 @dataclass(frozen=True)
@@ -287,7 +251,7 @@ class Balanced:
         score: "macro" or "micro".
         tested_on: "test", or "validation" where there is no test set: then figures are of the images that chose.
         heads: weight [C, D] and bias [C] or None by method, of the owner's type.
-        evaluations: by method.
+        predictions: of the tested images, by method.
         about: everything that was chosen and what it was chosen on, for `chosen.json`.
         layer: the head's name in the owner's state dict.
     """
@@ -300,7 +264,7 @@ class Balanced:
     score: str
     tested_on: str
     heads: Mapping[str, tuple[Tensor, Tensor | None]]
-    evaluations: Mapping[str, Evaluation]
+    predictions: Mapping[str, Predictions]
     about: Mapping[str, Any]
     layer: str = ""
 
@@ -351,11 +315,13 @@ class Balanced:
         """What the best method gains, a sentence for each of both baselines."""
         if self.best == FIRST:
             return ("no method is better than the head as it was on the validation images: not worth it",)
-        row, what = self.table.set_index("method").loc[self.best], f"points of {SCORE_NAMES[self.score]}"
+        row, what = self.table.set_index("method").loc[self.best], f"points of {SCORES[self.score]}"
         lines = []
         for column, baseline in BASELINES.items():
             gain, error = row[column], row[f"{column} ±"]
-            lines.append(f"{self.best} gains {gain:+.2f} ± {error:.2f} {what} over {baseline}{judged(gain, error)}")
+            doubt = "a loss" if gain < -2 * error else "within two standard errors"
+            worth = "" if gain > 2 * error else f": not worth it, {doubt}"
+            lines.append(f"{self.best} gains {gain:+.2f} ± {error:.2f} {what} over {baseline}{worth}")
         return tuple(lines)
 
     @property
@@ -365,7 +331,7 @@ class Balanced:
         Columns: name, group, training images, tested images, accuracy before and after, recall (which is the accuracy
         after) and precision, both after, and precision before, all in percent; NaN where there is nothing to count.
         """
-        before, after = (self.evaluations[name].predictions for name in (FIRST, self.best))
+        before, after = self.predictions[FIRST], self.predictions[self.best]
         return pd.DataFrame(
             {
                 "name": self.names,
@@ -390,8 +356,8 @@ class Balanced:
         folder = Path(folder)
         check_writable(folder)
         write_weights(folder / "head.pt", self.state())
-        write_text(folder / "table.csv", self.table.to_csv(index=False, float_format="%.6g"))
-        write_text(folder / "per_class.csv", self.per_class.to_csv(index=False, float_format="%.6g"))
+        write_text(folder / "table.csv", table_text(self.table))
+        write_text(folder / "per_class.csv", table_text(self.per_class))
         write_json(folder / "chosen.json", self.about)
 
 
@@ -432,11 +398,11 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
     return chosen
 
 
-def careful(problem: Problem, tuned: Mapping[str, Tuned], before: Evaluation) -> tuple[str, ...]:
+def careful(problem: Problem, tuned: Mapping[str, Tuned], before: float) -> tuple[str, ...]:
     """What a reader of the table should know, a line each.
 
     Args:
-        before: of the head as it was.
+        before: the class mean of the head as it was, in percent.
     """
     lines, counts = [], problem.validation.class_counts
     if counts.min() < FEW:
@@ -452,7 +418,7 @@ def careful(problem: Problem, tuned: Mapping[str, Tuned], before: Evaluation) ->
         lines.append("no test set: figures are of the validation images, which chose, and flatter the methods")
     if problem.repeated:
         lines.append(f"{problem.repeated} test images stand in training or validation too")
-    if problem.head is not None and before.figures["class mean"] < 110 / len(counts):
+    if problem.head is not None and before < 110 / len(counts):
         lines.append(
             "the head as it was is hardly better than chance: are its rows in the order of the classes, and the "
             "features those that it had?"
@@ -519,15 +485,12 @@ def run(
             found = tune_first(problem, recipe, score)
         else:
             found = tune(method, tuned[FIRST].classifier, problem, recipe, score)
-            logits = logits_of(found.classifier, problem.validation)
+            logits = found.classifier(problem.validation.features).detach()
             found = dataclasses.replace(found, heat=temperature(logits, problem.validation.labels))
         tuned[name] = found
         words = describe(found.setting, recipe)
         say(f"{name}: validation {found.validation:.2f} % {words} ({found.seconds:.1f} s)")
-    heads = {name: problem.finished(one.classifier, one.heat) for name, one in tuned.items()}
-    if problem.head is not None:
-        heads[FIRST] = problem.head.weight, problem.head.bias
-    return summarise(problem, tuned, heads, recipe, score)
+    return summarise(problem, tuned, recipe, score)
 
 
 def in_float32(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -536,31 +499,26 @@ def in_float32(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return linear(weight, weight.new_zeros(len(weight)) if bias is None else bias.float())
 
 
-def summarise(
-    problem: Problem,
-    tuned: Mapping[str, Tuned],
-    heads: Mapping[str, tuple[Tensor, Tensor | None]],
-    recipe: Recipe,
-    score: str,
-) -> Balanced:
+def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, score: str) -> Balanced:
     """Test every head once, and put all into a result."""
-    counts, first = problem.train.class_counts, in_float32(*heads[FIRST])
-    evaluations = {name: Evaluation.of(in_float32(*parts), problem.tested, counts) for name, parts in heads.items()}
+    heads = {name: problem.finished(one.classifier, one.heat) for name, one in tuned.items()}
+    if problem.head is not None:
+        heads[FIRST] = problem.head.weight, problem.head.bias
+    counts, names, first = problem.train.class_counts, problem.names, in_float32(*heads[FIRST])
+    predictions = {name: predict(in_float32(*parts), problem.tested) for name, parts in heads.items()}
     (adjusted,) = logit_adjustment(first, problem.train, recipe, [{"tau": 1.0}])
-    baselines = dict(zip(BASELINES, (evaluations[FIRST], Evaluation.of(adjusted, problem.tested, counts)), strict=True))
+    baselines = dict(zip(BASELINES, (predictions[FIRST], predict(adjusted, problem.tested)), strict=True))
     rows = []
     for name, one in tuned.items():
         row = {"method": name, "hyper-parameters": describe(one.setting, recipe), "validation": one.figure()}
-        row |= {"temperature": one.heat, **evaluations[name].figures}
+        row |= {"temperature": one.heat, **figures_of(predictions[name], counts)}
         for column, baseline in baselines.items():
-            gained = paired_gain(baseline, evaluations[name], score)
-            row[column], row[f"{column} ±"] = (math.nan, math.nan) if math.isnan(row["all"]) else gained
+            row[column], row[f"{column} ±"] = paired_gain(baseline, predictions[name], score)
         rows.append(row | {"edge": ", ".join(one.edge), "seconds": one.seconds})
-    best, notes = max(tuned, key=lambda name: tuned[name].validation), careful(problem, tuned, evaluations[FIRST])
+    best, notes = max(tuned, key=lambda name: tuned[name].validation), careful(problem, tuned, rows[0]["class mean"])
     where, layer = "test" if problem.has_test else "validation", problem.head.layer if problem.head else ""
     told = {"best": best, "score": score, "tested_on": where, "warnings": notes} | about(problem, tuned, recipe)
-    table, names = pd.DataFrame(rows), problem.names
-    return Balanced(table, best, notes, names, counts, score, where, heads, evaluations, told, layer)
+    return Balanced(pd.DataFrame(rows), best, notes, names, counts, score, where, heads, predictions, told, layer)
 
 
 def about(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe) -> dict[str, Any]:

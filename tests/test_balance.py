@@ -21,7 +21,7 @@ from torch import nn
 
 from ltr import balance as module
 from ltr import metrics
-from ltr.balance import FIRST, Evaluation, balance, features, paired_gain, temperature
+from ltr.balance import FIRST, balance, features, paired_gain, temperature
 from ltr.data import embeddings
 from ltr.data.embeddings import Embeddings
 from ltr.errors import InputError
@@ -439,10 +439,10 @@ def test_the_temperature_is_the_most_likely():
     assert temperature(torch.zeros(3, 2), torch.tensor([0, 1, 1])) == 1.0
 
 
-def outcome(hits: list[int], labels: list[int]) -> Evaluation:
+def outcome(hits: list[int], labels: list[int]) -> Predictions:
     """Predictions that are right where a hit stands."""
     predictions = np.where(np.array(hits, bool), labels, (np.array(labels) + 1) % 2)
-    return Evaluation(Predictions(predictions, np.ones(len(labels)), np.array(labels), np.full(2, 0.5)), {})
+    return Predictions(predictions, np.ones(len(labels)), np.array(labels), np.full(2, 0.5))
 
 
 def test_the_paired_gain_by_hand():

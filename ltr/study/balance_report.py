@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ltr import metrics, plots
-from ltr.balance import BASELINES, FIRST, SCORE_NAMES, Balanced, Evaluation
-from ltr.metrics import GROUPS, percent
+from ltr.balance import BASELINES, FIRST, SCORES, Balanced
+from ltr.metrics import GROUPS, Predictions, percent
 
 SHOWN = 8  # classes that gain or lose most, and mistakes
 DPI = 160  # sharp on a phone's screen
@@ -53,15 +53,15 @@ def picture(figure: Figure, caption: str) -> str:
 
 def group_figure(result: Balanced) -> str:
     """Accuracy of each group, before and after."""
-    rows = [{"model": name, **each.figures} for name, each in both(result).items()]
-    return picture(plots.group_bars(pd.DataFrame(rows)), "Accuracy by training images of the class, and of all images.")
+    table = pd.DataFrame(figures(result)).assign(model=list(both(result)))
+    return picture(plots.group_bars(table), "Accuracy by training images of the class, and of all images.")
 
 
 def class_figure(result: Balanced) -> str:
     """Accuracy of each class, before and after."""
     table = result.per_class
     shared = {"class_index": range(len(table)), "count": table["training images"]}
-    found = {name: each.predictions.by_class for name, each in both(result).items()}
+    found = {name: each.by_class for name, each in both(result).items()}
     parts = [pd.DataFrame({"model": name, **shared, "accuracy": by_class}) for name, by_class in found.items()]
     counts = pd.DataFrame({**shared, "group": table["group"]})
     caption = "Accuracy by class: each point is a class, lines are moving averages."
@@ -71,7 +71,7 @@ def class_figure(result: Balanced) -> str:
 def confusion_figure(result: Balanced, name: str) -> str:
     """The confusion matrix before or after, common classes first."""
     order = np.argsort(-result.class_counts, kind="stable")
-    matrix = both(result)[name].predictions.confusion[np.ix_(order, order)]
+    matrix = both(result)[name].confusion[np.ix_(order, order)]
     groups = metrics.group_of(result.class_counts[order])
     edges = [int((groups == "many").sum()), int((groups != "few").sum())]
     return picture(plots.confusion(matrix, edges), f"Confusion {name}.")
@@ -79,13 +79,19 @@ def confusion_figure(result: Balanced, name: str) -> str:
 
 def calibration_figure(result: Balanced) -> str:
     """Confidence against accuracy, before and after."""
-    bins = [each.predictions.reliability().assign(model=name) for name, each in both(result).items()]
+    bins = [each.reliability().assign(model=name) for name, each in both(result).items()]
     return picture(plots.reliability(pd.concat(bins)), "Calibration: on the diagonal, confidence is accuracy.")
 
 
-def both(result: Balanced) -> dict[str, Evaluation]:
-    """The head as it was, and the best one, by what the page calls them."""
-    return {"before": result.evaluations[FIRST], f"after ({result.best})": result.evaluations[result.best]}
+def both(result: Balanced) -> dict[str, Predictions]:
+    """Predictions of the head as it was and of the best one, by what the page calls them."""
+    return {"before": result.predictions[FIRST], f"after ({result.best})": result.predictions[result.best]}
+
+
+def figures(result: Balanced) -> tuple[pd.Series, pd.Series]:
+    """The table's rows of the head as it was and of the best one."""
+    table = result.table.set_index("method")
+    return table.loc[FIRST], table.loc[result.best]
 
 
 # --- tables and sentences -------------------------------------------------------------------------------------
@@ -124,7 +130,7 @@ def methods_table(result: Balanced) -> str:
 
 def groups_table(result: Balanced) -> str:
     """Each group before and after."""
-    before, after = (each.figures for each in both(result).values())
+    before, after = figures(result)
     classes = result.per_class.groupby("group").size()
     rows = [
         [name, str(classes.get(name, "")), one(before[name]), one(after[name]), one(after[name] - before[name], "+")]
@@ -150,7 +156,7 @@ def classes_table(result: Balanced, gaining: bool) -> str:
 
 def mistakes_table(result: Balanced) -> str:
     """The mistakes whose number changed most."""
-    before, after = (each.predictions.confusion for each in both(result).values())
+    before, after = (each.confusion for each in both(result).values())
     change = (after - before) * ~np.eye(len(after), dtype=bool)
     order = np.argsort(-np.abs(change), axis=None, kind="stable")[:SHOWN]
     pairs = [divmod(int(cell), len(after)) for cell in order if change.flat[cell]]
@@ -172,7 +178,7 @@ def about_table(result: Balanced) -> str:
         ["head", head],
         ["images", images],
         ["training images of a class", f"{counts.max():,} down to {counts.min():,}"],
-        ["chosen by", f"{SCORE_NAMES[result.score]} on the validation images"],
+        ["chosen by", f"{SCORES[result.score]} on the validation images"],
         ["figures on", f"the {result.tested_on} images"],
     ]
     lines = (f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
@@ -181,7 +187,7 @@ def about_table(result: Balanced) -> str:
 
 def cost(result: Balanced) -> str:
     """What balancing takes away, and the time it took."""
-    before, after = (each.figures for each in both(result).values())
+    before, after = figures(result)
     table = result.per_class
     change = table["accuracy after"] - table["accuracy before"]
     lines = [f"{int((change < 0).sum())} of {len(table)} classes lose and {int((change > 0).sum())} gain."]
@@ -198,11 +204,10 @@ def cost(result: Balanced) -> str:
 
 def calibration(result: Balanced) -> str:
     """Both calibration errors in a sentence."""
-    before, after = (each.figures["ECE"] for each in both(result).values())
-    heat = result.table.set_index("method").loc[result.best, "temperature"]
+    before, after = figures(result)
     return (
-        f"<p>Expected calibration error {percent(before)} % before, {percent(after)} % after; "
-        f"a temperature of {heat:.3g}, fitted on the validation images, is folded into the head.</p>"
+        f"<p>Expected calibration error {percent(before['ECE'])} % before, {percent(after['ECE'])} % after; "
+        f"a temperature of {after['temperature']:.3g}, fitted on the validation images, is folded into the head.</p>"
     )
 
 
