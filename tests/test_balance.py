@@ -133,7 +133,7 @@ def test_the_same_table_as_the_comparisons(everything, head, sets):
     The comparison fits a chosen setting anew, alone: the rounding differs, which a large learning rate amplifies.
     """
     train, validation, test = (Embeddings(torch.as_tensor(x), torch.as_tensor(y), C) for x, y in sets.values())
-    scale = (embeddings.MEAN_SQUARE / train.mean_square()) ** 0.5
+    scale = train.scale()
 
     def stage(held: Embeddings) -> SimpleNamespace:
         held, first = held.scaled(scale), linear(head.weight / scale, head.bias)

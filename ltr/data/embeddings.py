@@ -9,10 +9,11 @@ logits on them; the scale is folded back. So learning rates, weight decays and w
 fit any features, and features ten times as large lead to the same conclusions.
 """
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -60,9 +61,10 @@ class Embeddings:
         """Images of each class, [C]."""
         return self.labels.bincount(minlength=self.num_classes).cpu().numpy()
 
-    def mean_square(self) -> float:
-        """Mean over the images of the squared norm of their features."""
-        return float(self.features.square().sum(1).cpu().double().mean())  # a GPU of Apple's has no float64
+    def scale(self) -> float:
+        """What brings the features to a mean squared norm of `MEAN_SQUARE`."""
+        square = float(self.features.square().sum(1).cpu().double().mean())  # a GPU of Apple's has no float64
+        return math.sqrt(MEAN_SQUARE / square) if square else 1.0
 
     def scaled(self, factor: float) -> "Embeddings":
         """The same images with their features times a factor."""
@@ -201,17 +203,21 @@ def check_apart(sets: Mapping[str, Embeddings]) -> int:
     return len(found.get("test", {}).keys() & (found["train"].keys() | found["validation"].keys()))
 
 
-def split(data: Embeddings, share: float, names: Sequence[str], seed: int) -> tuple[Embeddings, Embeddings]:
+def split(data: Embeddings, share: Any, names: Sequence[str], seed: int) -> tuple[Embeddings, Embeddings]:
     """Take a share of each class's images away for validation, at least one and never all.
 
     Args:
         data: no image may stand there twice.
-        share: between 0 and 1.
+        share: as the caller gave it.
         names: of the classes, for the message.
 
     Returns:
         what remains for training, and the validation set.
     """
+    if share is None:
+        raise InputError("validation: must be given, or without a head validation_share")
+    if not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise InputError(f"validation_share: must be above 0 and below 1, got {clip(share)}")
     found = digests(data.features)
     if len(found) < len(data):
         again = min(set(range(len(data))) - set(found.values()))
@@ -260,74 +266,70 @@ class Head:
             if values is not None and not values.isfinite().all():
                 raise InputError(f"head: {name} must be finite, got NaN or infinity")
 
-    def apart(self, device: torch.device) -> "Head":
-        """On a device, and apart from the caller's, who may write over what was brought."""
-        bias = None if self.bias is None else self.bias.to(device, copy=True)
-        return replace(self, weight=self.weight.to(device, copy=True), bias=bias)
 
-
-def from_state(state: Mapping[str, Any], layer: str | None, features: int) -> Head:
-    """A layer of a state dict; without a name the only one that takes so many features."""
-    weights = {
-        key.removesuffix("weight").removesuffix("."): value.detach()
+def layer_of(state: Mapping[str, Any], layer: str | None, features: int) -> str:
+    """The name of a state dict's layer; where none is given, of the only one that takes so many features."""
+    widths = {
+        key.removesuffix("weight").removesuffix("."): value.shape[1]
         for key, value in state.items()
         if key.split(".")[-1] == "weight" and isinstance(value, Tensor) and value.dim() == 2
     }
-    fitting = [name for name, weight in weights.items() if weight.shape[1] == features]
+    fitting = [name for name, width in widths.items() if width == features]
     if layer is None and len(fitting) == 1:
-        layer = fitting[0]
-    if layer is None or layer not in weights:
-        known = ", ".join(name or "weight" for name in (fitting or list(weights))[-5:]) or "none here"
+        return fitting[0]
+    if layer is None or layer not in widths:
+        known = ", ".join(name or "weight" for name in (fitting or list(widths))[-5:]) or "none here"
         raise InputError(f"layer: must name a linear layer of the head's file ({known}), got {clip(layer)}")
-    return Head(weights[layer], state.get(f"{layer}.bias" if layer else "bias"), layer=layer)
+    return layer
 
 
-def from_estimator(estimator: Any) -> Head:
-    """The head of a fitted linear estimator of scikit-learn's kind, whose decision values are its logits."""
-    weight, bias = np.atleast_2d(estimator.coef_), np.asarray(estimator.intercept_)
+def parts_of(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of a fitted linear estimator of scikit-learn's kind, whose decision values are its logits."""
+    weight, bias = np.array(estimator.coef_, ndmin=2), np.asarray(estimator.intercept_)
     if len(weight) == 1:
         raise InputError("head: coef_ must have a row for each class, got one row, as of two classes")
-    weight = torch.from_numpy(weight.copy())
-    bias = torch.from_numpy(np.broadcast_to(bias, len(weight)).astype(estimator.coef_.dtype))
-    return Head(weight, bias, np.asarray(estimator.classes_))
+    return weight, np.broadcast_to(bias, len(weight)).astype(weight.dtype)
 
 
-def from_pair(weight: Any, bias: Any, layer: str) -> Head:
-    """A head of arrays or tensors."""
+def as_tensors(weight: Any, bias: Any) -> list[Tensor | None]:
+    """A head's parts, arrays or tensors."""
     try:
-        parts = [None if values is None else torch.as_tensor(values).detach() for values in (weight, bias)]
+        return [None if values is None else torch.as_tensor(values).detach() for values in (weight, bias)]
     except (TypeError, ValueError, RuntimeError) as error:
         got = f"{clip(type(weight).__name__)} and {clip(type(bias).__name__)}"
         raise InputError(f"head: must be numbers, weight [C, D] and bias [C] or None, got {got}") from error
-    return Head(*parts, layer=layer)
 
 
-def read_head(head: Any, layer: str | None, features: int) -> Head | None:
-    """A head in any of its forms.
+def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
+    """A head in any of its forms, apart from the caller's, who may write over what was brought.
 
     Args:
         head: a linear layer; a pair of weight [C, D] and bias [C] or None; an estimator with `coef_`, `intercept_` and
             `classes_`; a state dict or a model, with the layer's name; or None.
         layer: the name.
-        features: D.
+        like: features [N, D], on whose device it is to be.
     """
     if head is None:
         return None
+    classes = None
     if isinstance(head, nn.Module) and not isinstance(head, nn.Linear):
         head = head.state_dict()
     if isinstance(head, nn.Linear):
-        found = Head(head.weight.detach(), None if head.bias is None else head.bias.detach(), layer=layer or "")
+        weight, bias = head.weight, head.bias
     elif hasattr(head, "coef_"):
-        found = from_estimator(head)
+        (weight, bias), classes, layer = parts_of(head), np.asarray(head.classes_), ""
     elif isinstance(head, Mapping):
-        found = from_state(head, layer, features)
+        layer = layer_of(head, layer, like.shape[1])
+        weight, bias = (head.get(f"{layer}.{name}" if layer else name) for name in ("weight", "bias"))
     elif isinstance(head, (tuple, list)) and len(head) == 2:
-        found = from_pair(*head, layer or "")
+        weight, bias = head
     else:
         forms = "a linear layer, (weight, bias or None), an estimator with coef_, or a state dict and a layer's name"
         raise InputError(f"head: must be {forms}, got {clip(type(head).__name__)}")
-    if found.weight.shape[1] != features:
-        raise InputError(f"head: must take the {features} features of train, got {found.weight.shape[1]}")
+    parts = (values if values is None else values.to(like.device, copy=True) for values in as_tensors(weight, bias))
+    found = Head(*parts, classes, layer or "")
+    if found.weight.shape[1] != like.shape[1]:
+        raise InputError(f"head: must take the {like.shape[1]} features of train, got {found.weight.shape[1]}")
     return found
 
 
@@ -409,7 +411,7 @@ def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Pro
     """
     pairs = {name: read_pair(pair, name) for name, pair in given.items() if name == "train" or pair is not None}
     x, labels = pairs["train"]
-    found = read_head(head, options["layer"], x.shape[1])
+    found = read_head(head, options["layer"], x)
     classes = options["classes"] if found is None or found.classes is None else found.classes
     names, share = options["names"], options["validation_share"]
     order = order_of_classes(labels, None if found is None else len(found.weight), classes, names)
@@ -419,32 +421,16 @@ def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Pro
     names = tuple(map(str, names))
     sets = {name: labelled(*pair, order, name, x) for name, pair in pairs.items()}
     check_classes(sets["train"], names)
-    if "validation" not in sets:
-        sets["train"], sets["validation"] = split(sets["train"], check_share(share, found), names, options["seed"])
-    elif share is not None:
+    if "validation" in sets and share is not None:
         raise InputError("validation_share: must not be given with validation")
-    repeated, scale = check_apart(sets), scale_of(sets["train"])
+    if "validation" not in sets:
+        if found is not None:
+            raise InputError("validation: must be given with a head, which has learned the training images")
+        sets["train"], sets["validation"] = split(sets["train"], share, names, options["seed"])
+    repeated, scale = check_apart(sets), sets["train"].scale()
     scaled = (sets[name].scaled(scale) for name in ("train", "validation"))
     tested = sets.get("test", sets["validation"])
-    found = found and found.apart(x.device)
     return Problem(found, *scaled, tested, "test" in sets, scale, names, repeated)
-
-
-def scale_of(data: Embeddings) -> float:
-    """What brings features to a mean squared norm of `MEAN_SQUARE`."""
-    square = data.mean_square()
-    return math.sqrt(MEAN_SQUARE / square) if square else 1.0
-
-
-def check_share(share: Any, head: Head | None) -> float:
-    """Validation images may be taken away from the training ones only where no head has learned these."""
-    if head is not None:
-        raise InputError("validation: must be given with a head, which has learned the training images")
-    if share is None:
-        raise InputError("validation: must be given, or without a head validation_share")
-    if not isinstance(share, (int, float)) or not 0 < share < 1:
-        raise InputError(f"validation_share: must be above 0 and below 1, got {clip(share)}")
-    return float(share)
 
 
 # --- features of a model --------------------------------------------------------------------------------------
@@ -457,12 +443,10 @@ def observe(model: nn.Module, names: Iterable[str], images: Tensor) -> tuple[dic
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
         seen[name] = inputs[0], output
 
-    hooks = [model.get_submodule(name).register_forward_hook(partial(keep, name=name)) for name in names]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(keep, name=name)))
         return seen, model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()
