@@ -117,26 +117,11 @@ def balanced_positions(labels: Tensor, num_classes: int, generator: torch.Genera
     return labels.argsort(stable=True)[first[classes] + within]
 
 
-def epoch_batches(features: Training, recipe: Recipe, epoch: int, balanced: bool) -> Iterable[tuple[Tensor, Tensor]]:
-    """Features [B, D] and labels [B] of an epoch's steps: every image once, or class-balanced."""
-    inputs, labels = features.draw(recipe.batch_size, recipe.seed, epoch)
-    if balanced:
-        generator = epoch_generator(recipe.seed, recipe.epochs + epoch)  # not the one of the crops
-        chosen = balanced_positions(labels, len(features.class_counts), generator)
-        inputs, labels = inputs[chosen], labels[chosen]
-    return zip(inputs.split(recipe.batch_size), labels.split(recipe.batch_size), strict=True)
-
-
-def column(settings: Settings, name: str, like: Tensor) -> Tensor:
-    """One value of every setting, [G], 0 where it has none."""
-    return like.new_tensor([setting.get(name, 0.0) for setting in settings])
-
-
 def train(
     features: Training,
     recipe: Recipe,
     settings: Settings,
-    parameters: Sequence[Tensor],
+    start: Iterable[Tensor],
     backward: Backward,
     classifier: Classifier = as_is,
     balanced: bool = False,
@@ -145,21 +130,29 @@ def train(
     """`learn` a classifier for each setting, on one seed's features, under one loss.
 
     Args:
-        settings: G of them; here `lr`, a multiple of the recipe's, and `weight_decay` are used.
-        parameters, classifier: see `learn`.
+        settings: G of them; here `lr`, a multiple of the recipe's, and `weight_decay` are used, 0 where there is none.
+        start: the parameters of each at first; what they are is the `classifier`'s, see `learn`.
         backward: of the loss.
         balanced: class-balanced sampling; otherwise every image once an epoch.
         project: gives the first parameter as it shall be after each step.
     """
 
     def batches(epoch: int) -> Iterable[Mapping[int, tuple[Tensor, Tensor]]]:
-        return ({recipe.seed: batch} for batch in epoch_batches(features, recipe, epoch, balanced))
+        inputs, labels = features.draw(recipe.batch_size, recipe.seed, epoch)
+        if balanced:
+            generator = epoch_generator(recipe.seed, recipe.epochs + epoch)  # not the one of the crops
+            chosen = balanced_positions(labels, len(features.class_counts), generator)
+            inputs, labels = inputs[chosen], labels[chosen]
+        split = zip(inputs.split(recipe.batch_size), labels.split(recipe.batch_size), strict=True)
+        return ({recipe.seed: batch} for batch in split)
 
     def after(values: Tensor, when: str) -> None:
         if project and when == "step":
             values.copy_(project(values))
 
-    lr, decay = (column(settings, name, parameters[0]) for name in ("lr", "weight_decay"))
+    parameters = copies(len(settings), *start)
+    told = ([setting.get(name, 0.0) for setting in settings] for name in ("lr", "weight_decay"))
+    lr, decay = (parameters[0].new_tensor(values) for values in told)
     part = Part(recipe.seed, slice(None), backward)
     learn(parameters, recipe, batches, [part], lr, decay, classifier, after)
     return [linear(*one) for one in zip(*classifier(*parameters), strict=True)]
@@ -174,8 +167,8 @@ def crt(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings
     Source: Kang et al. 2020, section 4.
     """
     generator, bound = torch.Generator().manual_seed(recipe.seed), first.in_features**-0.5  # as nn.Linear begins
-    new = [torch.empty(values.shape).uniform_(-bound, bound, generator=generator) for values in first.parameters()]
-    start = copies(len(settings), *(values.to(first.weight.device) for values in new))
+    new = (torch.empty(values.shape).uniform_(-bound, bound, generator=generator) for values in first.parameters())
+    start = [values.to(first.weight.device) for values in new]
     return train(features, recipe, settings, start, cross_entropy_gradient, balanced=True)
 
 
@@ -194,8 +187,7 @@ def lws(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings
     def scaled(scale: Tensor) -> tuple[Tensor, Tensor]:
         return scale[:, :, None] * weight, bias.expand_as(scale)
 
-    start = copies(len(settings), torch.ones_like(bias))
-    return train(features, recipe, settings, start, cross_entropy_gradient, scaled, balanced=True)
+    return train(features, recipe, settings, [torch.ones_like(bias)], cross_entropy_gradient, scaled, balanced=True)
 
 
 def class_balanced(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
@@ -210,15 +202,13 @@ def class_balanced(first: nn.Linear, features: Training, recipe: Recipe, setting
     radii = weight.new_tensor([setting.get("radius", torch.inf) for setting in settings]) * row_norms(weight).mean()
     backward = backward_of(recipe.loss, features.class_counts, weight.device)
     project = partial(max_norm_project, radius=radii[:, None]) if radii.isfinite().any() else None
-    start = copies(len(settings), *first.parameters())
-    return train(features, recipe, settings, start, backward, project=project)
+    return train(features, recipe, settings, first.parameters(), backward, project=project)
 
 
 def retrain_balanced(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Balanced Softmax on the classifier, see `balanced_softmax`; the paper trains the whole network by it."""
-    start = copies(len(settings), *first.parameters())
     backward = backward_of("balanced-softmax", features.class_counts, first.weight.device)
-    return train(features, recipe, settings, start, backward)
+    return train(features, recipe, settings, first.parameters(), backward)
 
 
 def smoothed_gradient(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
@@ -241,7 +231,7 @@ def over_smooth(first: nn.Linear, features: Training, recipe: Recipe, settings: 
     """
     smoothing = first.weight.new_tensor([setting["smoothing"] for setting in settings])
     backward = partial(smoothed_gradient, smoothing=smoothing)
-    return train(features, recipe, settings, copies(len(settings), *first.parameters()), backward)
+    return train(features, recipe, settings, first.parameters(), backward)
 
 
 def isotonic(values: Iterable[float]) -> list[float]:
@@ -294,7 +284,7 @@ def isotonic_norms(first: nn.Linear, features: Training, recipe: Recipe, setting
         return torch.stack([isotonic_project(weight, counts) for weight in weights])
 
     weight, *bias = first.parameters()
-    start = copies(len(settings), isotonic_project(weight.detach(), counts), *bias)
+    start = [isotonic_project(weight.detach(), counts), *bias]
     return train(features, recipe, settings, start, cross_entropy_gradient, project=project)
 
 
@@ -350,7 +340,7 @@ def etf(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings
         return cross_entropy_gradient(logits, labels) + 2 * RHO * shrink / len(labels) * logits
 
     rates = list(dict.fromkeys(setting["lr"] for setting in settings))  # gamma comes after training
-    start = copies(len(rates), *(shrink * frame @ values.detach() for values in first.parameters()))
+    start = [shrink * frame @ values.detach() for values in first.parameters()]
     learned = train(features, recipe, [{"lr": lr} for lr in rates], start, backward, framed)
     adjusted = []
     for setting in settings:

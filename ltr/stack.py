@@ -170,22 +170,15 @@ class Grid:
         projected, checked: rows that MaxNorm moved and looked at, [G].
     """
 
-    def __init__(
-        self,
-        start: nn.Linear,
-        data: Any,
-        recipe: Recipe,
-        settings: pd.DataFrame,
-    ) -> None:
+    def __init__(self, start: nn.Linear, data: Any, recipe: Recipe, settings: pd.DataFrame) -> None:
         self.data = data if isinstance(data, Mapping) else {recipe.seed: data}
         self.recipe = recipe
-        self.settings = settings.reset_index(drop=True)
-        if "seed" not in settings:
-            self.settings["seed"] = recipe.seed
+        settings = settings.reset_index(drop=True)
+        settings = settings if "seed" in settings else settings.assign(seed=recipe.seed)
         # Rows of one seed and loss lie side by side, so that a part of the grid is a view.
-        self.settings = self.settings.sort_values(["seed", "loss"], kind="stable")
+        self.settings = settings.sort_values(["seed", "loss"], kind="stable")
         self.weight, self.bias = copies(len(settings), start.weight, start.bias)
-        self.lr, self.weight_decay, self.radius = (
+        self.lr, self.weight_decay, radius = (
             self.weight.new_tensor(self.settings[name].fillna(np.inf).to_numpy(np.float32))
             for name in ("lr", "weight_decay", "max_norm")
         )
@@ -193,7 +186,7 @@ class Grid:
         every = self.settings.max_norm_every
         # The radius that holds after each step, or epoch; infinite for classifiers that are not projected then.
         self.radii = {
-            when: torch.where(torch.tensor((every == when).to_numpy()).to(self.radius.device), self.radius, torch.inf)
+            when: torch.where(torch.tensor((every == when).to_numpy()).to(radius.device), radius, torch.inf)
             for when in EVERY
         }
 
@@ -222,16 +215,8 @@ class Grid:
 
     def fit(self) -> "Grid":
         """Train to the end of the recipe."""
-        lr = self.lr / self.recipe.lr
-        learn(
-            (self.weight, self.bias),
-            self.recipe,
-            self.batches,
-            self.parts(),
-            lr,
-            self.weight_decay,
-            project=self.project,
-        )
+        learned, lr, parts = (self.weight, self.bias), self.lr / self.recipe.lr, self.parts()
+        learn(learned, self.recipe, self.batches, parts, lr, self.weight_decay, project=self.project)
         return self
 
     def classifier(self, row: int) -> nn.Linear:
@@ -250,6 +235,6 @@ class Grid:
             data = self.data[seed]
             logits = torch.addmm(bias, data.test_features(self.recipe.epochs - 1, False), weight.T)
             rows.append(metrics.group_accuracy(logits.cpu().numpy(), data.test_labels, data.class_counts))
-        rows = pd.DataFrame(rows, index=self.settings.index)
         projected = (self.projected / self.checked).cpu().numpy()  # NaN where nothing was checked
-        return pd.concat([self.settings, rows], axis=1).assign(max_norm_fired=projected).sort_index()
+        found = pd.DataFrame(rows, index=self.settings.index).assign(max_norm_fired=projected)
+        return pd.concat([self.settings, found], axis=1).sort_index()
