@@ -170,9 +170,8 @@ def ldam(logits: Tensor, labels: Tensor, weights: Tensor, margins: Tensor) -> Te
 
     Source: Cao et al. 2019, section 3.2.
     """
-    return weighted_cross_entropy(
-        logits - F.one_hot(labels, logits.shape[1]) * margins[labels][:, None], labels, weights
-    )
+    logits = logits - F.one_hot(labels, logits.shape[1]) * margins[labels][:, None]
+    return weighted_cross_entropy(logits, labels, weights)
 
 
 def label_aware_smoothing(counts: Tensor, head: float = 0.4, tail: float = 0.1) -> Tensor:
@@ -259,10 +258,8 @@ def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", be
     if name == "balanced-softmax":
         return partial(balanced_softmax, counts=counts.float().to(device))
     if name in ("smooth", "label-aware"):
-        even = torch.full((len(counts),), SMOOTHING)
-        return partial(
-            smoothed_cross_entropy, smoothing=(even if name == "smooth" else label_aware_smoothing(counts)).to(device)
-        )
+        smoothing = torch.full((len(counts),), SMOOTHING) if name == "smooth" else label_aware_smoothing(counts)
+        return partial(smoothed_cross_entropy, smoothing=smoothing.to(device))
     weights = class_balanced_weights(counts, beta).to(device)
     if name == "ce-drw":
         return Deferred(weighted_cross_entropy, weights)

@@ -176,9 +176,7 @@ def layers_of(block: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
         for name, module in block.named_modules()
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) and "downsample" not in name
     ]
-    convolutions = [module for module in parts if isinstance(module, nn.Conv2d)]
-    norms = [module for module in parts if isinstance(module, nn.BatchNorm2d)]
-    return list(zip(convolutions, norms, strict=True))
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 class ImageNetResNet(nn.Module):

@@ -32,6 +32,8 @@ def row_norms(weight: Tensor) -> Tensor:
 def tau_normalize(weight: Tensor, tau: float) -> Tensor:
     r"""Divide each row of a weight [..., C, D] by its norm to the power tau; rows of zeros stay zeros.
 
+    tau = 1 brings each row to unit norm: L2-normalisation.
+
     .. math:: w_k \leftarrow w_k / \lVert w_k \rVert^\tau
 
     Source: Kang et al. 2020, equation 3; the paper's section 4.3.
@@ -42,11 +44,6 @@ def tau_normalize(weight: Tensor, tau: float) -> Tensor:
     extreme = (scale == 0) | scale.isinf()  # one factor would under- or overflow, two of its root need not
     first, second = torch.where(extreme, root, scale), torch.where(extreme, root, 1.0)
     return weight * first[..., None] * second[..., None]
-
-
-def l2_normalize(weight: Tensor) -> Tensor:
-    """Bring each row to unit norm (the paper's section 4.3); rows of zeros stay zeros."""
-    return tau_normalize(weight, 1.0)
 
 
 def max_norm_project(weight: Tensor, radius: float | Tensor) -> Tensor:
@@ -80,11 +77,13 @@ class Constraint:
     """What every class's weights must satisfy after an update, and a count of how often they did not.
 
     Attributes:
+        radius: the largest norm that a row may have.
         every: one of `EVERY`, when to project.
         checked, projected: rows looked at so far, and those of them that the projection moved; int64 tensors, so
             that counting waits for no device and goes on in a captured step.
     """
 
+    radius: float
     every: str = "step"
     checked: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     projected: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
@@ -92,11 +91,8 @@ class Constraint:
     def __post_init__(self) -> None:
         if self.every not in EVERY:
             raise ValueError(f"every: must be step or epoch, got {self.every}")
-
-    @property
-    def radius(self) -> float:
-        """The largest norm that a row may have."""
-        raise NotImplementedError
+        if not self.radius >= 0:
+            raise ValueError(f"radius: must not be negative, got {self.radius}")
 
     def moves(self, norms: Tensor) -> Tensor:
         """Which rows the projection moves, by their norms [C]."""
@@ -135,22 +131,10 @@ class Constraint:
 
 
 class MaxNorm(Constraint):
-    """A ball for every class's weights.
-
-    Args:
-        radius: delta, not negative.
-        every: see `Constraint`.
+    """A ball for every class's weights, its radius delta not negative.
 
     Source: the paper's section 4.3.
     """
-
-    radius: float = 0.0
-
-    def __init__(self, radius: float, every: str = "step") -> None:
-        super().__init__(every)
-        if not radius >= 0:
-            raise ValueError(f"radius: must not be negative, got {radius}")
-        self.radius = radius
 
     def moves(self, norms: Tensor) -> Tensor:
         """Rows outside the ball."""
@@ -167,7 +151,8 @@ class L2Norm(Constraint):
     Source: the paper's section 4.3 and the rows "CE & L2norm", "CB & L2norm" of its Table 1.
     """
 
-    radius = 1.0
+    def __init__(self, every: str = "step") -> None:
+        super().__init__(1.0, every)
 
     def moves(self, norms: Tensor) -> Tensor:
         """Rows whose norm is not 1, beyond rounding."""
@@ -175,7 +160,7 @@ class L2Norm(Constraint):
 
     def project(self, weight: Tensor) -> Tensor:
         """Every row brought to unit norm."""
-        return l2_normalize(weight)
+        return tau_normalize(weight, 1.0)
 
     def describe(self) -> dict[str, Any]:
         """As a ball's, and that it is none."""

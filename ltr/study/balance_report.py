@@ -77,12 +77,6 @@ def confusion_figure(result: Balanced, name: str) -> str:
     return picture(plots.confusion(matrix, edges), f"Confusion {name}.")
 
 
-def calibration_figure(result: Balanced) -> str:
-    """Confidence against accuracy, before and after."""
-    bins = [each.reliability().assign(model=name) for name, each in both(result).items()]
-    return picture(plots.reliability(pd.concat(bins)), "Calibration: on the diagonal, confidence is accuracy.")
-
-
 def both(result: Balanced) -> dict[str, Predictions]:
     """Predictions of the head as it was and of the best one, by what the page calls them."""
     return {"before": result.predictions[FIRST], f"after ({result.best})": result.predictions[result.best]}
@@ -203,12 +197,14 @@ def cost(result: Balanced) -> str:
 
 
 def calibration(result: Balanced) -> str:
-    """Both calibration errors in a sentence."""
+    """Both calibration errors in a sentence, and confidence against accuracy."""
     before, after = figures(result)
-    return (
+    text = (
         f"<p>Expected calibration error {percent(before['ECE'])} % before, {percent(after['ECE'])} % after; "
         f"a temperature of {after['temperature']:.3g}, fitted on the validation images, is folded into the head.</p>"
     )
+    bins = [each.reliability().assign(model=name) for name, each in both(result).items()]
+    return text + picture(plots.reliability(pd.concat(bins)), "Calibration: on the diagonal, confidence is accuracy.")
 
 
 def notes(lines: Sequence[str], kind: str) -> str:
@@ -231,7 +227,7 @@ def html(result: Balanced) -> str:
         f'<div class="pair">{classes_table(result, True)}{classes_table(result, False)}</div>',
         "<h2>Confusion</h2>",
         f'<div class="pair">{"".join(confusion_figure(result, name) for name in names)}</div>' + mistakes_table(result),
-        "<h2>Calibration</h2>" + calibration(result) + calibration_figure(result),
+        "<h2>Calibration</h2>" + calibration(result),
         "<h2>What it costs</h2>" + cost(result),
     ]
     return PAGE.format(title=escape(f"Balanced by {result.best}"), style=STYLE, body="".join(parts))
