@@ -26,12 +26,6 @@ def group_of(counts: np.ndarray) -> np.ndarray:
     return np.where(counts > 100, "many", np.where(counts >= 20, "medium", "few"))
 
 
-def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts [C, C]: row = true class, column = predicted class."""
-    pairs = np.asarray(labels, np.int64) * num_classes + np.asarray(predictions, np.int64)
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
 def hits_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """1 where the largest logit is the label's, else 0: float [N]; all NaN if a logit is not finite."""
     if not np.isfinite(logits).all():
@@ -112,8 +106,10 @@ class Predictions:
 
     @property
     def confusion(self) -> np.ndarray:
-        """Counts [C, C], see `confusion_matrix`."""
-        return confusion_matrix(self.predicted, self.labels, len(self.marginal))
+        """Counts [C, C]: row = true class, column = predicted class."""
+        classes = len(self.marginal)
+        pairs = self.labels.astype(np.int64) * classes + self.predicted.astype(np.int64)
+        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
     @property
     def by_class(self) -> np.ndarray:

@@ -483,7 +483,7 @@ def test_files(result, tmp_path, sets):
     z = logits(result.head(), sets["test"])
     np.testing.assert_allclose(per_class["accuracy after"], metrics.per_class_accuracy(z, sets["test"][1]), atol=1e-3)
     predicted = np.bincount(z.argmax(1), minlength=C)
-    hits = metrics.confusion_matrix(z.argmax(1), sets["test"][1], C).diagonal()
+    hits = Predictions.of(z, sets["test"][1]).confusion.diagonal()
     np.testing.assert_allclose(per_class["precision"], 100 * hits / predicted, atol=1e-3)
     chosen = json.loads((tmp_path / "out" / "chosen.json").read_text())
     assert chosen["best"] == result.best

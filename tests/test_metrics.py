@@ -27,8 +27,8 @@ def test_group_boundaries():
 
 
 def test_confusion_matrix_has_true_classes_in_rows():
-    matrix = metrics.confusion_matrix(np.array([0, 1, 1, 2, 1]), np.array([0, 0, 0, 1, 1]), 3)
-    assert matrix.tolist() == [[1, 2, 0], [0, 1, 1], [0, 0, 0]]
+    made = metrics.Predictions(np.array([0, 1, 1, 2, 1]), np.ones(5), np.array([0, 0, 0, 1, 1]), np.full(3, 1 / 3))
+    assert made.confusion.tolist() == [[1, 2, 0], [0, 1, 1], [0, 0, 0]]
 
 
 def test_per_class_accuracy_by_hand():

@@ -473,11 +473,12 @@ def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]
     model.eval()
     try:
         for batch in tqdm(loader, "features", leave=False, disable=None):
-            images, theirs = read_batch(batch)
-            seen, logits = observe(model, names, images.to(device))
+            if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[0], Tensor):
+                raise InputError(f"loader: must give batches (images, labels), got {clip(type(batch).__name__)}")
+            seen, logits = observe(model, names, batch[0].to(device))
             names = [output_layer(seen, logits, model)]
             found.append(seen[names[0]][0].float().cpu())
-            labels.extend(theirs)
+            labels.extend(batch[1].tolist() if isinstance(batch[1], Tensor) else batch[1])
     finally:
         for part in training:
             part.training = True
@@ -493,10 +494,3 @@ def output_layer(seen: Mapping[str, tuple[Tensor, Tensor]], logits: Any, model: 
             return name
     what = f"got {clip(type(model).__name__)} without one"
     raise InputError(f"model: must end in a linear layer that makes its output [B, C], {what}")
-
-
-def read_batch(batch: Any) -> tuple[Tensor, list[Any]]:
-    """Images and labels of a batch, with which it must begin."""
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[0], Tensor):
-        raise InputError(f"loader: must give batches (images, labels), got {clip(type(batch).__name__)}")
-    return batch[0], batch[1].tolist() if isinstance(batch[1], Tensor) else list(batch[1])

@@ -138,14 +138,6 @@ def of_options(message: str) -> str:
     return flag(name) + ":" + rest.replace("validation_share", flag("validation_share"))
 
 
-def shown(result: Balanced) -> str:
-    """The table as text, without what the lines before it have said."""
-    table = result.table.drop(columns=["hyper-parameters", "seconds", "edge"])
-    for name in table.select_dtypes("number"):
-        table[name] = table[name].map(metrics.percent)
-    return table.to_string(index=False)
-
-
 def main(arguments: Sequence[str]) -> None:
     """The command line.
 
@@ -157,7 +149,10 @@ def main(arguments: Sequence[str]) -> None:
     result = run(options)
     result.save(options.out)
     write_text(options.out / "report.html", balance_report.html(result))
+    table = result.table.drop(columns=["hyper-parameters", "seconds", "edge"])  # which are said already
+    for name in table.select_dtypes("number"):
+        table[name] = table[name].map(metrics.percent)
     tested = f"tested on the {result.tested_on} images; best on validation: {result.best}"
     lines = (*result.verdict, *(f"warning: {line}" for line in result.warnings))
-    print("", shown(result), "", tested, *lines, sep="\n")
+    print("", table.to_string(index=False), "", tested, *lines, sep="\n")
     print(f"{short(options.out, Path.cwd())}: head.pt, table.csv, per_class.csv, chosen.json, report.html")

@@ -51,12 +51,6 @@ def picture(figure: Figure, caption: str) -> str:
     return f'<figure><img alt="{text}" src="data:image/png;base64,{png}"><figcaption>{text}</figcaption></figure>'
 
 
-def group_figure(result: Balanced) -> str:
-    """Accuracy of each group, before and after."""
-    table = pd.DataFrame(figures(result)).assign(model=list(both(result)))
-    return picture(plots.group_bars(table), "Accuracy by training images of the class, and of all images.")
-
-
 def class_figure(result: Balanced) -> str:
     """Accuracy of each class, before and after."""
     table = result.per_class
@@ -122,15 +116,17 @@ def methods_table(result: Balanced) -> str:
     return table_of(rows, heading, list(result.table["method"]).index(result.best))
 
 
-def groups_table(result: Balanced) -> str:
-    """Each group before and after."""
+def groups(result: Balanced) -> str:
+    """Accuracy of each group before and after, as a table and drawn."""
     before, after = figures(result)
+    drawn = plots.group_bars(pd.DataFrame([before, after]).assign(model=list(both(result))))
     classes = result.per_class.groupby("group").size()
     rows = [
         [name, str(classes.get(name, "")), one(before[name]), one(after[name]), one(after[name] - before[name], "+")]
         for name in (*GROUPS, "all", "class mean")
     ]
-    return table_of(rows, ["", "classes", "before", "after", "change"])
+    table = table_of(rows, ["", "classes", "before", "after", "change"])
+    return table + picture(drawn, "Accuracy by training images of the class, and of all images.")
 
 
 def classes_table(result: Balanced, gaining: bool) -> str:
@@ -223,7 +219,7 @@ def html(result: Balanced) -> str:
         "<h2>What was balanced</h2>" + about_table(result),
         "<h2>Methods</h2><p>Percent; gains in points of the score, ± a paired standard error.</p>"
         + methods_table(result),
-        "<h2>Who gains, who loses</h2>" + groups_table(result) + group_figure(result) + class_figure(result),
+        "<h2>Who gains, who loses</h2>" + groups(result) + class_figure(result),
         f'<div class="pair">{classes_table(result, True)}{classes_table(result, False)}</div>',
         "<h2>Confusion</h2>",
         f'<div class="pair">{"".join(confusion_figure(result, name) for name in names)}</div>' + mistakes_table(result),
