@@ -72,10 +72,9 @@ def recipe_for(size: int, seed: int = 0) -> Recipe:
 
 
 def validate(classifier: nn.Linear, data: Embeddings, score: str) -> float:
-    """The score of a classifier, in percent; minus infinity where training diverged, so that it is never chosen.
+    """A score of `SCORES` in percent, or by `LIKELIHOOD` the mean logarithm of the labels' probabilities.
 
-    Args:
-        score: one of `SCORES`, or `LIKELIHOOD`, whose score is the mean logarithm of the labels' probabilities.
+    Minus infinity where training diverged, so that it is never chosen.
     """
     logits, labels = classifier(data.features).detach().cpu().numpy(), data.labels.cpu().numpy()
     if not np.isfinite(logits).all():
@@ -107,9 +106,8 @@ class Tuned:
     Attributes:
         setting: the best on validation, of equals the first.
         classifier: with this setting, for scaled features.
-        validation: its score in percent; minus infinity where every setting diverged.
+        validation: its score, see `validate`.
         edge: names of its values at an end of the grid, where a better one may lie beyond.
-        seconds: that it took.
         heat: the temperature, fitted on validation.
     """
 
@@ -160,10 +158,7 @@ def at_edge(settings: Settings, all_settings: Settings, scores: Sequence[float],
 def tune(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, score: str) -> Tuned:
     """The setting of a method with the best score on the validation images, and its classifier.
 
-    Args:
-        first: the first stage's classifier, for scaled features.
-        recipe: of methods that learn.
-        score: see `validate`.
+    It starts from the `first` stage's, which is for scaled features.
     """
     start, settings = time.perf_counter(), thin(method, first, problem, recipe, score)
     scores: list[float] = []
@@ -189,14 +184,10 @@ def tune_first(problem: Problem, recipe: Recipe, score: str) -> Tuned:
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
-    r"""The T > 0 whose softmax of z / T gives the labels their largest likelihood.
+    r"""The T > 0 whose softmax of z / T, of logits [N, C], gives the labels [N] their largest likelihood.
 
     The slope in :math:`\beta = 1 / T` rises with it, so its zero is found by bisection, between a thousandth and a
     thousand over an image's spread of logits: where every image is right, none would be large enough.
-
-    Args:
-        logits: [N, C].
-        labels: [N].
 
     Source: Guo et al. 2017, section 4.2.
     """
@@ -399,11 +390,7 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
 
 
 def careful(problem: Problem, tuned: Mapping[str, Tuned], before: float) -> tuple[str, ...]:
-    """What a reader of the table should know, a line each.
-
-    Args:
-        before: the class mean of the head as it was, in percent.
-    """
+    """What a reader of the table should know, a line each; `before` is the class mean of the head as it was."""
     lines, counts = [], problem.validation.class_counts
     if counts.min() < FEW:
         rarest, number = problem.names[int(counts.argmin())], int((counts < FEW).sum())

@@ -17,9 +17,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2015, figure 5 left).
 
     Args:
-        in_channels: channels of the input.
-        channels: channels of the output.
-        stride: stride of the first convolution.
+        stride: of the first convolution.
         projection: True for a 1x1 convolution where the shapes differ (option B), False to
             subsample and pad with zero channels, which has no weights (option A).
     """
@@ -229,12 +227,11 @@ Network = CifarResNet | ImageNetResNet
 
 
 def build_model(backbone: str, num_classes: int, seed: int = 0, cosine: bool = False) -> Network:
-    """Make a freshly initialised network, the same weights for the same seed.
+    """Make a freshly initialised network, the same weights for the same seed; the global random state is left alone.
 
     Args:
         backbone: a key of `BACKBONES`.
-        num_classes: C, the number of classes.
-        seed: seed of the initial weights; the global random state is left as it was.
+        num_classes: C.
         cosine: whether the classifier is a `CosineClassifier`.
 
     Raises:
@@ -290,11 +287,6 @@ def restore(
     backbone: str, num_classes: int, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
 ) -> Network:
     """A trained network on a device, in channels-last memory; its classifier is a cosine one where the weights' is.
-
-    Args:
-        backbone: a key of `BACKBONES`.
-        num_classes: C.
-        weights: its state dict.
 
     Raises:
         RuntimeError: the weights are another network's.

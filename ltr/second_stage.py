@@ -260,12 +260,7 @@ class FrozenFeatures(Features):
 
 
 class Reordered(Features):
-    """Features in the order of another seed, extracted when they are first asked for.
-
-    Args:
-        source: whose features they are.
-        seed: of the order.
-    """
+    """Features of a source in the order of another seed, extracted when they are first asked for."""
 
     def __init__(self, source: FrozenFeatures, seed: int) -> None:
         shared = source.class_counts, source.test_labels, source.batch_size

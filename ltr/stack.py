@@ -86,12 +86,7 @@ def gradients(
     batches: Mapping[int, tuple[Tensor, Tensor]],
     parts: list[Part],
 ) -> Sequence[Tensor]:
-    """Gradients of what is learned by all classifiers, by two matrix products a part.
-
-    Args:
-        parameters, classifier, parts: see `learn`.
-        batches: features [B, D] and labels [B] by seed.
-    """
+    """Gradients of what is learned by all classifiers, by two matrix products a part; arguments as of `learn`."""
     weight, bias = classifier(*parameters)  # [G, C, D], [G, C]
     with torch.no_grad():
         to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)

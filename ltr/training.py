@@ -119,8 +119,6 @@ def keyed(**selections: Mapping[str, np.ndarray]) -> dict[tuple[str, str], np.nd
 class TrainingStep:
     """One update of the weights: what it needs, what it does, and what it counts.
 
-    Args: see `fit`.
-
     Attributes:
         drawn: the epoch's draws; every epoch's are copied into the same tensors.
         position: where in the epoch's order the next step begins.
@@ -220,11 +218,6 @@ class TrainingStep:
         """Row norms of the classifier, [C], on the CPU."""
         return row_norms(self.classifier.weight.detach()).cpu()
 
-    def means(self) -> tuple[float, float]:
-        """Mean loss and share of hits since the epoch began. Together."""
-        loss, hits = (self.group.sum(self.sums.cpu().double()) / len(self.data)).tolist()
-        return loss, hits
-
     @property
     def sizes(self) -> list[int]:
         """Images of each step of an epoch; the last one may be short."""
@@ -251,10 +244,7 @@ class TrainingStep:
 
 
 class Evaluation:
-    """A model's accuracy on the test data, and its weights where that was best.
-
-    Args:
-        step: of the training; its engine's precision is the test's.
+    """A model's accuracy on the test data, in the precision of its training, and its weights where that was best.
 
     Attributes:
         best: accuracy in percent, epoch counted from 0, and state dict of the best test so far.
@@ -265,7 +255,7 @@ class Evaluation:
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": 0, "model": {}}
 
     def logits(self, epoch: int, flip: bool = False, model: nn.Module | None = None) -> np.ndarray:
-        """Logits [N, C] of the test data, of this or another model, in the precision of training.
+        """Logits [N, C] of the test data, of this or another model.
 
         Raises:
             TrainingError: one is not finite; weights can be finite all the same.
@@ -297,10 +287,7 @@ class Evaluation:
 
 
 class Average:
-    """A second network beside the trained one, its weights a mean of those that training goes through.
-
-    Args:
-        step: of the training, whose recipe says which mean.
+    """A second network beside the trained one, its weights the recipe's mean of those that training goes through.
 
     Attributes:
         network: the mean so far; its batch-norm statistics are not yet its own.
@@ -333,10 +320,7 @@ class Average:
 
 
 class Trainer:
-    """One training, epoch by epoch; `fit` and `fit_together` are the ways in.
-
-    Args: see `fit`.
-    """
+    """One training, epoch by epoch; `fit` and `fit_together` are the ways in."""
 
     def __init__(
         self,
@@ -404,7 +388,7 @@ class Trainer:
         epoch, recipe = self.epoch + 1, self.recipe
         with on_stream(self.stream):
             self.step.project("epoch")
-            loss, hits = self.step.means()
+            loss, hits = (self.group.sum(self.step.sums.cpu().double()) / len(self.data)).tolist()
             self.group.average_([values for values in self.model.buffers() if values.is_floating_point()])
             if not math.isfinite(loss):
                 raise TrainingError(f"the loss is {loss} in epoch {epoch}: try a smaller --lr")

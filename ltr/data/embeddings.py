@@ -125,10 +125,8 @@ def order_of_classes(labels: np.ndarray, rows: int | None, classes: Any = None, 
 
     Args:
         labels: of the training images.
-        rows: of the head; None where there is none.
-        classes: the order, if the caller gives it. Otherwise integers are rows of the head, or of `names`, and
-            strings stand in alphabetical order.
-        names: what classes are called, which for labels that are strings is their order.
+        rows: how many the head has; None where there is none.
+        classes, names: see `balance`; where labels are strings, names are their order too.
     """
     text = labels.dtype.kind == "U"
     if classes is None and names is not None and text:
@@ -185,9 +183,6 @@ def check_apart(sets: Mapping[str, Embeddings]) -> int:
 
     Public test sets hold a few images twice, or some of the training ones, so that one in a hundred is only counted.
 
-    Args:
-        sets: train, validation and, if there is one, test.
-
     Returns:
         test images that stand in another set too.
     """
@@ -205,11 +200,6 @@ def check_apart(sets: Mapping[str, Embeddings]) -> int:
 
 def split(data: Embeddings, share: Any, names: Sequence[str], seed: int) -> tuple[Embeddings, Embeddings]:
     """Take a share of each class's images away for validation, at least one and never all.
-
-    Args:
-        data: no image may stand there twice.
-        share: as the caller gave it.
-        names: of the classes, for the message.
 
     Returns:
         what remains for training, and the validation set.
@@ -301,13 +291,9 @@ def as_tensors(weight: Any, bias: Any) -> list[Tensor | None]:
 
 
 def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
-    """A head in any of its forms, apart from the caller's, who may write over what was brought.
+    """A head in any of the forms that `balance` takes, for features like these [N, D], on their device.
 
-    Args:
-        head: a linear layer; a pair of weight [C, D] and bias [C] or None; an estimator with `coef_`, `intercept_` and
-            `classes_`; a state dict or a model, with the layer's name; or None.
-        layer: the name.
-        like: features [N, D], on whose device it is to be.
+    It is apart from the caller's, who may write over what was brought.
     """
     if head is None:
         return None
@@ -389,17 +375,11 @@ class Problem:
         return linear(self.head.weight.float() / self.scale, bias)
 
     def finished(self, classifier: nn.Linear, heat: float) -> tuple[Tensor, Tensor | None]:
-        """A classifier of scaled features as the owner's head: for the features as they came, of the owner's type.
-
-        Args:
-            heat: the temperature to fold in.
-        """
-        weight, bias = classifier.weight.detach() * (self.scale / heat), classifier.bias
-        bias = None if bias is None else bias.detach() / heat
-        if self.head is None:
-            return weight, bias
-        like = self.head.weight.dtype
-        return weight.to(like), None if self.head.bias is None else bias.to(like)
+        """A classifier of scaled features as the owner's head, of the owner's type, with a temperature folded in."""
+        weight = classifier.weight.detach() * (self.scale / heat)
+        like = weight.dtype if self.head is None else self.head.weight.dtype
+        has_bias = self.head is None or self.head.bias is not None
+        return weight.to(like), (classifier.bias.detach() / heat).to(like) if has_bias else None
 
 
 def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Problem:

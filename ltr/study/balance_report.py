@@ -86,11 +86,7 @@ def figures(result: Balanced) -> tuple[pd.Series, pd.Series]:
 
 
 def table_of(rows: Sequence[Sequence[str]], heading: Sequence[str], best: int | None = None) -> str:
-    """A table of texts, which scrolls by itself where it is too wide.
-
-    Args:
-        best: the row that stands out; the last column is words then.
-    """
+    """A table of texts, which scrolls by itself where it is too wide; with a `best` row its last column is words."""
     lines = ["<tr>" + "".join(f"<th>{escape(text)}</th>" for text in heading) + "</tr>"]
     for number, row in enumerate(rows):
         kind = ' class="best"' if number == best else ""
