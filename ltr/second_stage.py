@@ -49,6 +49,7 @@ class Pass:
         return Pass(self.features[order], self.labels[order], self.buffers)
 
 
+@dataclass(eq=False, repr=False)
 class Features:
     """Training features pass by pass, and those of the test images: `training.fit`'s data in the second stage.
 
@@ -61,19 +62,13 @@ class Features:
         mode: one of `MODES`.
     """
 
-    def __init__(
-        self,
-        passes: list[Pass],
-        tested: dict[tuple[int, bool], Tensor],
-        class_counts: np.ndarray,
-        test_labels: np.ndarray,
-        batch_size: int = 64,
-        seed: int = 0,
-        mode: str = "paper",
-    ) -> None:
-        self.passes, self.tested, self.mode = passes, tested, mode
-        self.class_counts, self.test_labels = class_counts, test_labels
-        self.batch_size, self.seed = batch_size, seed
+    passes: list[Pass]
+    tested: dict[tuple[int, bool], Tensor]
+    class_counts: np.ndarray
+    test_labels: np.ndarray
+    batch_size: int = 64
+    seed: int = 0
+    mode: str = "paper"
 
     @property
     def draws_on(self) -> torch.device:

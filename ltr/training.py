@@ -319,28 +319,27 @@ class Average:
         return replace(trained, norms=norms, logits=keyed(last=logits, best_test=logits), weights=kept(network))
 
 
+@dataclass(eq=False, repr=False)
 class Trainer:
     """One training, epoch by epoch; `fit` and `fit_together` are the ways in."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Data,
-        recipe: Recipe,
-        constraint: Constraint | None = None,
-        checkpoint: Path | None = None,
-        label: str = "",
-        engine: Engine | None = None,
-    ) -> None:
-        self.step = TrainingStep(model, data, recipe, constraint, engine)
-        self.model, self.data, self.recipe, self.constraint = model, data, recipe, self.step.constraint
-        self.engine, self.group, self.label = self.step.engine, self.step.group, label
-        self.checkpoints = Checkpoints(checkpoint)
+    model: nn.Module
+    data: Data
+    recipe: Recipe
+    constraint: Constraint | None = None
+    checkpoint: Path | None = None
+    label: str = ""
+    engine: Engine | None = None
+
+    def __post_init__(self) -> None:
+        self.step = TrainingStep(self.model, self.data, self.recipe, self.constraint, self.engine)
+        self.constraint, self.engine, self.group = self.step.constraint, self.step.engine, self.step.group
+        self.checkpoints = Checkpoints(self.checkpoint)
         self.epoch, self.prepare_seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
         self.norms = [self.step.norms()]
         self.test = Evaluation(self.step)
-        self.average = None if recipe.average == "none" else Average(self.step)
+        self.average = None if self.recipe.average == "none" else Average(self.step)
         self.ready: dict[int, Step] = {}
         self.stream: torch.cuda.Stream | None = None
 

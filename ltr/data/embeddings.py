@@ -416,8 +416,8 @@ def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Pro
 # --- features of a model --------------------------------------------------------------------------------------
 
 
-def observe(model: nn.Module, names: Iterable[str], images: Tensor) -> tuple[dict[str, tuple[Tensor, Tensor]], Any]:
-    """What goes into some of a model's layers and comes out of them, in the order of their calls; and its output."""
+def output_layer(model: nn.Module, names: Iterable[str], images: Tensor) -> tuple[str, Tensor]:
+    """Of some of a model's layers the last whose output is the model's, by its name, and what goes into it."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
@@ -426,7 +426,12 @@ def observe(model: nn.Module, names: Iterable[str], images: Tensor) -> tuple[dic
     with contextlib.ExitStack() as hooks:
         for name in names:
             hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(keep, name=name)))
-        return seen, model(images)
+        logits = model(images)
+    for name, (inputs, output) in reversed(seen.items()):
+        if isinstance(logits, Tensor) and output.dim() == 2 and torch.equal(output, logits):
+            return name, inputs
+    what = f"got {clip(type(model).__name__)} without one"
+    raise InputError(f"model: must end in a linear layer that makes its output [B, C], {what}")
 
 
 @torch.no_grad()
@@ -455,9 +460,9 @@ def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]
         for batch in tqdm(loader, "features", leave=False, disable=None):
             if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[0], Tensor):
                 raise InputError(f"loader: must give batches (images, labels), got {clip(type(batch).__name__)}")
-            seen, logits = observe(model, names, batch[0].to(device))
-            names = [output_layer(seen, logits, model)]
-            found.append(seen[names[0]][0].float().cpu())
+            name, inputs = output_layer(model, names, batch[0].to(device))
+            names = [name]
+            found.append(inputs.float().cpu())
             labels.extend(batch[1].tolist() if isinstance(batch[1], Tensor) else batch[1])
     finally:
         for part in training:
@@ -465,12 +470,3 @@ def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]
     if not found:
         raise InputError("loader: must give at least one batch, got none")
     return torch.cat(found), np.array(labels) if isinstance(labels[0], str) else torch.tensor(labels), names[0]
-
-
-def output_layer(seen: Mapping[str, tuple[Tensor, Tensor]], logits: Any, model: nn.Module) -> str:
-    """The name of the last layer whose output is the model's."""
-    for name, (_, output) in reversed(seen.items()):
-        if isinstance(logits, Tensor) and output.dim() == 2 and torch.equal(output, logits):
-            return name
-    what = f"got {clip(type(model).__name__)} without one"
-    raise InputError(f"model: must end in a linear layer that makes its output [B, C], {what}")
