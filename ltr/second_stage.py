@@ -12,6 +12,7 @@ Several processes share the batches of an extraction, and each ends with all fea
 pass in released mode is the exception: each makes it whole, since its drift goes from batch to batch.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -177,6 +178,7 @@ class FrozenFeatures(Features):
             augmented = 0
         self.augmented = None if mode == "released" else augmented
         self.on_host = on_host
+        self.drawn_by, self.in_other_order = seed, False  # crops and flips stay this seed's when `reordered`
 
     def keep(self, values: Tensor) -> Tensor:
         """What was extracted, where it stays."""
@@ -222,7 +224,7 @@ class FrozenFeatures(Features):
             return Pass(*map(self.keep, self.plain()))
         group, sizes = distributed.ProcessGroup() if drifts else self.group, (len(self.train), self.batch_size)
         part = group.shard(*sizes)
-        batches = self.train.train_batches(self.batch_size, self.seed, epoch, part)
+        batches = self.train.train_batches(self.batch_size, self.drawn_by, epoch, part)
         total = -(-len(part) // self.batch_size)
         progress = tqdm(batches, f"features, pass {epoch + 1}", total, leave=False, disable=None)
         found = zip(*((self.extract(images), labels) for images, labels in progress), strict=True)
@@ -237,11 +239,14 @@ class FrozenFeatures(Features):
             if self.passes:
                 self.model.load_state_dict(self.passes[-1].buffers, strict=False)
             self.passes.append(self.extract_pass(len(self.passes)))
-        return self.passes[wanted] if self.augmented is None else self.passes[wanted].shuffled(self.seed, epoch)
+        this = self.passes[wanted] if self.augmented is None else self.passes[wanted].shuffled(self.drawn_by, epoch)
+        return this.shuffled(self.seed, epoch) if self.in_other_order else this
 
-    def reordered(self, seed: int) -> "Reordered":
+    def reordered(self, seed: int) -> "FrozenFeatures":
         """As `Features.reordered`, of passes that need not be there yet: where every classifier is loaded, none is."""
-        return Reordered(self, seed)
+        other = copy.copy(self)  # which shares what is extracted
+        other.seed, other.in_other_order = seed, True
+        return other
 
     @torch.no_grad()
     def test_features(self, epoch: int, flip: bool) -> Tensor:
@@ -252,28 +257,6 @@ class FrozenFeatures(Features):
                 self.model.load_state_dict(self.up_to(epoch).buffers, strict=False)
             self.tested[key] = self.keep(self.extract_all(self.test, flip))
         return self.tested[key].to(self.train.device)
-
-
-class Reordered(Features):
-    """Features of a source in the order of another seed, extracted when they are first asked for."""
-
-    def __init__(self, source: FrozenFeatures, seed: int) -> None:
-        shared = source.class_counts, source.test_labels, source.batch_size
-        super().__init__(source.passes, source.tested, *shared, seed, source.mode)
-        self.source = source
-
-    @property
-    def draws_on(self) -> torch.device:
-        """The source's device."""
-        return self.source.draws_on
-
-    def up_to(self, epoch: int) -> Pass:
-        """The source's pass of an epoch."""
-        return self.source.up_to(epoch).shuffled(self.seed, epoch)
-
-    def test_features(self, epoch: int, flip: bool) -> Tensor:
-        """The source's."""
-        return self.source.test_features(epoch, flip)
 
 
 def evaluate(classifier: nn.Linear, data: Features) -> training.Outcome:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -186,10 +187,8 @@ def check_apart(sets: Mapping[str, Embeddings]) -> int:
     Returns:
         test images that stand in another set too.
     """
-    found = {name: digests(data.features) for name, data in sets.items()}
-    pairs = [("validation", "train"), ("test", "train"), ("test", "validation")]
-    for name, other in pairs[: 3 if "test" in found else 1]:
-        own, theirs = found[name], found[other]
+    found = {name: digests(sets[name].features) for name in ("train", "validation", "test") if name in sets}
+    for (other, theirs), (name, own) in combinations(found.items(), 2):
         shared = own.keys() & theirs.keys()
         if len(shared) > (len(own) // 100 if name == "test" else 0):
             digest = min(shared, key=own.__getitem__)

@@ -38,9 +38,6 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{tit
 """
 
 
-# --- figures --------------------------------------------------------------------------------------------------
-
-
 def picture(figure: Figure, caption: str) -> str:
     """A figure as an image inside the page; the figure is closed."""
     with plt.rc_context(plots.STYLE), io.BytesIO() as file:
@@ -80,9 +77,6 @@ def figures(result: Balanced) -> tuple[pd.Series, pd.Series]:
     """The table's rows of the head as it was and of the best one."""
     table = result.table.set_index("method")
     return table.loc[FIRST], table.loc[result.best]
-
-
-# --- tables and sentences -------------------------------------------------------------------------------------
 
 
 def table_of(rows: Sequence[Sequence[str]], heading: Sequence[str], best: int | None = None) -> str:
