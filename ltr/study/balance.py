@@ -97,13 +97,6 @@ def read_state(path: Path) -> Mapping[str, Any]:
     return state
 
 
-def check_place(path: Path) -> None:
-    """A folder must be possible there; nothing is written yet."""
-    place = next(each for each in (path, *path.parents) if each.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"--out: must be a folder that can be written to, got {clip(short(path, Path.cwd()))}")
-
-
 def read_inputs(options: Options) -> dict[str, Any]:
     """The arguments of `ltr.balance.balance` that come from files."""
     if options.train is None:
@@ -119,8 +112,10 @@ def read_inputs(options: Options) -> dict[str, Any]:
 
 def run(options: Options) -> Balanced:
     """Balance what the options name; an error's message begins with the option."""
-    inputs = read_inputs(options)
-    check_place(options.out)
+    inputs, out = read_inputs(options), options.out
+    place = next(each for each in (out, *out.parents) if each.exists())  # nothing is written yet
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"--out: must be a folder that can be written to, got {clip(short(out, Path.cwd()))}")
     told = {name: getattr(options, name) for name in ("layer", "score", "methods", "validation_share", "seed")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are printed, in lines of their own
