@@ -51,7 +51,7 @@ class Pass:
 
 
 @dataclass(eq=False, repr=False)
-class Features:
+class Features(training.Data):
     """Training features pass by pass, and those of the test images: `training.fit`'s data in the second stage.
 
     Args:
@@ -75,13 +75,6 @@ class Features:
     def draws_on(self) -> torch.device:
         """The device of the features."""
         return self.passes[0].features.device
-
-    def describe_draws(self) -> dict[str, str]:
-        """Nothing: batch size and seed are the recipe's."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing reads ahead."""
 
     def __len__(self) -> int:
         return int(self.class_counts.sum())

@@ -52,7 +52,8 @@ class Data(Protocol):
         """Training images."""
 
     def describe_draws(self) -> dict[str, Any]:
-        """What a checkpoint must agree with, beside recipe and network."""
+        """What a checkpoint must agree with, beside recipe and network: nothing, unless a class says more."""
+        return {}
 
     def draw(self, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
         """What one epoch differs in from another, on the device, in the same shapes each time.
