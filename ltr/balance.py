@@ -53,10 +53,10 @@ STEPS = 500  # of a training at least, where ten epochs have fewer
 STEPS_AN_EPOCH = 200  # about, by larger batches; with small ones, writing the weights would take most of the time
 LARGE = 2e12  # floating-point operations of a grid from which it is thinned
 KEPT = 10  # one in so many settings is trained to the end then
-# Plain cross-entropy from zeros, where there is no head yet: the class-balanced method, told this loss.
-PLAIN = Balancer(class_balanced, combinations(weight_decay=[0.0, 5e-4, 5e-3], lr=LEARNING_RATES))
 ROOM = 2**28  # numbers that a stack of classifiers may hold at once
 FEW = 5  # validation images of a class below which its part in a choice is mostly chance
+# Plain cross-entropy from zeros, where there is no head yet: the class-balanced method, told another loss.
+PLAIN = Balancer(class_balanced, combinations(weight_decay=[0.0, 5e-4, 5e-3], lr=LEARNING_RATES))
 
 
 # --- tuning ---------------------------------------------------------------------------------------------------

@@ -71,9 +71,9 @@ class Embeddings:
         """The same images with their features times a factor."""
         return Embeddings(self.features * factor, self.labels, self.num_classes)
 
-    def at(self, positions: Tensor) -> "Embeddings":
-        """Some of the images."""
-        return Embeddings(self.features[positions], self.labels[positions], self.num_classes)
+    def at(self, rows: Tensor) -> "Embeddings":
+        """Some of the images, where a mask [N] is true."""
+        return Embeddings(self.features[rows], self.labels[rows], self.num_classes)
 
     def draw(self, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Features [N, D] and labels [N] in the order of an epoch."""
@@ -222,7 +222,7 @@ def split(data: Embeddings, share: Any, names: Sequence[str], seed: int) -> tupl
         taken.append(order[data.labels[order] == row][:wanted])
     kept = torch.ones(len(data), dtype=torch.bool, device=data.labels.device)
     kept[torch.cat(taken)] = False
-    return data.at(kept.nonzero().squeeze(1)), data.at((~kept).nonzero().squeeze(1))
+    return data.at(kept), data.at(~kept)
 
 
 # --- heads ----------------------------------------------------------------------------------------------------
