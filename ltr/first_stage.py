@@ -101,9 +101,9 @@ class ImageData:
 
     def batch(self, drawn: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor | Mixed]:
         """Cropped, flipped, normalised images and their labels, mixed where that was asked."""
-        if self.mix == "none":
-            return self.single(drawn, positions)
         images, labels = self.single(drawn, positions)
+        if self.mix == "none":
+            return images, labels
         step = positions // self.batch_size
         start = step * self.batch_size  # the batch in reverse order: images lie in a random order anyway
         partner = 2 * start + (len(self) - start).clamp(max=self.batch_size) - 1 - positions

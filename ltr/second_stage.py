@@ -1,7 +1,7 @@
 """The second stage: the backbone is frozen, so its features are computed once for all classifiers.
 
 Features are vectors [N, D], or maps [N, D, H, W] where the network's last blocks learn (`models.Trunk`). One classifier
-trains on them by `training.fit`, a whole grid of them by `methods.Stack`.
+trains on them by `training.fit`, a whole grid of them by `stack.Grid`.
 
 Two modes. "paper" keeps the backbone in evaluation mode, as freezing suggests. "released" leaves it in
 training mode as the released code does: batch-norm normalises by the batch's own statistics while its
@@ -100,7 +100,7 @@ class Features(training.Data):
         if (batch_size, seed) != (self.batch_size, self.seed):
             raise ValueError(f"features are of batch size {self.batch_size} and seed {self.seed}")
         this = self.up_to(epoch)
-        return this.features, this.labels
+        return this.features.to(self.draws_on), this.labels.to(self.draws_on)
 
     def batch(self, drawn: tuple[Tensor, Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, D, ...] and labels [B] at these positions [B] of the order."""
@@ -177,18 +177,10 @@ class FrozenFeatures(Features):
         """What was extracted, where it stays."""
         return values.cpu() if self.on_host else values
 
-    def draw(self, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """As `Features.draw`, on the device."""
-        features, labels = super().draw(batch_size, seed, epoch)
-        return features.to(self.train.device), labels.to(self.train.device)
-
     @property
     def draws_on(self) -> torch.device:
-        """The device of the features, of which there are none yet."""
+        """The device of the features; there need be none yet, and `on_host` they come to it an epoch at a time."""
         return self.train.device
-
-    def __len__(self) -> int:
-        return len(self.train)
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:

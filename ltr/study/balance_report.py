@@ -63,8 +63,8 @@ def confusion_figure(result: Balanced, name: str) -> str:
     """The confusion matrix before or after, common classes first."""
     order = np.argsort(-result.class_counts, kind="stable")
     matrix = both(result)[name].confusion[np.ix_(order, order)]
-    groups = metrics.group_of(result.class_counts[order])
-    edges = [int((groups == "many").sum()), int((groups != "few").sum())]
+    group = metrics.group_of(result.class_counts[order])
+    edges = [int((group == "many").sum()), int((group != "few").sum())]
     return picture(plots.confusion(matrix, edges), f"Confusion {name}.")
 
 
@@ -97,12 +97,12 @@ def one(value: float, sign: str = "") -> str:
 
 def methods_table(result: Balanced) -> str:
     """All methods, the best one marked."""
-    figures = ["validation", *GROUPS, "all", "class mean", "ECE"]
+    columns = ["validation", *GROUPS, "all", "class mean", "ECE"]
     rows = []
     for row in result.table.to_dict("records"):
         gained = [f"{one(row[name], '+')} ± {one(row[f'{name} ±'])}" for name in BASELINES]
-        rows.append([row["method"], *gained, *(one(row[name]) for name in figures), row["hyper-parameters"]])
-    heading = ["method", "gain", "over logit adj. at 1", *figures, "hyper-parameters"]
+        rows.append([row["method"], *gained, *(one(row[name]) for name in columns), row["hyper-parameters"]])
+    heading = ["method", "gain", "over logit adj. at 1", *columns, "hyper-parameters"]
     return table_of(rows, heading, list(result.table["method"]).index(result.best))
 
 
