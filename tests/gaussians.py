@@ -37,7 +37,7 @@ class Gaussians:
 
     def naive(self) -> torch.nn.Linear:
         """A first stage: plain cross-entropy from zeros."""
-        start = [torch.zeros(1, 12, 10, requires_grad=True), torch.zeros(1, 12, requires_grad=True)]
+        start = [torch.zeros(12, 10), torch.zeros(12)]
         return methods.train(self, Recipe(20, lr=0.05), [{"lr": 1.0}], start, stack.cross_entropy_gradient)[0]
 
     def accuracy(self, classifier) -> dict[str, float]:
