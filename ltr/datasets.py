@@ -36,7 +36,16 @@ def read_cifar(name: str, root: Path) -> Parts:
     """See `ltr.data.cifar`."""
     from ltr.data import cifar  # here, as torchvision alone takes two seconds to import
 
-    return cifar.read(root, kind={"cifar100": cifar.CIFAR100, "cifar10": cifar.CIFAR10}[name])
+    return cifar.read(root, kind=cifar.KINDS[name])
+
+
+def to_be_fetched(source: str, root: Path) -> bool:
+    """Whether reading a source would first unpack, or download, what is not there; nothing is touched."""
+    if source not in ("cifar100", "cifar10"):
+        return False
+    from ltr.data import cifar
+
+    return cifar.stored(root, cifar.KINDS[source]) is None
 
 
 READERS = {

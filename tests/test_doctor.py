@@ -5,14 +5,16 @@ import torch
 
 from ltr.errors import InputError
 from ltr.runtime.engine import Engine
+from ltr.settings import FirstStage
 from ltr.study import doctor
 
 
 def test_every_way_that_the_engine_has_is_tried_once():
     cuda = Engine(torch.device("cuda"), precision="bf16", graph=True, compile=True)
-    assert list(doctor.ways(cuda)) == ["plain, float32", "plain, bf16", "captured", "compiled", "as chosen"]
+    plain = ["plain, float32", "plain, channels-first"]
+    assert list(doctor.ways(cuda)) == [*plain, "plain, bf16", "captured", "compiled", "as chosen"]
     assert doctor.ways(cuda)["captured"] == Engine(torch.device("cuda"), graph=True)
-    assert list(doctor.ways(Engine())) == ["plain, float32", "compiled", "as chosen"]
+    assert list(doctor.ways(Engine())) == [*plain, "compiled", "as chosen"]
 
 
 @pytest.mark.slow
@@ -27,6 +29,29 @@ def test_the_report_names_engine_images_disk_and_hours(monkeypatch, tmp_path, ca
     assert said.count("0.0e+00") == 2  # the same steps from the same weights end in the same weights
     assert "resnet32, 3 epochs, without and with weight decay: about " in said
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_not_there_are_not_fetched(monkeypatch, tmp_path):
+    def fetch(*_):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr("ltr.data.cifar.receive", fetch)
+    settings = FirstStage.parse(["--preset", "paper", "--device", "cpu", "--data-root", str(tmp_path / "data")])
+    assert doctor.images_at_hand(settings).endswith("yet, the first script fetches them")
+    assert not (tmp_path / "data").exists()
+
+
+def test_memory_order_changes_no_step_and_is_what_it_says():
+    last, _ = doctor.trained(doctor.small_network(), Engine(), 2)
+    first, _ = doctor.trained(doctor.small_network(), Engine(), 2, channels_first=True)
+    assert doctor.difference(last.model, first.model) < 1e-4
+    seen = {}
+    for name, trainer in {"last": last, "first": first}.items():
+        images, _ = trainer.data.batch(trainer.step.drawn, torch.arange(4))
+        trainer.model.stem.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: output}))
+        trainer.model(images)
+    assert seen["first"].is_contiguous()
+    assert seen["last"].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_steps_that_differ_are_seen():

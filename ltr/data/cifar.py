@@ -26,6 +26,7 @@ from ltr.errors import printable
 from ltr.runtime.storage import remove_partial, write_whole
 
 Kind = type[CIFAR10]  # torchvision's CIFAR100 is a subclass, with other names and sums
+KINDS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 TITLES = {CIFAR10: "CIFAR-10", CIFAR100: "CIFAR-100"}
 CHUNK = 2**16  # bytes
 

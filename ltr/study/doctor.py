@@ -2,12 +2,14 @@
 
     python -m ltr doctor [--backbone resnet34] [--device cuda] [--data-root data]
 
-It names device and engine, trains a few steps in each way that the machine has (plain, captured, compiled), says how
-far they end from the plain ones and how fast they are, looks for the images, memory and disk space, and tells how many
-hours the job would take. All options are the first script's.
+It names device and engine, trains a few steps in each way that the machine has (plain, captured, compiled; and with
+images in PyTorch's own memory order), says how far they end from the plain ones and how fast they are, looks for the
+images, memory and disk space, and tells how many hours the job would take. Nothing is downloaded or written. All
+options are the first script's.
 """
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -29,12 +31,13 @@ BATCH = 64
 STEPS = 4  # of each way, the first of which is not timed
 JOB_STEPS = 2  # of the asked network, which may take seconds each
 NEED_GB = 2  # for the runs of one job
+CHANNELS_FIRST = "plain, channels-first"  # all others are channels-last
 
 
 def ways(how: Engine) -> dict[str, Engine]:
     """The plain way, and those that the chosen one is made of."""
     plain = Engine(how.device, deterministic=how.deterministic)
-    found = {"plain, float32": plain}
+    found = {"plain, float32": plain, CHANNELS_FIRST: plain}
     if how.precision != "fp32":
         found[f"plain, {how.precision}"] = dataclasses.replace(plain, precision=how.precision)
     if how.graph:
@@ -51,9 +54,13 @@ def small_network() -> models.CifarResNet:
         return models.CifarResNet(100, (16, 32, 64), (1, 1, 1), projection=False)
 
 
-def trained(model: models.Network, how: Engine, steps: int) -> tuple[training.Trainer, float]:
+def trained(
+    model: models.Network, how: Engine, steps: int, channels_first: bool = False
+) -> tuple[training.Trainer, float]:
     """A training after some steps on drawn images, and the seconds of one; the first step is not timed."""
-    model.to(how.device, memory_format=torch.channels_last)
+    if channels_first:
+        model.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    model.to(how.device, memory_format=torch.contiguous_format if channels_first else torch.channels_last)
     data = drawn()
     whole = dataclasses.replace(data, train=data.train.take(np.arange(steps * BATCH)))
     images = first_stage.ImageData(whole, how.device)
@@ -77,7 +84,7 @@ def compare_ways(how: Engine) -> Iterator[dict[str, Any]]:
     """A row for each way to run a step: whether it ran as asked, its speed, and how far it ends from the plain way."""
     plain = None
     for name, engine in ways(how).items():
-        trainer, step = trained(small_network(), engine, STEPS)
+        trainer, step = trained(small_network(), engine, STEPS, name == CHANNELS_FIRST)
         plain = plain or trainer
         yield {
             "steps": name,
@@ -104,13 +111,18 @@ def memory(device: torch.device) -> str:
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
         return f"{free / 2**30:.1f} of {whole / 2**30:.1f} GiB free on the GPU"
-    return "the host's (see your system's monitor)"
+    if not hasattr(os, "sysconf"):  # Windows
+        return "the host's"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB on the host"
 
 
 def images_at_hand(settings: FirstStage) -> str:
-    """Whether the images can be read, in a sentence."""
+    """Whether the images can be read, in a sentence; none is fetched."""
+    where = short(settings.data_root)
+    if datasets.to_be_fetched(settings.dataset, settings.data_root):
+        return f"not in {where} yet, the first script fetches them"
     try:
-        return f"{datasets.load(**settings.data).name}, ready in {short(settings.data_root)}"
+        return f"{datasets.load(**settings.data).name}, ready in {where}"
     except datasets.Absent as error:
         return f"not there ({short(error)})"
     except InputError as error:
