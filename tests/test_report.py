@@ -8,7 +8,7 @@ from ltr import methods, runs
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table
-from ltr.study import published, report
+from ltr.study import bench, published, report
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 NAN = float("nan")
@@ -420,3 +420,24 @@ def test_a_data_folder_may_have_any_name(tmp_path, name):
     text = report.tables(tmp_path / "c.csv")["c"]
     assert text.count("**7, imbalance factor 100") == 1
     assert text.count(f"**{name}, imbalance factor 100") == 1
+
+
+def test_speed_is_told_in_sentences_with_the_features_that_it_needs():
+    shared = {"backbone": "resnet32", "device": "cpu (x)", "precision": "fp32", "images": "100"}
+    rows = [
+        {**shared, "what": bench.STAGE_1, "images": "25", "ours_s": "1", "reference_s": "2", "ratio": "2"},
+        {**shared, "what": bench.STAGE_1, "ours_s": "4", "reference_s": "12", "ratio": "3"},
+        {**shared, "what": bench.FEATURES, "ours_s": "30"},
+        {**shared, "what": bench.GRID, "ours_s": "20", "reference_s": "1000", "ratio": "50"},
+        {**shared, "what": bench.BALANCE.format("all"), "backbone": "9 x 5", "ours_s": "90", "peak_mb": "1500"},
+    ]
+    table = pd.DataFrame(rows, columns=bench.COLUMNS, dtype=object).fillna("")
+    told = report.benchmark_markdown(table)
+    assert "- resnet32 on cpu (x): an epoch takes 4.0 s, of the reference 12.0 s.\n" in told
+    assert "a ratio of 50; the features take 30 s, with them the ratio is 20.\n" in told
+    assert "- 9 x 5 on cpu (x): `balance` with `all` methods takes 1.5 minutes and 1.5 GB for 100 embeddings.\n" in told
+    assert "not measured" not in told
+    waiting = pd.DataFrame([{**shared, "what": bench.STAGE_1, "device": "CUDA", "ours_s": "not measured"}])
+    told = report.benchmark_markdown(pd.concat([table, waiting]).astype(object).fillna(""))
+    assert "CUDA" not in told
+    assert "What is not here is not measured: `python -m ltr bench`" in told

@@ -22,6 +22,7 @@ from ltr.methods import METHODS
 from ltr.runtime.options import Parser
 from ltr.runtime.storage import read_table, write_text
 from ltr.study import published
+from ltr.study.bench import BALANCE, FEATURES, GRID, STAGE_1
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
 # How a first stage was trained, beside its length: the columns of its own rows, by what they are called beside others'.
@@ -390,14 +391,43 @@ def rounded(value: str) -> str:
     return or_dash(measured, ",.3g" if abs(measured) < 1000 else ",.0f")
 
 
+def speed(own: pd.DataFrame) -> Iterator[str]:
+    """What the rows of one device and network come to, a sentence each; times are numbers, by what was measured."""
+    if STAGE_1 in own.index:
+        epoch = own.loc[STAGE_1]
+        yield f"an epoch takes {epoch.ours_s:.1f} s, of the reference {epoch.reference_s:.1f} s"
+    if {GRID, FEATURES} <= {*own.index}:
+        grid, features_s = own.loc[GRID], own.ours_s[FEATURES]
+        whole = grid.reference_s / (grid.ours_s + features_s)
+        yield (
+            f"500 classifiers of the second stage train in {grid.ours_s:.1f} s once their features are there, against "
+            f"{grid.reference_s:,.0f} s of the reference, which passes every image through the backbone for each "
+            f"classifier and epoch: a ratio of {grid.ratio:,.0f}; the features take {features_s:.0f} s, with them the "
+            f"ratio is {whole:,.0f}"
+        )
+    for methods in ("fast", "all"):
+        if (name := BALANCE.format(methods)) in own.index:
+            row = own.loc[name]
+            cost = f"{row.ours_s / 60:.1f} minutes and {row.peak_mb / 1e3:.1f} GB"
+            yield f"`balance` with `{methods}` methods takes {cost} for {row.images:,.0f} embeddings"
+
+
 def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
-    """One table of all measured work, and of what still waits for its device; from `bench.COLUMNS`, as text."""
+    """A table of what was measured, and what it comes to in sentences; from `bench.COLUMNS`, as text."""
+    done = benchmarks[benchmarks.ours_s != NOT_MEASURED]
     names = {"reference_s": "reference (s)", "ours_s": "ours (s)", "ratio": "ratio"}
     names |= {"floor_share": "share of the floor", "peak_mb": "peak (MB)"}
-    shown = benchmarks[["what", "backbone", "images", "precision", *names, "device", "torch"]].copy()
+    shown = done[["what", "backbone", "images", "precision", *names, "device", "torch", "date"]].copy()
     for name in names:
         shown[name] = shown[name].map(rounded)
-    return in_markdown(shown.rename(columns=names))
+    numbers = done.assign(**done[["images", *names]].apply(pd.to_numeric))
+    lines = []
+    for (device, backbone), own in numbers.groupby(["device", "backbone"]):
+        largest = own.sort_values("images").drop_duplicates("what", keep="last").set_index("what")
+        lines += [f"- {backbone} on {device}: {sentence}.\n" for sentence in speed(largest)]
+    if len(done) < len(benchmarks):
+        lines.append("- What is not here is not measured: `python -m ltr bench` adds the rows of another device.\n")
+    return in_markdown(shown.rename(columns=names)) + "\n" + "".join(lines)
 
 
 # ---- comparisons
