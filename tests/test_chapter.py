@@ -19,10 +19,12 @@ def test_a_claim_about_committed_runs_is_asserted_and_of_others_it_is_said(capsy
     with pytest.raises(AssertionError, match="^the committed runs do not say: rare classes gain$"):
         of(committed=True).claim("rare classes gain", False)
     of(committed=True).claim("rare classes gain", True)
-    of(committed=False).claim("rare classes gain", np.float64("nan") > 1)
+    of(committed=False).claim("rare classes gain", False)
+    of(committed=False).claim(f"rare classes of Nan and nana gain {np.nan:+.1f} ± {np.nan:.1f}", np.nan > 1)
     assert capsys.readouterr().out.splitlines() == [
         "holds: rare classes gain",
         "does not hold here: rare classes gain",
+        "not measured here: rare classes of Nan and nana gain – ± –",
     ]
 
 

@@ -4,6 +4,7 @@ A chapter without options reads the committed runs: it writes nothing, and shows
 would be needed. What it claims about them is asserted; of any other runs it says whether it holds.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,12 +166,15 @@ class Chapter:
     def claim(self, sentence: str, holds: bool) -> None:
         """Tell a reader what was found, and whether it holds for the runs at hand.
 
+        A sentence with a number that is NaN is about something that these runs have not measured.
+
         Raises:
             AssertionError: the committed runs do not say so.
         """
         if self.settings.committed and not holds:
             raise AssertionError(f"the committed runs do not say: {sentence}")
-        print(f"{'holds' if holds else 'does not hold here'}: {sentence}")
+        said, missing = re.subn(r"[+-]?\bnan\b", "–", sentence)
+        print(f"{'not measured here' if missing else 'holds' if holds else 'does not hold here'}: {said}")
 
 
 def geometry(frozen: FrozenFeatures) -> pd.DataFrame:
