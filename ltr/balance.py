@@ -30,7 +30,17 @@ from ltr.data import embeddings
 from ltr.data.embeddings import Embeddings, Head, Problem, features
 from ltr.errors import InputError, clip
 from ltr.losses import cross_entropy
-from ltr.methods import BALANCERS, Balancer, Setting, Settings, class_balanced, combinations, logit_adjustment
+from ltr.methods import (
+    BALANCERS,
+    NEED_BIAS,
+    Balancer,
+    Setting,
+    Settings,
+    class_balanced,
+    combinations,
+    logit_adjustment,
+    without_bias,
+)
 from ltr.methods import LR as LEARNING_RATES
 from ltr.metrics import Predictions
 from ltr.models import linear
@@ -48,7 +58,6 @@ SCORES = {"macro": "class-mean accuracy", "micro": "accuracy"}
 LIKELIHOOD = "likelihood"  # chooses the first head where there is none
 SHOWN = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
 METHODS = {"fast": (FIRST, "tau-norm", ADJUSTMENT, "NCM"), "all": tuple(BALANCERS)}
-NEED_BIAS = (ADJUSTMENT,)  # it moves nothing else; the others do without one, but for the Euclidean NCM
 STEPS = 500  # of a training at least, where ten epochs have fewer
 STEPS_AN_EPOCH = 200  # about, by larger batches; with small ones, writing the weights would take most of the time
 LARGE = 2e12  # floating-point operations of a grid from which it is thinned
@@ -383,10 +392,7 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
         return chosen
     if family is None and (lacking := [name for name in wanted if name in NEED_BIAS]):
         raise InputError(f"methods: must need no bias, as the head has none, got {lacking[0]}")
-    chosen = {name: method for name, method in chosen.items() if name not in NEED_BIAS}
-    if "NCM" in chosen:
-        chosen["NCM"] = dataclasses.replace(chosen["NCM"], settings=combinations(metric=["cosine"]))
-    return chosen
+    return without_bias(chosen)
 
 
 def careful(problem: Problem, tuned: Mapping[str, Tuned], before: float) -> tuple[str, ...]:

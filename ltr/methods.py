@@ -8,7 +8,7 @@ the Euclidean NCM lead to one whose biases are zero: its weights alone learn.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, Protocol
@@ -372,6 +372,7 @@ def combinations(**values: Sequence[Any]) -> Settings:
 
 
 LR = (1.0, 10.0, 100.0)  # times the recipe's
+NEED_BIAS = ("logit adjustment",)  # it moves nothing else; the others do without one, but for the Euclidean NCM
 LR_SLOW = (0.05, *LR)  # 0.0005 with the published 0.01, as LOS and SAMN have it
 RADII = (1.5, 1.0, 0.75, 0.5, 0.25)  # the larger, the less is projected
 BALANCERS = {
@@ -391,6 +392,26 @@ BALANCERS = {
     "isotonic norms (SAMN)": Balancer(isotonic_norms, combinations(lr=LR_SLOW)),
     "ETF + multiplicative LA": Balancer(etf, combinations(gamma=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65], lr=LR_SLOW)),
 }
+
+
+def without_bias(balancers: Mapping[str, Balancer]) -> dict[str, Balancer]:
+    """Those balancers that a classifier without bias can do with, which stays one; NCM by the cosine alone."""
+    found = {name: balancer for name, balancer in balancers.items() if name not in NEED_BIAS}
+    if "NCM" in found:
+        found["NCM"] = replace(found["NCM"], settings=combinations(metric=["cosine"]))
+    return found
+
+
+def suitable(balancers: Mapping[str, Balancer], first: nn.Linear) -> dict[str, Balancer]:
+    """Those balancers that suit a first stage's classifier.
+
+    One without bias keeps none; where all rows have one norm, as a cosine classifier's, normalising them is nothing.
+    """
+    found = dict(balancers) if first.bias is not None else without_bias(balancers)
+    norms = row_norms(first.weight.detach())
+    if torch.allclose(norms, norms.mean(), rtol=1e-4):
+        found = {name: balancer for name, balancer in found.items() if balancer.fit is not tau_norm}
+    return found
 
 
 # --- the paper's own rows -------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ class Grid:
 
     Attributes:
         settings: a row a classifier, those of one seed and loss side by side; the index is the caller's order.
-        weight, bias: [G, C, D] and [G, C], in the order of these rows.
+        weight, bias: [G, C, D] and [G, C], in the order of these rows; biases stay zero where the start has none.
         projected, checked: rows that MaxNorm moved and looked at, [G].
     """
 
@@ -172,7 +172,8 @@ class Grid:
         settings = settings if "seed" in settings else settings.assign(seed=recipe.seed)
         # Rows of one seed and loss lie side by side, so that a part of the grid is a view.
         self.settings = settings.sort_values(["seed", "loss"], kind="stable")
-        self.weight, self.bias = copies(len(settings), start.weight, start.bias)
+        self.learned = copies(len(settings), *start.parameters())
+        self.weight, self.bias = as_is(*self.learned)
         self.lr, self.weight_decay, radius = (
             self.weight.new_tensor(self.settings[name].fillna(np.inf).to_numpy(np.float32))
             for name in ("lr", "weight_decay", "max_norm")
@@ -210,14 +211,14 @@ class Grid:
 
     def fit(self) -> "Grid":
         """Train to the end of the recipe."""
-        learned, lr, parts = (self.weight, self.bias), self.lr / self.recipe.lr, self.parts()
-        learn(learned, self.recipe, self.batches, parts, lr, self.weight_decay, project=self.project)
+        lr, parts = self.lr / self.recipe.lr, self.parts()
+        learn(self.learned, self.recipe, self.batches, parts, lr, self.weight_decay, project=self.project)
         return self
 
     def classifier(self, row: int) -> nn.Linear:
         """The classifier of a row of the settings as they were given."""
         position = self.settings.index.get_loc(row)
-        return linear(self.weight[position], self.bias[position])
+        return linear(*(values[position] for values in self.learned))
 
     @torch.no_grad()
     def table(self) -> pd.DataFrame:

@@ -177,6 +177,19 @@ def test_a_grid_equals_its_classifiers_trained_one_at_a_time(data):
             assert np.isnan(table.max_norm_fired[i])
 
 
+def test_a_grid_of_classifiers_without_bias_keeps_them_so(data):
+    """As a cosine network's are."""
+    recipe, weight = recipes.Recipe(2, batch_size=16, lr=0.1), models.copy_classifier(network()).weight
+    frozen = second_stage.FrozenFeatures(network(), data, "cpu", batch_size=16)
+    row = {"loss": "ce", "lr": 0.1, "weight_decay": 0.01, "max_norm": 0.5, "max_norm_every": "step"}
+    grid = stack.Grid(models.linear(weight), frozen, recipe, pd.DataFrame([row])).fit()
+    alone = models.linear(weight)
+    outcome = training.fit(alone, frozen, dataclasses.replace(recipe, weight_decay=0.01), MaxNorm(0.5))
+    assert grid.classifier(0).bias is None
+    torch.testing.assert_close(grid.classifier(0).weight, alone.weight, atol=1e-5, rtol=1e-4)
+    assert grid.table()["all"][0] == pytest.approx(outcome.history.test_accuracy.iloc[-1])
+
+
 def test_a_grid_over_seeds_equals_a_grid_for_each(data):
     recipe, start = recipes.Recipe(2, batch_size=16), models.copy_classifier(network())
     frozen = {s: second_stage.FrozenFeatures(network(), data, "cpu", batch_size=16, seed=s) for s in (4, 0)}

@@ -69,6 +69,22 @@ def demo(tmp_path_factory):
     )
 
 
+def test_what_does_not_suit_a_cosine_classifier_is_a_dash(held_out, final):
+    for each in (held_out, final):
+        cosine = models.CosineClassifier(10, 12)
+        cosine.weight.data = each.model.classifier.weight.detach().clone()
+        each.model.classifier = cosine
+    names = ["first stage alone", "L2norm", "tau-norm", "logit adjustment", "NCM", "CB", "LWS"]
+    table, tried = compare.compare(held_out, final, RECIPE, {name: BALANCERS[name] for name in names})
+    dashes = {"L2norm", "tau-norm", "logit adjustment"}  # its rows have one norm, and it has no bias
+    assert table.method.tolist() == names
+    assert set(table[table["all"].isna()].method) == dashes
+    assert table[["all", "ECE"]].isna().all(axis=1).sum() == 3
+    assert table.set_index("method")["hyper-parameters"]["L2norm"] == "does not suit a cosine classifier"
+    assert set(tried.method) == set(names) - dashes
+    assert set(tried[tried.method == "NCM"].metric) == {"cosine"}
+
+
 @pytest.mark.slow
 def test_a_missing_first_stage_is_one_line_that_names_the_command(demo):
     assert re.match(r"--out: there is no finished run in .*; this makes it: python -m ltr sweep ", demo.error)

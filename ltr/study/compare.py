@@ -30,7 +30,7 @@ from filelock import FileLock
 from ltr import datasets, metrics, models, plots, runs
 from ltr.balance import absolute, describe
 from ltr.errors import InputError, clip
-from ltr.methods import BALANCERS, Balancer, Setting
+from ltr.methods import BALANCERS, Balancer, Setting, suitable
 from ltr.recipes import Recipe
 from ltr.runtime.options import flag, folder, option, short, whole
 from ltr.runtime.process import check_writable
@@ -99,6 +99,20 @@ def draw_reliability(bins: Mapping[str, pd.DataFrame], folder: Path) -> None:
         plots.show(plots.reliability(pair), folder / f"reliability_{slug}.png")
 
 
+def measure(
+    method: Balancer, held_out: FrozenFeatures, final: FrozenFeatures, recipe: Recipe
+) -> tuple[dict[str, Any], pd.DataFrame, metrics.Predictions]:
+    """A method's row of `compare`, all settings that were tried, and what it says of the test images."""
+    start = time.perf_counter()
+    setting, tried = tune(method, held_out, recipe)
+    (classifier,) = method.fit(models.copy_classifier(final.model), final, recipe, [setting])
+    made = metrics.Predictions.of(final.test_logits(classifier, 0), final.test_labels)
+    figures, words = figures_of(made, final.class_counts), describe(setting, recipe)
+    row = {"hyper-parameters": f"{words}, diverged" if np.isnan(figures["all"]) else words, **figures}
+    row |= {"validation": tried["all"].max(), "seconds": time.perf_counter() - start}
+    return row, tried, made
+
+
 def compare(
     held_out: FrozenFeatures,
     final: FrozenFeatures,
@@ -118,7 +132,8 @@ def compare(
         a row a method: method, hyper-parameters, many, medium, few, all, ECE (percent; last epoch, plain),
         validation (accuracy on the held-out images), seconds (tuning, fit and test; features not counted), and
         the accuracies on shifted test sets, see `metrics.Predictions.shifted`. And a row for each setting that was
-        tried: method, then what `tune` gives.
+        tried: method, then what `tune` gives. A method that does not suit the classifier, see `methods.suitable`, has
+        no figures.
 
     Raises:
         ValueError: the tuning images are the test images.
@@ -126,18 +141,14 @@ def compare(
     if held_out.test_labels is final.test_labels:
         raise ValueError("held_out: must hold other images than those of the test")
     rows, tried, bins = [], {}, {}
-    for name, method in compared.items():
-        start = time.perf_counter()
-        setting, tried[name] = tune(method, held_out, recipe)
-        validation = tried[name]["all"].max()
-        (classifier,) = method.fit(models.copy_classifier(final.model), final, recipe, [setting])
-        made = metrics.Predictions.of(final.test_logits(classifier, 0), final.test_labels)
-        row = {"method": name, "hyper-parameters": describe(setting, recipe)}
-        row |= figures_of(made, final.class_counts)
-        rows.append(row | {"validation": validation, "seconds": time.perf_counter() - start})
-        if np.isnan(row["all"]):
-            rows[-1]["hyper-parameters"] += ", diverged"
-        else:
+    suited = suitable(compared, models.copy_classifier(final.model))
+    for name in compared:
+        if name not in suited:
+            rows.append({"method": name, "hyper-parameters": "does not suit a cosine classifier"})
+            continue
+        row, tried[name], made = measure(suited[name], held_out, final, recipe)
+        rows.append({"method": name} | row)
+        if not np.isnan(row["all"]):
             bins[name] = made.reliability()
     if figures:
         draw_reliability(bins, figures)

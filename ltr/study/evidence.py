@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ltr import metrics, regularizers, runs
+from ltr import metrics, models, regularizers, runs
 from ltr.methods import METHODS
 from ltr.second_stage import Features
 from ltr.stack import Grid
@@ -81,9 +81,14 @@ class Evidence:
         shares = METHODS[row[0]].layers == 1 if row[0] in METHODS else not row[0].startswith("naive")
         if result is None or self.features is None or not shares or row[1] == "released code":
             return None
-        prefix = "classifier." if row[0] == "WD" else ""
+        if row[0] == "WD":
+            return self.answer(self.rows.sources.classifier)
         weights = result.weights()
-        return torch.addmm(weights[f"{prefix}bias"], self.inputs, weights[f"{prefix}weight"].T)
+        return self.answer(models.linear(weights["weight"], weights.get("bias")))
+
+    def answer(self, classifier: nn.Linear) -> Tensor:
+        """A classifier's logits [N, C] on the test features."""
+        return F.linear(self.inputs, *(values.detach().cpu() for values in classifier.parameters()))
 
     def hits(self, row: Row) -> np.ndarray | None:
         """Whether each test image is a hit, [N]; None where the run does not say."""
@@ -215,9 +220,9 @@ def without_training(case: Evidence, radius: float) -> dict[str, float]:
     if case.features is None:
         return dict.fromkeys(("all", *metrics.GROUPS), float("nan"))
     start = case.rows.sources.classifier
-    weight = regularizers.max_norm_project(start.weight.detach().cpu(), radius)
-    logits = torch.addmm(start.bias.detach().cpu(), case.inputs, weight.T).numpy()
-    return metrics.group_accuracy(logits, case.labels, case.rows.base.class_counts)
+    weight = regularizers.max_norm_project(start.weight.detach(), radius)
+    logits = case.answer(models.linear(weight, start.bias))
+    return metrics.group_accuracy(logits.numpy(), case.labels, case.rows.base.class_counts)
 
 
 def landscape(case: Evidence) -> pd.DataFrame | None:
