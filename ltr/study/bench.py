@@ -29,7 +29,6 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
 from ltr import first_stage, models, recipes, second_stage, stack, training
 from ltr.balance import balance, recipe_for
@@ -89,6 +88,8 @@ class Reference:
     """
 
     def __init__(self, data: LongTailed, backbone: str, device: torch.device, frozen: bool = False) -> None:
+        from torchvision import transforms  # here, as it takes seconds to import
+
         normal = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
         crop = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
         workers = {"num_workers": min(8, torch.get_num_threads()), "pin_memory": device.type == "cuda"}
