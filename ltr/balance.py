@@ -117,7 +117,7 @@ class Tuned:
         classifier: with this setting, for scaled features.
         validation: its score, see `validate`.
         edge: names of its values at an end of the grid, where a better one may lie beyond.
-        heat: the temperature, fitted on validation.
+        temperature: fitted on validation.
     """
 
     setting: Setting
@@ -125,7 +125,7 @@ class Tuned:
     validation: float
     edge: tuple[str, ...]
     seconds: float
-    heat: float = 1.0
+    temperature: float = 1.0
 
     def figure(self) -> float:
         """The score as a table shows it: NaN where every setting diverged."""
@@ -192,7 +192,7 @@ def tune_first(problem: Problem, recipe: Recipe, score: str) -> Tuned:
     return dataclasses.replace(found, validation=validate(found.classifier, problem.validation, score))
 
 
-def temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     r"""The T > 0 whose softmax of z / T, of logits [N, C], gives the labels [N] their largest likelihood.
 
     The slope in :math:`\beta = 1 / T` rises with it, so its zero is found by bisection, between a thousandth and a
@@ -479,7 +479,7 @@ def run(
         else:
             found = tune(method, tuned[FIRST].classifier, problem, recipe, score)
             logits = found.classifier(problem.validation.features).detach()
-            found = dataclasses.replace(found, heat=temperature(logits, problem.validation.labels))
+            found = dataclasses.replace(found, temperature=fit_temperature(logits, problem.validation.labels))
         tuned[name] = found
         words = describe(found.setting, recipe)
         say(f"{name}: validation {found.validation:.2f} % {words} ({found.seconds:.1f} s)")
@@ -494,7 +494,7 @@ def in_float32(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, score: str) -> Balanced:
     """Test every head once, and put all into a result."""
-    heads = {name: problem.finished(one.classifier, one.heat) for name, one in tuned.items()}
+    heads = {name: problem.finished(one.classifier, one.temperature) for name, one in tuned.items()}
     if problem.head is not None:
         heads[FIRST] = problem.head.weight, problem.head.bias
     counts, names, first = problem.train.class_counts, problem.names, in_float32(*heads[FIRST])
@@ -504,7 +504,7 @@ def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, scor
     rows = []
     for name, one in tuned.items():
         row = {"method": name, "hyper-parameters": describe(one.setting, recipe), "validation": one.figure()}
-        row |= {"temperature": one.heat, **figures_of(predictions[name], counts)}
+        row |= {"temperature": one.temperature, **figures_of(predictions[name], counts)}
         for column, baseline in baselines.items():
             row[column], row[f"{column} ±"] = paired_gain(baseline, predictions[name], score)
         rows.append(row | {"edge": ", ".join(one.edge), "seconds": one.seconds})
@@ -519,7 +519,7 @@ def about(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe) -> dict[
     images = {"train": len(problem.train), "validation": len(problem.validation)}
     images |= {"test": len(problem.tested)} if problem.has_test else {}
     methods = {
-        name: {"setting": absolute(one.setting, recipe), "validation": one.figure(), "temperature": one.heat}
+        name: {"setting": absolute(one.setting, recipe), "validation": one.figure(), "temperature": one.temperature}
         for name, one in tuned.items()
     }
     shape = {"classes": len(problem.names), "features": problem.train.features.shape[1]}

@@ -73,6 +73,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
+def log_likelihood(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Logarithm of the probability of each image's label in nats, [N]; less its mean is the cross-entropy."""
+    return np.log(softmax(logits)[np.arange(len(labels)), labels])
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What a model says of each test image: all that accuracy, calibration and the bootstrap need.

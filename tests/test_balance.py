@@ -21,7 +21,7 @@ from torch import nn
 
 from ltr import balance as module
 from ltr import metrics
-from ltr.balance import FIRST, balance, features, paired_gain, temperature
+from ltr.balance import FIRST, balance, features, fit_temperature, paired_gain
 from ltr.data import embeddings
 from ltr.data.embeddings import Embeddings
 from ltr.errors import InputError
@@ -432,11 +432,11 @@ def test_the_temperature_is_the_most_likely():
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(4000, 5, generator=generator)
     labels = torch.multinomial(z.softmax(1), 1, generator=generator).squeeze(1)
-    assert temperature(z, labels) == pytest.approx(1.0, abs=0.06)
-    assert temperature(40 * z, labels) == pytest.approx(40 * temperature(z, labels), rel=1e-3)
+    assert fit_temperature(z, labels) == pytest.approx(1.0, abs=0.06)
+    assert fit_temperature(40 * z, labels) == pytest.approx(40 * fit_temperature(z, labels), rel=1e-3)
     certain = 3.0 * nn.functional.one_hot(labels, 5).float()
-    assert 0 < temperature(certain, labels) < 1
-    assert temperature(torch.zeros(3, 2), torch.tensor([0, 1, 1])) == 1.0
+    assert 0 < fit_temperature(certain, labels) < 1
+    assert fit_temperature(torch.zeros(3, 2), torch.tensor([0, 1, 1])) == 1.0
 
 
 def outcome(hits: list[int], labels: list[int]) -> Predictions:

@@ -18,32 +18,32 @@ def drawn(size: int = 4000) -> tuple[np.ndarray, np.ndarray]:
     return logits, labels
 
 
-def test_a_radius_that_only_heats_is_undone_by_the_temperature():
+def test_a_radius_that_only_scales_is_undone_by_the_temperature():
     logits, labels = drawn()
     counts = np.array([200, 50, 10, 5])
-    plain, heated = (maxnorm.measured(scale * logits, labels, counts) for scale in (1.0, 5.0))
+    plain, scaled = (maxnorm.measured(scale * logits, labels, counts) for scale in (1.0, 5.0))
     assert plain["temperature"] == pytest.approx(1, abs=0.05)
-    assert heated["temperature"] == pytest.approx(5 * plain["temperature"], rel=1e-3)
-    assert heated["ece"] > 10 > 3 > heated["ece cooled"]
-    assert heated["nll cooled"] == pytest.approx(plain["nll cooled"], abs=1e-4)
+    assert scaled["temperature"] == pytest.approx(5 * plain["temperature"], rel=1e-3)
+    assert scaled["ece"] > 10 > 3 > scaled["ece scaled"]
+    assert scaled["nll scaled"] == pytest.approx(plain["nll scaled"], abs=1e-4)
     assert plain["nll"] == pytest.approx(-np.log(metrics.softmax(logits)[np.arange(4000), labels]).mean())
 
 
-def test_each_half_is_cooled_by_the_other():
+def test_each_half_is_scaled_by_the_other():
     logits, labels = drawn()
-    scaled = logits * np.where(np.arange(len(labels)) % 2, 3.0, 1.0)[:, None]
-    cooled, heat = maxnorm.cooled(scaled, labels)
-    np.testing.assert_allclose(cooled[::2], logits[::2] / 3, rtol=0.1, atol=0.02)
-    np.testing.assert_allclose(cooled[1::2], 3 * logits[1::2], rtol=0.1, atol=0.02)
-    assert heat == pytest.approx(2, abs=0.1)
+    uneven = logits * np.where(np.arange(len(labels)) % 2, 3.0, 1.0)[:, None]
+    scaled, temperature = maxnorm.temperature_scaled(uneven, labels)
+    np.testing.assert_allclose(scaled[::2], logits[::2] / 3, rtol=0.1, atol=0.02)
+    np.testing.assert_allclose(scaled[1::2], 3 * logits[1::2], rtol=0.1, atol=0.02)
+    assert temperature == pytest.approx(2, abs=0.1)
 
 
 def test_a_gain_is_taken_from_the_classifier_that_differs_by_max_norm_alone():
     shared = {"loss": "ce", "weight_decay": 0.0, "seed": 1}
     rows = [
-        shared | {"max_norm": np.nan, "hits": np.array([1, 0, 0, 0.0]), "surprise": np.array([1, 2, 3, 4.0])},
-        shared | {"max_norm": 0.5, "hits": np.array([1, 1, 0, 0.0]), "surprise": np.array([1, 1, 3, 4.0])},
-        shared | {"seed": 2, "max_norm": np.nan, "hits": np.ones(4), "surprise": np.zeros(4)},
+        shared | {"max_norm": np.nan, "hits": np.array([1, 0, 0, 0.0]), "likelihood": -np.array([1, 2, 3, 4.0])},
+        shared | {"max_norm": 0.5, "hits": np.array([1, 1, 0, 0.0]), "likelihood": -np.array([1, 1, 3, 4.0])},
+        shared | {"seed": 2, "max_norm": np.nan, "hits": np.ones(4), "likelihood": np.zeros(4)},
     ]
     table = maxnorm.compared(pd.DataFrame(rows))
     limited = table.iloc[1]
@@ -76,4 +76,4 @@ def test_the_committed_measurements_are_of_every_setting_in_several_orders():
     assert limited.groupby(keys).size().tolist() == [table.seed.nunique()] * 16
     assert table.seed.nunique() >= 3
     assert limited[["gain", "gain ±", "nats", "nats ±"]].notna().all(axis=None)
-    assert (table["nll cooled"] <= table.nll + 0.01).all()
+    assert (table["nll scaled"] <= table.nll + 0.01).all()

@@ -373,12 +373,12 @@ class Problem:
         bias = None if self.head.bias is None else self.head.bias.float()
         return linear(self.head.weight.float() / self.scale, bias)
 
-    def finished(self, classifier: nn.Linear, heat: float) -> tuple[Tensor, Tensor | None]:
+    def finished(self, classifier: nn.Linear, temperature: float) -> tuple[Tensor, Tensor | None]:
         """A classifier of scaled features as the owner's head, of the owner's type, with a temperature folded in."""
-        weight = classifier.weight.detach() * (self.scale / heat)
+        weight = classifier.weight.detach() * (self.scale / temperature)
         like = weight.dtype if self.head is None else self.head.weight.dtype
         has_bias = self.head is None or self.head.bias is not None
-        return weight.to(like), (classifier.bias.detach() / heat).to(like) if has_bias else None
+        return weight.to(like), (classifier.bias.detach() / temperature).to(like) if has_bias else None
 
 
 def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Problem:

@@ -20,9 +20,9 @@ from ltr.study.rows import Rows
 from ltr.study.tune import TAUS
 
 SETTINGS = {"": "tuned", "paper": "tuned", "published": "published values", "released": "released code"}
-AS_IT_IS_AND_COOLED = {
-    **{"all": "all", "T": "temperature", "ECE": "ece", "ECE at T": "ece cooled"},
-    **{"NLL": "nll", "NLL at T": "nll cooled"},
+AS_IT_IS_AND_SCALED = {
+    **{"all": "all", "T": "temperature", "ECE": "ece", "ECE at T": "ece scaled"},
+    **{"NLL": "nll", "NLL at T": "nll scaled"},
 }
 DECAYS = (0, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5)
 Row = tuple[str, str]  # method and setting
@@ -184,7 +184,7 @@ def temperatures(case: Evidence) -> pd.DataFrame:
     """How sure each classifier is, as it is and after its own temperature; a row each, none without features.
 
     Columns method, setting, norm (mean over classes), all, T; norm / T; same (percent of the test images that CB
-    answers alike); ECE (percent) and NLL (nats), and both at the temperature, see `maxnorm.cooled`.
+    answers alike); ECE (percent) and NLL (nats), and both at the temperature, see `maxnorm.temperature_scaled`.
 
     Source: Guo et al. 2017.
     """
@@ -199,7 +199,7 @@ def temperatures(case: Evidence) -> pd.DataFrame:
             same = 100 * float((logits.argmax(1) == cb.argmax(1)).float().mean())
             line = {"method": method, "setting": setting, "norm": norm, "same": same}
             figures = maxnorm.measured(logits.numpy(), case.labels, case.rows.base.class_counts)
-            lines.append({**line, **{name: figures[key] for name, key in AS_IT_IS_AND_COOLED.items()}})
+            lines.append({**line, **{name: figures[key] for name, key in AS_IT_IS_AND_SCALED.items()}})
     table = pd.DataFrame(lines)
     return table.assign(**{"norm / T": table.norm / table["T"]})
 
@@ -210,7 +210,7 @@ def over_temperature(case: Evidence, rows: Mapping[str, Row], tried: np.ndarray)
     for name, row in rows.items():
         logits = case.logits(row)
         for each in tried if logits is not None else ():
-            value = float(maxnorm.surprise((logits / each).numpy(), case.labels).mean())
+            value = -float(metrics.log_likelihood((logits / each).numpy(), case.labels).mean())
             lines.append({"model": name, "temperature": each, "NLL": value})
     return pd.DataFrame(lines, columns=["model", "temperature", "NLL"])
 

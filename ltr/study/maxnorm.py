@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from ltr import metrics, recipes, regularizers, runs
-from ltr.balance import temperature
+from ltr.balance import fit_temperature
 from ltr.metrics import Predictions
 from ltr.runtime.options import ROOT, option, short, whole
 from ltr.runtime.storage import table_text, write_text
@@ -50,28 +50,23 @@ def choices(settings: Question, sources: Sources) -> pd.DataFrame:
     return table.assign(lr=settings.lr).astype({"max_norm": float})
 
 
-def cooled(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+def temperature_scaled(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
     """Logits [N, C], each half of the images divided by the temperature of the other half; and the mean of the two."""
     found, result = [], np.empty_like(logits)
     for half in (0, 1):
-        found.append(temperature(torch.as_tensor(logits[1 - half :: 2]), torch.as_tensor(labels[1 - half :: 2])))
+        found.append(fit_temperature(torch.as_tensor(logits[1 - half :: 2]), torch.as_tensor(labels[1 - half :: 2])))
         result[half::2] = logits[half::2] / found[-1]
     return result, float(np.mean(found))
 
 
-def surprise(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood of each image's label in nats, [N]."""
-    return -np.log(metrics.softmax(logits)[np.arange(len(labels)), labels])
-
-
 def measured(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float | np.ndarray]:
-    """A classifier's figures as it is and at its temperature; `hits` and `surprise` [N] are for the comparison."""
-    after, heat = cooled(logits, labels)
-    made, cool = Predictions.of(logits, labels), Predictions.of(after, labels)
-    each = surprise(after, labels)
-    figures = made.summary(counts) | {"nll": float(surprise(logits, labels).mean()), "temperature": heat}
-    figures |= {"ece cooled": cool.calibration_error(), "nll cooled": float(each.mean())}
-    return figures | {"hits": made.hits, "surprise": each}
+    """A classifier's figures as it is and at its temperature; `hits` and `likelihood` [N] are for the comparison."""
+    scaled, temperature = temperature_scaled(logits, labels)
+    made, before = Predictions.of(logits, labels), metrics.log_likelihood(logits, labels)
+    after = metrics.log_likelihood(scaled, labels)
+    figures = made.summary(counts) | {"nll": -float(before.mean()), "temperature": temperature}
+    figures |= {"ece scaled": Predictions.of(scaled, labels).calibration_error(), "nll scaled": -float(after.mean())}
+    return figures | {"hits": made.hits, "likelihood": after}
 
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
@@ -83,9 +78,9 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     for index, row in table[table.max_norm.notna()].iterrows():
         other = plain.loc[tuple(row[PAIR])]
         gain, error = metrics.mean_and_error(100 * (row.hits - other.hits))
-        nats, spread = metrics.mean_and_error(other.surprise - row.surprise)
+        nats, spread = metrics.mean_and_error(row.likelihood - other.likelihood)
         table.loc[index, ["gain", "gain ±", "nats", "nats ±"]] = gain, error, nats, spread
-    return table.drop(columns=["hits", "surprise"])
+    return table.drop(columns=["hits", "likelihood"])
 
 
 def measure(settings: Question, sources: Sources) -> pd.DataFrame:

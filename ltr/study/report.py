@@ -479,8 +479,8 @@ def limited_line(rows: pd.DataFrame) -> list[str]:
     nats = [spread(rows.nats, "+.3f"), or_dash(rows["nats ±"].mean(), ".3f")]
     radius = ["none", "–"] if pd.isna(one.max_norm) else [f"{one.max_norm:.2f}", f"each {one.max_norm_every}"]
     fired = or_dash(100 * rows.max_norm_fired.mean(), ".1f")
-    heats = [or_dash(rows[name].mean(), ".2f") for name in ("ece", "temperature", "ece cooled")]
-    return [one.loss, f"{one.weight_decay:g}", *radius, fired, spread(rows["all"], ".2f"), *gain, *heats, *nats]
+    calibration = [or_dash(rows[name].mean(), ".2f") for name in ("ece", "temperature", "ece scaled")]
+    return [one.loss, f"{one.weight_decay:g}", *radius, fired, spread(rows["all"], ".2f"), *gain, *calibration, *nats]
 
 
 def beyond(rows: pd.DataFrame, name: str) -> float:

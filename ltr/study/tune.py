@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ltr import datasets, metrics, models, regularizers, training
-from ltr.balance import temperature
+from ltr.balance import fit_temperature
 from ltr.errors import InputError, TrainingError
 from ltr.methods import METHODS, Method
 from ltr.runtime.options import short
@@ -101,7 +101,7 @@ def best_of(found: Sequence[dict[str, Any]], held_out: Features) -> dict[str, An
     rows = [each | metrics.group_accuracy(each["logits"], labels, counts) for each in found]
     best = max(rows, key=lambda row: -np.inf if np.isnan(row["all"]) else row["all"])
     logits = torch.as_tensor(best.pop("logits"))
-    return best | {"temperature": temperature(logits, torch.as_tensor(labels))}
+    return best | {"temperature": fit_temperature(logits, torch.as_tensor(labels))}
 
 
 def chosen(rows: Rows) -> Iterator[dict[str, Any]]:
