@@ -6,7 +6,7 @@
 The reference trains as the released code does: torchvision's transforms on PIL images in a DataLoader with
 workers, eager, float32 (TF32 where PyTorch's defaults use it), a test after every epoch. Both sides have the
 same network, batch, images and arithmetic. Pixels are drawn, since their content does not change the time.
-A row whose device is not here stays `not measured`. Times are medians of `--repeat` repetitions.
+Times are medians of `--repeat` repetitions.
 """
 
 import dataclasses
@@ -42,7 +42,6 @@ from ltr.runtime.process import device_name, usable_device
 COLUMNS = "what,backbone,device,images,batch,precision,reference_s,ours_s,ratio,floor_share,peak_mb,torch,date".split(
     ","
 )
-NOT_MEASURED = "not measured"
 BATCH = 64
 TEST_EVERY = 10  # of the paper preset
 EPOCHS = {"resnet32": 200, "resnet32-wide": 200, "resnet34": 320}
@@ -347,24 +346,12 @@ def plan(device: torch.device, repeat: int, data_root: Path | None) -> list[tupl
     return parts
 
 
-def unmeasured() -> pd.DataFrame:
-    """The rows of a GPU, before there was one."""
-    wanted = dict.fromkeys((what, backbone) for what, backbone, _ in plan(torch.device("cuda"), 1, ROOT))
-    shared = {"device": "CUDA", "precision": "bf16", "batch": BATCH, "images": 10_847, "date": ""}
-    blank = dict.fromkeys(("reference_s", "ours_s", "ratio"), NOT_MEASURED)
-    return pd.DataFrame([{"what": w, "backbone": b, **shared, **blank} for w, b in wanted], columns=COLUMNS)
-
-
 def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """New rows in the place of old ones of the same work and device; GPU rows that still miss stay marked."""
+    """New rows in the place of old ones of the same work and device."""
     key = ["what", "backbone", "device", "precision", "images"]
     rows = pd.concat([old, new]).astype({"images": int}).astype(str).replace("nan", "")
-    rows = rows[rows.ours_s != NOT_MEASURED].drop_duplicates(key, keep="last")
-    on_gpu, missing = rows[~rows.device.str.startswith("cpu")], unmeasured().astype(str)
-    done = set(zip(on_gpu.what.str.removesuffix(", compiled"), on_gpu.backbone, strict=True))
-    missing = missing[[pair not in done for pair in zip(missing.what, missing.backbone, strict=True)]]
-    order = {"by": [*key[:3], "images"], "key": lambda column: column.str.zfill(9)}  # images as numbers
-    return pd.concat([rows.sort_values(**order), missing.sort_values(**order)])
+    rows = rows.drop_duplicates(key, keep="last")
+    return rows.sort_values([*key[:3], "images"], key=lambda column: column.str.zfill(9))  # images as numbers
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -391,6 +378,6 @@ def main(arguments: list[str] | None = None) -> None:
         for measured in work():
             new = pd.DataFrame([measured], columns=COLUMNS)
             print(new.drop(columns=["device", "torch", "date"]).to_string(index=False, header=True), flush=True)
-            old = pd.read_csv(options.out, dtype=str, keep_default_na=False) if options.out.exists() else unmeasured()
+            old = pd.read_csv(options.out, dtype=str, keep_default_na=False) if options.out.exists() else new[:0]
             options.out.parent.mkdir(parents=True, exist_ok=True)
             storage.write_text(options.out, merge(old, new.round(4)).to_csv(index=False))

@@ -231,15 +231,13 @@ def beside_theirs(
 
     Args:
         theirs: the first one names the lines.
-        found: of `measured`; a network that is not there has a column that says so.
+        found: of `measured`.
         make: columns of some rows, whose head begins as it is told.
     """
     if not any(found.values()):
         return ""
     columns = [*theirs]
     for name, trained in found.items():
-        if not trained:
-            columns.append([name, *[NOT_MEASURED] * (len(theirs[0]) - 1)])
         for words, rows in trained.items():
             columns += make(f"{name}, {words}, {seeds(rows)}", rows)
     head, *lines = zip(*columns, strict=True)
@@ -268,7 +266,8 @@ def table_2(results: pd.DataFrame) -> str:
     def one(head: str, rows: pd.DataFrame) -> list[Column]:
         parts = [where(rows, imbalance_factor=factor) for factor in published.FACTORS]
         cells = [[table_1_cell(part, method, "paper") for part in parts] for method in published.TABLE_2]
-        return [[head, *(NOT_MEASURED if set(each) == {NOT_MEASURED} else " / ".join(each) for each in cells)]]
+        texts = (" / ".join("–" if cell == NOT_MEASURED else cell for cell in each) for each in cells)
+        return [[head, *texts]]
 
     head = f"paper (ResNet-34), imbalance factor {' / '.join(map(str, published.FACTORS))}"
     theirs = [" / ".join(map(metrics.percent, values)) for values in published.TABLE_2.values()]
@@ -382,17 +381,13 @@ def max_norm_table(results: pd.DataFrame) -> str:
 # ---- benchmarks
 
 
-def rounded(value: str) -> str:
-    """A measured number to three digits, an en dash for NaN; other words as they are."""
-    try:
-        measured = float(value)
-    except ValueError:
-        return value
-    return or_dash(measured, ",.3g" if abs(measured) < 1000 else ",.0f")
+def rounded(value: float) -> str:
+    """A number to three digits; nothing where it was not measured."""
+    return "" if pd.isna(value) else format(value, ",.3g" if abs(value) < 1000 else ",.0f")
 
 
 def speed(own: pd.DataFrame) -> Iterator[str]:
-    """What the rows of one device and network come to, a sentence each; times are numbers, by what was measured."""
+    """What the rows of one device and network come to, by what was measured; a sentence each."""
     if STAGE_1 in own.index:
         epoch = own.loc[STAGE_1]
         yield f"an epoch takes {epoch.ours_s:.1f} s, of the reference {epoch.reference_s:.1f} s"
@@ -413,20 +408,17 @@ def speed(own: pd.DataFrame) -> Iterator[str]:
 
 
 def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
-    """A table of what was measured, and what it comes to in sentences; from `bench.COLUMNS`, as text."""
-    done = benchmarks[benchmarks.ours_s != NOT_MEASURED]
+    """A table of what was measured, and what it comes to in sentences; from `bench.COLUMNS`."""
     names = {"reference_s": "reference (s)", "ours_s": "ours (s)", "ratio": "ratio"}
     names |= {"floor_share": "share of the floor", "peak_mb": "peak (MB)"}
-    shown = done[["what", "backbone", "images", "precision", *names, "device", "torch", "date"]].copy()
+    shown = benchmarks[["what", "backbone", "images", "precision", *names, "device", "torch", "date"]].copy()
     for name in names:
         shown[name] = shown[name].map(rounded)
-    numbers = done.assign(**done[["images", *names]].apply(pd.to_numeric))
     lines = []
-    for (device, backbone), own in numbers.groupby(["device", "backbone"]):
+    for (device, backbone), own in benchmarks.groupby(["device", "backbone"]):
         largest = own.sort_values("images").drop_duplicates("what", keep="last").set_index("what")
         lines += [f"- {backbone} on {device}: {sentence}.\n" for sentence in speed(largest)]
-    if len(done) < len(benchmarks):
-        lines.append("- What is not here is not measured: `python -m ltr bench` adds the rows of another device.\n")
+    lines.append("- What is not here is not measured: `python -m ltr bench` adds the rows of another device.\n")
     return in_markdown(shown.rename(columns=names)) + "\n" + "".join(lines)
 
 
@@ -437,6 +429,9 @@ def comparison_part(rows: pd.DataFrame) -> str:
     """The methods on one first stage under its protocol, the best first."""
     first, rows = rows.iloc[0], rows.sort_values("all", ascending=False, kind="stable")
     shown = rows[["method", "hyper-parameters", *COMPARED, "source"]].fillna({"hyper-parameters": "", "source": ""})
+    silent = shown["hyper-parameters"].str.startswith(NOT_MEASURED) & shown.published.isna()
+    absent = [f"{row.method} (`{row[1].split(': ')[1]}`)" for row in shown[silent].itertuples(index=False)]
+    shown = shown[~silent].copy()
     for name in COMPARED:
         shown[name] = shown[name].map(metrics.percent)
     words = [
@@ -446,7 +441,8 @@ def comparison_part(rows: pd.DataFrame) -> str:
         "last epoch, plain test, in %",
         *(f"tuned on {images}" for images in rows.tuned_on.dropna().head(1)),
     ]
-    return f"{' · '.join(words)}\n\n{in_markdown(shown)}"
+    note = f"\nNot measured; `python -m ltr sweep` trains the network: {', '.join(absent)}.\n" if absent else ""
+    return f"{' · '.join(words)}\n\n{in_markdown(shown)}{note}"
 
 
 def comparison_markdown(table: pd.DataFrame) -> str:
@@ -540,7 +536,7 @@ def tables(path: Path) -> dict[str, str]:
         raise InputError(f"results: there is no file {path}")
     table = read_table(path, "results")
     if "ours_s" in table:
-        return {path.stem: benchmark_markdown(pd.read_csv(path, dtype=str, keep_default_na=False))}
+        return {path.stem: benchmark_markdown(table)}
     if "published" in table:
         return {path.stem: comparison_markdown(table)}
     if "temperature" in table:
