@@ -1,5 +1,6 @@
 """Shared by all tests: hypothesis without a deadline (the cores are shared), and a guard on the global random state."""
 
+import gc
 import os
 import random
 
@@ -12,6 +13,8 @@ from hypothesis import settings
 from trees import NAMES, SMALL, TEST, TRAIN, random_images, write_small, write_tree
 
 from ltr.data.synthetic import SYNTHETIC
+
+LONGEST = ("test_distributed", "test_interruptions", "test_notebooks", "test_streaming", "test_study")
 
 settings.register_profile("ltr", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ltr")
@@ -56,9 +59,20 @@ def few_shapes():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, so that two workers end together."""
+    """The longest files first, then the others with slow tests, so that two workers end together."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.stem not in LONGEST, item.path not in slow))
+
+
+def pytest_configure():
+    """No garbage collection until all tests are there: it would look through millions of objects that stay."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """From here on only what tests make is looked through."""
+    gc.freeze()
+    gc.enable()
 
 
 REPORT = pytest.StashKey[list]()
