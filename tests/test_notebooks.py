@@ -45,11 +45,9 @@ def words_of(notebook: nbformat.NotebookNode) -> list[list[str]]:
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
-        lines = []
-        for output in cell.outputs:
-            text = output.get("text") or output.get("data", {}).get("text/html", "")
-            lines += [line for line in text.splitlines() if not line.startswith(LIVE)]
-        said.append(lines)
+        parts = (output.get("text") or output.get("data", {}).get("text/html", "") + "\n" for output in cell.outputs)
+        text = "".join(parts)  # a kernel under load may send one line in two outputs
+        said.append([line for line in text.splitlines() if not line.startswith(LIVE)])
     return said
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -239,6 +240,30 @@ def test_a_reader_that_leaves_ends_a_script_as_it_ends_other_programs(capsys):
             process.one_line(BrokenPipeError, BrokenPipeError(32, "Broken pipe"), None)
     assert ended.value.code == 141
     assert capsys.readouterr().err == ""
+
+
+IGNORES = """
+import os, signal, time
+from ltr.runtime import process
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)  # the signal is heard here, where Python ignores what is raised
+
+process.AGAIN = 0.3
+process.begin()
+Dying()
+print("goes on", flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no timer")
+def test_a_signal_that_python_ignores_is_given_again():
+    done = subprocess.run([sys.executable, "-c", IGNORES], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (143, "goes on\n")
+    assert "error: interrupted; the same command goes on from the last saved epoch" in done.stderr
 
 
 PRINTS = """

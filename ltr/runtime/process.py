@@ -18,7 +18,7 @@ from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,6 +28,7 @@ from ltr.runtime.options import ROOT, split_words
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "matplotlib")
 GO_ON = "interrupted; the same command goes on from the last saved epoch"
+AGAIN = 5.0  # seconds after which a process that was told to end, and has not, is told so again
 LOST = "another process of this job is gone or stuck; the same command goes on from the last saved epoch"
 
 
@@ -91,6 +92,19 @@ def is_launcher(arguments: Sequence[str]) -> bool:
     return launches or program.suffix != ".py"
 
 
+def stop(number: int, frame: Any, job: distributed.Job) -> None:
+    """End at a signal in one line; and again after a while, as Python ignores what is raised where an object dies."""
+
+    def leave(*_: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.signal(signal.SIGALRM, leave)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # the interpreter's own end may take its time
+    job.end(f"error: {GO_ON}", 128 + number)
+
+
 def begin(options: str = "") -> tuple[distributed.Job, list[str]]:
     """Begin a script or a notebook; a script meets torchrun's other processes.
 
@@ -111,7 +125,7 @@ def begin(options: str = "") -> tuple[distributed.Job, list[str]]:
         job.mute()
         forgive_output()
         sys.excepthook = partial(one_line, job=job)
-        signal.signal(signal.SIGTERM, lambda number, _: job.end(f"error: {GO_ON}", 128 + number))
+        signal.signal(signal.SIGTERM, partial(stop, job=job))
     words = [] if interactive and is_launcher(sys.argv) else sys.argv[1:]
     return job, words or split_words(os.environ.get("LTR_ARGS", "")) or split_words(options)
 
