@@ -39,15 +39,15 @@ demo: .venv/.installed
 	@$(BIN)/python -m ltr headline build/shipped/results.csv exp/comparison.csv
 	@echo "executed chapters: build/demo/notebooks, build/shipped/notebooks"
 	@echo "figures:           build/demo/figures, build/shipped/figures"
-	@echo "all numbers:       build/demo/results.csv, build/shipped/results.csv; logit adjustment's exp/comparison.csv"
+	@echo "all numbers:       build/demo/results.csv, build/shipped/results.csv (logit adjustment: exp/comparison.csv)"
 
 test: .venv/.developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# The same without the tests that run whole scripts, notebooks or several processes, or train for seconds.
-check: override ARGS += -m "not slow and not soak"
+# The same without the tests that run whole scripts, notebooks or several processes, or take a second or more: a minute.
+check: override ARGS += -m "not slow and not seconds and not soak"
 check: test
 
 # Real kills of the real scripts, twenty times.

@@ -372,7 +372,6 @@ def combinations(**values: Sequence[Any]) -> Settings:
 
 
 LR = (1.0, 10.0, 100.0)  # times the recipe's
-NEED_BIAS = ("logit adjustment",)  # it moves nothing else; the others do without one, but for the Euclidean NCM
 LR_SLOW = (0.05, *LR)  # 0.0005 with the published 0.01, as LOS and SAMN have it
 RADII = (1.5, 1.0, 0.75, 0.5, 0.25)  # the larger, the less is projected
 BALANCERS = {
@@ -394,8 +393,11 @@ BALANCERS = {
 }
 
 
+NEED_BIAS = ("logit adjustment",)  # it moves nothing else; the others do without one, but for the Euclidean NCM
+
+
 def without_bias(balancers: Mapping[str, Balancer]) -> dict[str, Balancer]:
-    """Those balancers that a classifier without bias can do with, which stays one; NCM by the cosine alone."""
+    """Those balancers under which a classifier without bias stays without one; NCM by the cosine alone."""
     found = {name: balancer for name, balancer in balancers.items() if name not in NEED_BIAS}
     if "NCM" in found:
         found["NCM"] = replace(found["NCM"], settings=combinations(metric=["cosine"]))
@@ -403,9 +405,10 @@ def without_bias(balancers: Mapping[str, Balancer]) -> dict[str, Balancer]:
 
 
 def suitable(balancers: Mapping[str, Balancer], first: nn.Linear) -> dict[str, Balancer]:
-    """Those balancers that suit a first stage's classifier.
+    """Those balancers that suit a first stage's classifier, weight [C, D] and bias [C] or None.
 
-    One without bias keeps none; where all rows have one norm, as a cosine classifier's, normalising them is nothing.
+    Without a bias it gets none. Where all rows have one norm, as a cosine classifier's, to normalise them changes no
+    answer.
     """
     found = dict(balancers) if first.bias is not None else without_bias(balancers)
     norms = row_norms(first.weight.detach())

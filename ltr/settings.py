@@ -351,7 +351,7 @@ class SecondStage(Common):
     )
 
     preset_values = staticmethod(recipes.second_stage)
-    of_first = {"lr": "", "loss": ""}  # nothing: these are its own
+    of_first = {"lr": None, "loss": None}  # its own, whatever the first stage's were
 
     @classmethod
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:

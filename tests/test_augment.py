@@ -156,7 +156,7 @@ def train(data, recipe: Recipe, checkpoint=None, stop: int | None = None) -> dic
     return model.state_dict()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("choice", [{"loss": "ldam-drw"}, *CHOICES[:4:3], CHOICES[4]], ids=str)
 def test_a_resumed_training_ends_with_the_same_weights(small, choice, tmp_path):  # noqa: F811
     choice = dict(choice)

@@ -58,13 +58,13 @@ def copy_tree(sound_tree, tmp_path) -> Callable[[], Path]:
 # ---- settings
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_bad_settings_are_refused_in_one_line():
     for stage, option, words in SETTINGS:
         checked(complaint(stage.parse, list(words)), option)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("stage", STAGES)
 @given(words=st.lists(st.text(max_size=12) | st.sampled_from(["--epochs", "--lr", "--out", "--", "-1", "nan"])))
 @settings(max_examples=200)
@@ -130,7 +130,7 @@ def test_an_out_that_cannot_be_a_folder_is_refused(tmp_path):
 # ---- trees
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_bad_trees_are_refused_in_one_line(copy_tree):
     for kind, place, act in TREES:
         tree = copy_tree()
@@ -191,7 +191,7 @@ def test_what_may_not_be_read_is_refused(call, read, copy_tree, monkeypatch):
 # ---- list files
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_bad_lists_are_refused_in_one_line_that_says_where(copy_tree):
     for kind, place, act, where in LISTS:
         tree = copy_tree()

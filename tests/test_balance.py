@@ -127,7 +127,7 @@ def test_the_temperature_is_folded_in(result, head, sets):
     np.testing.assert_allclose(logits(result.head("logit adjustment"), sets["test"]), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_same_table_as_the_comparisons(everything, head, sets):
     """On the same arrays, features of the scale that the grids are made for, and by all images.
 
@@ -153,7 +153,7 @@ def test_the_same_table_as_the_comparisons(everything, head, sets):
     pd.testing.assert_frame_equal(everything.table[columns][easy], compared[columns][easy], check_exact=False, atol=0.3)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 def test_the_scale_of_features_changes_no_conclusion(factor, result, head, sets):
     scaled = {name: (x * factor, y) for name, (x, y) in sets.items()}
@@ -182,7 +182,7 @@ def test_the_score_decides(head, sets):
     assert float(adjusted[0].split()[1]) < float(adjusted[1].split()[1])
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_caller_and_the_global_random_state_are_left_alone(head, sets, random_state_untouched):
     before = {name: value.clone() for name, value in head.state_dict().items()}, sets["train"][0].clone()
     balance(None, **sets, methods=[*module.METHODS["fast"], "cRT", "LWS"])
@@ -243,7 +243,7 @@ def test_a_head_comes_back_in_its_own_type(head, sets):
     assert half.head().weight.dtype == torch.float16
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_head_without_bias_gets_methods_that_need_none(head, sets):
     other = balance((head.weight, None), **sets, methods="all")
     assert other.table.method.tolist() == [name for name in BALANCERS if name != "logit adjustment"]
@@ -285,7 +285,7 @@ def test_a_share_of_the_training_images_validates(sets):
     assert images["validation"] == sum(max(1, round(0.2 * int(count))) for count in counts)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @given(st.lists(st.integers(2, 40), min_size=2, max_size=6), st.floats(0.01, 0.99), st.integers(0, 99))
 def test_a_split_takes_of_each_class_one_at_least_and_never_all(counts, share, seed):
     labels = torch.as_tensor(np.repeat(np.arange(len(counts)), counts))
@@ -425,7 +425,7 @@ def test_a_large_grid_is_thinned_and_a_small_one_is_not(head, sets, monkeypatch)
     assert thinned.setting == whole.setting
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_settings_in_pieces_are_settings_at_once(head, sets, monkeypatch):
     whole = balance(head, **sets, methods=["LWS"])
     monkeypatch.setattr(module, "ROOM", 1)
@@ -511,7 +511,7 @@ SETS = ["--train", "train.npz", "--validation", "validation.npz", "--test", "tes
 HEAD = ["--head", "model.pt", "--layer", "fc"]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_the_command(folder, capsys, result):
     command.main([*SETS, *HEAD, "--out", "balanced"])
     said = capsys.readouterr().out
@@ -551,7 +551,7 @@ def test_the_command_on_a_head_without_bias(folder, capsys, monkeypatch):
     assert list(torch.load(folder / "balanced" / "head.pt", weights_only=True)) == ["fc.weight"]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_page_of_few_classes_and_missing_validation_images(classes):
     rng = np.random.default_rng(0)

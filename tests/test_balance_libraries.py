@@ -12,7 +12,7 @@ import torch
 from ltr.balance import FIRST, balance, features
 from ltr.errors import InputError
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
+pytestmark = [pytest.mark.seconds, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
 NETWORKS = [
     ("torchvision.models", "resnet18", 32, "fc"),
     ("torchvision.models", "efficientnet_b0", 32, "classifier.1"),

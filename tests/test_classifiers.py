@@ -146,7 +146,7 @@ def test_evaluation_without_training_has_no_best_epoch_to_choose(data):
     np.testing.assert_allclose(outcome.logits["last", "flip"], images.test_logits(network(), 0, True), atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_grid_equals_its_classifiers_trained_one_at_a_time(data):
     recipe = recipes.Recipe(3, batch_size=16, schedule="released")
     frozen = second_stage.FrozenFeatures(network(), data, "cpu", "released", batch_size=16)

@@ -180,7 +180,7 @@ def test_an_untouched_classifier_gives_the_runs_own_figures(demo):
     assert row["all"] == pytest.approx(full.accuracy()["all"], abs=0.11)  # a tie may fall to the other side
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_settings_do_not_depend_on_test_labels(held_out, final):
     before, tried = compare.compare(held_out, final, RECIPE)
     final.test_labels = np.random.default_rng(0).permutation(final.test_labels)
@@ -191,14 +191,14 @@ def test_settings_do_not_depend_on_test_labels(held_out, final):
     assert (before["all"] != after["all"]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_settings_do_not_depend_on_the_tested_network_or_its_images(held_out, final):
     other, _ = compare.compare(held_out, Gaussians(seed=5), RECIPE)
     table, _ = compare.compare(held_out, final, RECIPE)
     assert table["hyper-parameters"].tolist() == other["hyper-parameters"].tolist()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_settings_do_depend_on_the_held_out_labels(held_out, final):
     before, _ = compare.compare(held_out, final, RECIPE)
     held_out.test_labels = np.repeat(0, len(held_out.test_labels))  # all of the commonest class
@@ -230,7 +230,7 @@ def test_a_setting_that_diverges_is_never_chosen(held_out):
     assert compare.tune(Balancer(diverges, [{"value": np.inf}, {"value": 0.0}]), held_out, RECIPE)[0] == {"value": 0.0}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_what_diverges_has_no_figures_and_stops_nothing(held_out, final, tmp_path):
     compared = {"bad": Balancer(diverges, [{"value": np.nan}]), "first stage alone": BALANCERS["first stage alone"]}
     table = compare.compare(held_out, final, RECIPE, compared, tmp_path)[0].set_index("method")
@@ -247,7 +247,7 @@ def test_settings_are_described_in_words():
     assert describe({}, Recipe(1)) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_reliability_diagrams_go_to_a_folder(held_out, final, tmp_path):
     few = {name: BALANCERS[name] for name in ("first stage alone", "tau-norm")}
     compare.compare(held_out, final, RECIPE, few, tmp_path / "figures")

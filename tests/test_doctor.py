@@ -41,7 +41,7 @@ def test_images_that_are_not_there_are_not_fetched(monkeypatch, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_memory_order_changes_no_step_and_is_what_it_says():
     last, _ = doctor.trained(doctor.small_network(), Engine(), 2)
     first, _ = doctor.trained(doctor.small_network(), Engine(), 2, channels_first=True)
@@ -55,7 +55,7 @@ def test_memory_order_changes_no_step_and_is_what_it_says():
     assert seen["last"].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_steps_that_differ_are_seen():
     plain, _ = doctor.trained(doctor.small_network(), Engine(), 2)
     other, _ = doctor.trained(doctor.small_network(), Engine(), 3)

@@ -207,7 +207,7 @@ def test_a_file_of_unknown_length_comes_too(host, tmp_path):
     assert_read(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_slow_host_is_waited_for(host, tmp_path, capsys):
     host.script = [slow]
     assert_read(tmp_path, QUICK)
@@ -239,7 +239,7 @@ WORDS = {
 IDS = "cut,cut of unknown length,wrong bytes,a page,stall,silence,404,500,503,no HTTP,hang up".split(",")
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(("fault", "says"), FAULTS.items(), ids=IDS)
 def test_after_a_fault_the_file_is_fetched_again(fault, says, host, tmp_path, capsys):
     host.script, retries = [fault, good], QUICK if "no answer" in says else PATIENT
@@ -270,7 +270,7 @@ def refusal(root: Path, retries: Retries = PATIENT) -> str:
     return message
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(("fault", "says"), FAULTS.items(), ids=IDS)
 def test_a_fault_that_stays_ends_in_one_sentence(fault, says, host, tmp_path):
     host.script = [fault]

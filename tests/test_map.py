@@ -62,7 +62,7 @@ def tuned(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_finished_runs_become_a_table(tuned, tmp_path, capsys):
     lr_wd.main([str(tuned / "tuning" / "demo_1"), "--table", str(tmp_path / "map.csv"), "--device", "cpu"])
     table = read_table(tmp_path / "map.csv")
@@ -73,7 +73,7 @@ def test_finished_runs_become_a_table(tuned, tmp_path, capsys):
     assert capsys.readouterr().out.count("logit adjustment") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_what_cannot_be_scored_is_one_line(tuned, tmp_path):
     sweep.main(f"{FIRST} --weight-decays 0 --out {tmp_path}".split())
     with pytest.raises(InputError, match="^RUN: must be trained with --hold-out, "):

@@ -34,13 +34,13 @@ def test_every_backbone_is_tested():
     assert set(PARAMETERS) == set(FEATURES) == set(BACKBONES)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_number_of_parameters(backbone):
     assert count_parameters(build_model(backbone, 100)) == PARAMETERS[backbone]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("size", [32, 16])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_shapes(backbone, size):
@@ -78,7 +78,7 @@ def test_an_unknown_backbone_is_refused():
         build_model("resnet18", 10)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_resnet34_is_torchvisions_with_a_small_stem():
     theirs = torchvision.models.resnet34(weights=None, num_classes=10)
     theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -98,14 +98,14 @@ def test_resnet34_is_torchvisions_with_a_small_stem():
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("backbone", ["resnext50", "resnet50", "resnet152"])
 def test_the_large_networks_have_as_many_weights_as_torchvisions(backbone):
     name = BACKBONES[backbone]["architecture"]
     assert PARAMETERS[backbone] == count_parameters(torchvision.models.get_model(name, num_classes=100))
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_resnet50_is_torchvisions():
     theirs = torchvision.models.resnet50(weights=None, num_classes=7).eval()
     ours = build_model("resnet50", 7).eval()

@@ -181,14 +181,14 @@ def test_the_map_of_learning_rates_keeps_its_cells_apart():
 # ---- numbers that are not there
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("factors", [LAST, EVERY], ids=["one diverged", "both diverged"])
 @pytest.mark.parametrize("name", NAMES)
 def test_diverged_models_show_no_nan(name, factors):
     assert not [text for text in words(figures(factors=factors)[name]()) if "nan" in text.lower()]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("rarest", [50, 300], ids=["no few", "many alone"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_group_without_classes_shows_no_nan(name, rarest):
@@ -205,7 +205,7 @@ def test_a_group_without_classes_has_a_dash_or_a_sentence():
     assert not [text for text in words(drawn["sweep"]()) if text.startswith("few")]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_diverged_training_has_a_dash_or_a_sentence():
     drawn = figures(factors=LAST)
     assert words(drawn["group_bars"]()).count("–") == 4

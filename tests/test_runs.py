@@ -179,7 +179,7 @@ def test_large_weights_are_kept_out_of_git(tmp_path, outcome, data, monkeypatch)
     assert (finished(tmp_path, outcome, data, "large").path / ".gitignore").read_text() == "weights.pt\n"
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_results_of_any_name_come_back_and_nothing_doubles(tmp_path, outcome, data):
     """A data folder's name is data, also where pandas would read a number, a truth value or nothing."""
     path, names = tmp_path / "results.csv", ["007", "1.10", "1e3", "NA", "None", "null", "True", "inf", "nan", "cats"]

@@ -368,7 +368,7 @@ def test_images_that_do_not_fit_into_memory_are_refused(listed, monkeypatch):
 # ---- the embedded set
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.usefixtures("random_state_untouched")
 def test_synthetic_set_is_deterministic_and_balanced():
     (train, test, names), (again, _, _) = read_synthetic(), read_synthetic()

@@ -58,7 +58,7 @@ def assert_equal(some, others) -> None:
 # ---- pixels
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.usefixtures("random_state_untouched")
 def test_workers_change_no_pixel(data):
     alone = loader(data)
@@ -163,7 +163,7 @@ class Cut(first_stage.ImageData):
         return super().batch(drawn, positions)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(data, tmp_path):
     model, outcome = train(data, 3)
     with pytest.raises(KeyboardInterrupt):
@@ -196,7 +196,7 @@ def test_an_image_that_is_lost_while_training_ends_in_one_line(tmp_path, monkeyp
     assert message.startswith(f"--data-root: {path} must be a whole PNG, JPEG or WebP image (")
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("ends", ["as it should", "by an interruption", "by a lost image"])
 def test_no_worker_outlives_its_training(root, monkeypatch, ends):
     shrink_benchmarks(monkeypatch)

@@ -86,7 +86,7 @@ class Unchanged(first_stage.ImageData):
         return inputs[positions], labels[positions]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_network_memorises_64_images():
     rng = np.random.default_rng(0)
     noise = LabelledImages(rng.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8), np.arange(64) % 4)
@@ -140,7 +140,7 @@ def test_testing_every_k_epochs_always_tests_the_last(rows):
     assert history.test_accuracy.notna().tolist() == [False, True, False, True, True]
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(small, tmp_path):
     recipe, images = recipes.Recipe(4, batch_size=24, lr=0.05), first_stage.ImageData(small, "cpu")
     whole = training.fit(models.build_model("resnet32", 4), images, recipe)
@@ -220,7 +220,7 @@ def stopped(model, images, recipe, epochs: int) -> training.Trainer:
     return trainer
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize("average", ["swa", "ema"])
 def test_a_resumed_average_ends_where_the_uninterrupted_one_ends(small, tmp_path, average):
     images = first_stage.ImageData(small, "cpu")
@@ -235,7 +235,7 @@ def test_a_resumed_average_ends_where_the_uninterrupted_one_ends(small, tmp_path
         assert all(np.array_equal(one.logits[key], other.logits[key]) for key in metrics.VARIANTS)
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_averaging_leaves_training_as_it_is_and_has_statistics_of_its_own(small):
     images, recipe = first_stage.ImageData(small, "cpu"), recipes.Recipe(4, batch_size=24, lr=0.05)
     plain = training.fit(models.build_model("resnet32", 4), images, recipe)

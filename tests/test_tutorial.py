@@ -23,7 +23,7 @@ def clone(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_links_lead_from_page_to_page_and_into_the_repository(clone, capsys):
     out = clone / "build" / "pages"
     tutorial.main(["--out", str(out)])

@@ -169,8 +169,8 @@ def choose(
     Args:
         device, deterministic, processes, sync_batch_norm: see `Engine`.
         precision: one of `PRECISIONS`; "auto" is bfloat16 on a GPU that computes in it, else float32.
-        compile: one of `COMPILE`; "auto" compiles large networks on CUDA, whose elementwise passes it fuses. On
-            a CPU it gains nothing over channels-last memory (exp/benchmarks.csv).
+        compile: one of `COMPILE`; "auto" compiles large networks on CUDA, whose elementwise passes it fuses. On a
+            CPU it saves little of an epoch, and the compiler takes longer than an epoch (exp/benchmarks.csv).
         large: whether the network has millions of weights.
         graph: one of `GRAPH`; "auto" captures on CUDA where a capture that fails does no harm (PyTorch 2.11 on).
     """

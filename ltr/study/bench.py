@@ -171,8 +171,8 @@ def row(what: str, backbone: str, how: Engine, images: int = 10_847, **measured:
     if {"reference_s", "ours_s"} <= measured.keys():
         measured["ratio"] = measured["reference_s"] / measured["ours_s"]
     where = {"device": device_name(how.device), "precision": how.precision, "batch": BATCH, "images": images}
-    stamp = {"torch": torch.__version__.split("+")[0], "date": date.today().isoformat()}
-    return {"what": what, "backbone": backbone, **where, **measured, **stamp}
+    versions = {"torch": torch.__version__.split("+")[0], "date": date.today().isoformat()}
+    return {"what": what, "backbone": backbone, **where, **measured, **versions}
 
 
 def stage_1(backbone: str, how: Engine, repeat: int, scale: float = 1.0) -> Iterator[dict[str, Any]]:

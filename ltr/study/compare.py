@@ -39,12 +39,12 @@ from ltr.second_stage import FrozenFeatures
 from ltr.settings import MOST, FirstStage, SecondStage
 from ltr.settings import WHOLE_NETWORK as NAMES
 from ltr.study import published
+from ltr.study.report import NOT_MEASURED
 
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
 NO_FULL_RUN = "tuning network, no full run"
 KEY = [*PROTOCOL, "stage1_run"]  # what a comparison is one of: its table is replaced by a later one
 FIGURES = ["many", "medium", "few", "all", "ECE"]
-NOT_MEASURED = "not measured"
 TUNED = {"--weight-decay", "--max-norm", "--tau", "--naive-tau"}  # options of the second script that have no place here
 WHOLE_NETWORK = ("naive", "mixup", *NAMES.values())  # trained from scratch
 

@@ -4,15 +4,14 @@
 
 It names device and engine, trains a few steps in each way that the machine has (plain, captured, compiled; and with
 images in PyTorch's own memory order), says how far they end from the plain ones and how fast they are, looks for the
-images, memory and disk space, and tells how many hours the job would take. Nothing is downloaded or written. All
-options are the first script's.
+images, memory and disk space, and tells how many hours the job would take. Nothing is downloaded, and no run written.
+All options are the first script's.
 """
 
 import dataclasses
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -70,8 +69,9 @@ def trained(
         trainer.prepare()
         trainer.begin_epoch()
         queue = trainer.train_steps()
-        _, took = (seconds(lambda n=number: list(islice(queue, n)), how.device) for number in (1, steps - 1))
-    return trainer, took / (steps - 1)
+        seconds(lambda: next(queue), how.device)  # not counted; waits for the device
+        rest = seconds(lambda: list(queue), how.device)
+    return trainer, rest / (steps - 1)
 
 
 def difference(one: torch.nn.Module, other: torch.nn.Module) -> float:

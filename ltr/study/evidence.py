@@ -259,8 +259,8 @@ def best_radii(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def of_loss(table: pd.DataFrame, loss: str) -> pd.DataFrame:
     """Rows of `temperatures` that differ in norms alone: of a loss, tuned, and MaxNorm at each radius."""
-    ball = table.method == f"{loss} + MaxNorm"
-    return table[table.method.str.startswith(loss) & ((table.setting == "tuned") | ball)]
+    limited = table.method == f"{loss} + MaxNorm"
+    return table[table.method.str.startswith(loss) & ((table.setting == "tuned") | limited)]
 
 
 def in_text(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:

@@ -43,10 +43,10 @@ class Question(SecondStage):
 def choices(settings: Question, sources: Sources) -> pd.DataFrame:
     """A row a classifier, see `stack.Grid`: the tuned and the released radius, and none."""
     released = regularizers.relative_radius(sources.classifier.weight.detach(), recipes.RELEASED_FRACTION)
-    balls = [(None, "step"), *product((settings.max_norm, released), regularizers.EVERY)]
-    every = product(range(settings.orders), (settings.loss, "ce"), (0.0, settings.weight_decay), balls)
+    constraints = [(None, "step"), *product((settings.max_norm, released), regularizers.EVERY)]
+    every = product(range(settings.orders), (settings.loss, "ce"), (0.0, settings.weight_decay), constraints)
     columns = ["seed", "loss", "weight_decay", "max_norm", "max_norm_every"]
-    table = pd.DataFrame([(*shared, *ball) for *shared, ball in every], columns=columns)
+    table = pd.DataFrame([(*shared, *constraint) for *shared, constraint in every], columns=columns)
     return table.assign(lr=settings.lr).astype({"max_norm": float})
 
 

@@ -430,7 +430,8 @@ def comparison_part(rows: pd.DataFrame) -> str:
     first, rows = rows.iloc[0], rows.sort_values("all", ascending=False, kind="stable")
     shown = rows[["method", "hyper-parameters", *COMPARED, "source"]].fillna({"hyper-parameters": "", "source": ""})
     silent = shown["hyper-parameters"].str.startswith(NOT_MEASURED) & shown.published.isna()
-    absent = [f"{row.method} (`{row[1].split(': ')[1]}`)" for row in shown[silent].itertuples(index=False)]
+    options = shown["hyper-parameters"][silent].str.removeprefix(f"{NOT_MEASURED}: ")
+    absent = [f"{method} (`{option}`)" for method, option in zip(shown.method[silent], options, strict=True)]
     shown = shown[~silent].copy()
     for name in COMPARED:
         shown[name] = shown[name].map(metrics.percent)
