@@ -177,7 +177,8 @@ def cost(result: Balanced) -> str:
     lines.append(f"Accuracy over all images, as often as they come in this set, changes by {overall} points.")
     fallen = (table["precision"] - table["precision before"]).dropna()
     if len(fallen):
-        lines.append(f"Precision falls for {int((fallen < 0).sum())} classes, as more images are taken for rare ones.")
+        number = f"{int((fallen < 0).sum())} of {len(fallen)} classes"
+        lines.append(f"Precision falls for {number}, as more images are taken for rare ones.")
     lines.append(f"Tuning took {result.table['seconds'].sum():.0f} s. The head has the same size and speed as before.")
     return f"<p>{escape(' '.join(lines))}</p>"
 
