@@ -3,8 +3,8 @@
 Every function draws under its own `STYLE` and leaves matplotlib's global settings alone. Colours are
 those of Okabe and Ito (2008), which colour-blind readers tell apart; line style, marker or hatch always
 repeats what the colour says, so that a grey print reads the same. Models keep the order in which a table
-first names them, which also fixes their colours: name them in the same order to compare two figures. Names
-of models and classes are drawn as they stand, `$` included.
+first names them, which also fixes their colours; where the column is categorical, the categories do, so that
+a model looks alike in several figures. Names of models and classes are drawn as they stand, `$` included.
 
 A group without classes and a model whose training diverged have accuracies of NaN: a dash, a line less, or a
 sentence in the place of what cannot be drawn.
@@ -108,10 +108,17 @@ def _literal(name: Any) -> str:
     return str(name).replace("$", r"\$")
 
 
+def _places(models: pd.Series) -> dict[str, int]:
+    """The number of each model, which decides how it looks."""
+    names = models.cat.categories if isinstance(models.dtype, pd.CategoricalDtype) else models.unique()
+    return {name: index for index, name in enumerate(names)}
+
+
 def _by_model(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
     """Rows of each model, in the order of their first ones, and how its line looks; looks repeat after 24 models."""
-    for index, (name, rows) in enumerate(table.groupby("model", sort=False)):
-        look = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
+    places = _places(table["model"])
+    for name, rows in table.groupby("model", sort=False, observed=True):
+        look = {"color": COLORS[places[name] % len(COLORS)], "linestyle": LINES[places[name] % len(LINES)]}
         yield rows, look | {"label": _literal(name)}
 
 
@@ -311,11 +318,16 @@ def loss_curves(history: pd.DataFrame) -> Figure:
 
 
 @_styled
-def regions(panels: dict[str, tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]]) -> Figure:
+def regions(
+    panels: dict[str, tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], np.ndarray]]], names: Sequence[str]
+) -> Figure:
     """What a classifier answers in the plane, and the points that it learned from, a panel each.
 
-    By title: points [N, 2], their labels [N], and what gives the label of points [M, 2].
+    Args:
+        panels: by title points [N, 2], their labels [N], and what gives the label of points [M, 2].
+        names: of the classes, four at most, from common to rare; they look as the groups do.
     """
+    looks = [{**look, "linestyle": ""} for look in GROUP_LOOKS.values()]
     fig, grid = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.3), sharex=True, sharey=True)
     every = np.concatenate([points for points, _, _ in panels.values()])
     reach = 1.05 * np.abs(every).max()
@@ -324,46 +336,59 @@ def regions(panels: dict[str, tuple[np.ndarray, np.ndarray, Callable[[np.ndarray
     look = {"extent": (-reach, reach) * 2, "origin": "lower", "alpha": 0.22, "interpolation": "nearest"}
     for (title, (points, labels, answer)), axes in zip(panels.items(), np.atleast_1d(grid), strict=True):
         answers = answer(plane).reshape(len(ticks), len(ticks))
-        palette = ListedColormap(COLORS[: int(labels.max()) + 1])
-        axes.imshow(answers, cmap=palette, vmin=0, vmax=labels.max(), **look)
-        for k in np.unique(labels):
-            mine = points[labels == k]
-            axes.plot(*mine.T, MARKS[k % len(MARKS)], color=COLORS[k], markersize=2.5, alpha=0.6)
+        palette = ListedColormap([own["color"] for own in looks[: len(names)]])
+        axes.imshow(answers, cmap=palette, vmin=0, vmax=len(names) - 1, **look)
+        for k, name in enumerate(names):
+            axes.plot(*points[labels == k].T, **looks[k], markersize=2.5, alpha=0.6, label=_literal(name))
         axes.set(title=_literal(title), xticks=[], yticks=[], aspect="equal")
+    _legend_below(fig)
     return fig
 
 
 @_styled
 def projections(before: np.ndarray, after: dict[str, np.ndarray], radius: float) -> Figure:
     """Vectors [C, 2] in the plane before and after each of some rules, a panel a rule, with a ball's edge."""
-    fig, grid = plt.subplots(1, len(after), figsize=(2.9 * len(after), 3.0), sharex=True, sharey=True)
-    reach = 1.1 * max(np.abs(each).max() for each in (before, *after.values()))
+    every = np.concatenate([before, *after.values(), radius * np.array([[-1, -1], [1, 1]])])
+    low, high = every.min(0) - 0.15, every.max(0) + 0.15
+    size = (2.7 * len(after), 2.7 * (high - low)[1] / (high - low)[0] + 0.7)
+    fig, grid = plt.subplots(1, len(after), figsize=size, sharex=True, sharey=True)
+    arrow = {"arrowstyle": "-|>", "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
     for (title, vectors), axes in zip(after.items(), np.atleast_1d(grid), strict=True):
-        axes.add_patch(Circle((0, 0), radius, facecolor="0.94", edgecolor="0.6"))
+        ball = axes.add_patch(Circle((0, 0), radius, facecolor="0.94", edgecolor="0.6"))
         for index, (old, new) in enumerate(zip(before, vectors, strict=True)):
             color = COLORS[index % len(COLORS)]
             axes.plot(*old, "o", color=color, markerfacecolor="none", markersize=6)
-            axes.annotate("", new, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.6})
-        axes.set(
-            title=_literal(title), xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[]
-        )
+            axes.annotate("", new, (0, 0), arrowprops={**arrow, "color": color})
+        axes.set(title=_literal(title), xticks=[], yticks=[], aspect="equal")
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         axes.spines[:].set_visible(False)
+    old = Line2D([], [], marker="o", color="0.3", markerfacecolor="none", linestyle="")
+    _legend_below(fig, [old, ball], ["where the row was", f"ball of radius {radius:g}"])
     return fig
 
 
+def _window(classes: int) -> int:
+    """How many neighbours a moving average takes: 9 of 100 classes, 3 of 20."""
+    return max(3, round(0.09 * classes) | 1)  # | 1 makes it odd, hence symmetric
+
+
 def _smoothed(axes: Axes, values: pd.Series, look: dict[str, Any], bars: bool = False) -> None:
-    """A point or bar a class, and a line: the centred mean over 9 of 100 classes (3 of 20), of fewer at both ends."""
-    window = max(3, round(0.09 * len(values)) | 1)  # | 1 makes it odd, hence symmetric
+    """A point or bar a class, and a line: the centred mean over its neighbours, over fewer at both ends."""
     if bars:
         axes.bar(values.index, values, width=0.85, color=look["color"], alpha=0.3)
     else:
         axes.plot(values.index, values, ".", color=look["color"], markersize=4, alpha=0.25)
-    axes.plot(values.index, values.rolling(window, center=True, min_periods=1).mean(), **look, linewidth=2)
+    means = values.rolling(_window(len(values)), center=True, min_periods=1).mean()
+    axes.plot(values.index, means, **look, linewidth=2)
 
 
-def _over_classes(axes: Axes, counts: pd.DataFrame, ylabel: str) -> Figure:
-    """The figure of axes over classes, once these are named, the groups are kept apart, and the legend is there."""
-    axes.set(xlabel=CLASS_AXIS, ylabel=ylabel, xlim=(-0.5, len(counts) - 0.5))
+def _over_classes(axes: Axes, counts: pd.DataFrame, ylabel: str, smoothed: str = "") -> Figure:
+    """The figure of axes over classes, once these are named, the groups are kept apart, and the legend is there.
+
+    `smoothed` names what stands for a class where lines are moving averages.
+    """
+    key = f" ({smoothed}: classes, lines: means over {_window(len(counts))} neighbours)" if smoothed else ""
+    axes.set(xlabel=CLASS_AXIS + key, ylabel=ylabel, xlim=(-0.5, len(counts) - 0.5))
     _name_classes(axes, counts)
     above = {"transform": axes.get_xaxis_transform(), "ha": "center", "color": "0.4", "size": 8}
     for group, rows in _common_to_rare(counts).groupby("group", sort=False):
@@ -379,8 +404,7 @@ def _over_classes(axes: Axes, counts: pd.DataFrame, ylabel: str) -> Figure:
 def per_class_accuracy(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
     """Accuracy (percent) of each class, models overlaid on the class counts (grey area, right axis).
 
-    Points are classes; lines are moving averages over 9 of 100 classes. As the figure of per-class
-    accuracy in the paper and in its released code's readme.
+    As the figure of per-class accuracy in the paper and in its released code's readme.
     """
     _, axes = plt.subplots(figsize=(9.0, 4.2))
     behind = axes.twinx()
@@ -394,7 +418,7 @@ def per_class_accuracy(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
     _log_ticks(behind.yaxis)
     behind.spines["right"].set_visible(True)
     axes.set_ylim(-2, 102)
-    return _over_classes(axes, counts, ACCURACY_AXIS)
+    return _over_classes(axes, counts, ACCURACY_AXIS, "points")
 
 
 @_styled
@@ -410,7 +434,8 @@ def class_differences(table: pd.DataFrame, base: str, counts: pd.DataFrame) -> F
         _smoothed(axes, rows["accuracy"] - before["accuracy"], look, bars=len(others) == 1)
     axes.axhline(0, color="0.3", linewidth=1)
     axes.grid(axis="y")
-    return _over_classes(axes, counts, f"points above {_literal(base)}")
+    kind = "bars" if len(others) == 1 else "points"
+    return _over_classes(axes, counts, f"accuracy less that of {_literal(base)} (points)", kind)
 
 
 @_styled
@@ -445,7 +470,7 @@ def marginal_likelihoods(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
     Its `likelihood` sums to 1 over the classes.
     """
     scaled = table.assign(share=len(counts) * table["likelihood"])
-    fig = _class_lines(scaled, "share", "marginal likelihood x C", counts, log=True)
+    fig = _class_lines(scaled, "share", "marginal likelihood × C", counts, log=True)
     fig.axes[0].axhline(1, color="0.5", linewidth=1, zorder=0)
     return fig
 
@@ -468,18 +493,20 @@ def _class_lines(table: pd.DataFrame, column: str, label: str, counts: pd.DataFr
 
 @_styled
 def filter_norms(table: pd.DataFrame) -> Figure:
-    """Mean and variance of the filters' norms, layer by layer (paper, figure 3).
+    """Mean, variance, and deviation over mean of the filters' norms, layer by layer (the first two: paper, figure 3).
 
     Of columns model, layer (from 1 on), mean, variance.
     """
-    fig, panels = plt.subplots(1, 2, figsize=(7.2, 3.0))
-    for axes, column in zip(panels, ("mean", "variance"), strict=True):
+    fig, panels = plt.subplots(1, 3, figsize=(9.0, 2.9))
+    table = table.assign(relative=table["variance"] ** 0.5 / table["mean"])
+    names = {"mean": "mean of the norms", "variance": "variance", "relative": "deviation / mean"}
+    for axes, (column, name) in zip(panels, names.items(), strict=True):
         for rows, look in _by_model(table):
             axes.plot(rows["layer"], rows[column], **look)
-        axes.set(xlabel="convolution, from the first to the last", yscale="log")
-        axes.set_ylabel(f"{column} of the filters' norms")
+        axes.set(xlabel="convolution, first to last", ylabel=name, yscale="log")
         axes.grid(axis="y")
-    _log_ticks(panels[0].yaxis)  # the variance spans decades, which need no help
+        if column != "variance":  # which spans decades, that need no help
+            _log_ticks(axes.yaxis)
     _legend_below(fig)
     return fig
 
@@ -555,10 +582,11 @@ def group_bars(table: pd.DataFrame) -> Figure:
     columns, number = [*GROUPS, "all"], len(table)
     fig, axes = plt.subplots(figsize=(min(max(5.6, 1.2 + 1.2 * number), 8.0), 3.4))
     width, turn = 0.84 / number, 90 if number > 6 else 0
+    looks = _places(table["model"])
     for index, (_, row) in enumerate(table.iterrows()):
         places = np.arange(len(columns)) + (index - (number - 1) / 2) * width
-        values = row[columns].to_numpy(dtype=float)
-        color, hatch = COLORS[index % len(COLORS)], HATCHES[index % len(HATCHES)]
+        values, own = row[columns].to_numpy(dtype=float), looks[row["model"]]
+        color, hatch = COLORS[own % len(COLORS)], HATCHES[own % len(HATCHES)]
         look = {"facecolor": color, "hatch": hatch, "edgecolor": "white", "label": _literal(row["model"])}
         axes.bar(places, values, 0.92 * width, **look)
         above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
@@ -674,13 +702,13 @@ def heatmap(
     """Annotated heat map over a grid of two settings.
 
     Args:
-        table: one setting in the columns, the other in the index, a number in each cell (NaN: not run).
+        table: one setting in the columns, the other in the index, upwards; a number in each cell (NaN: not run).
         label: what a cell holds, with its unit.
         chosen: a row's and a column's value, whose cell is framed.
     """
     rows, columns = table.shape
     fig, axes = plt.subplots(figsize=(2.0 + 0.62 * columns, max(2.4, 1.0 + 0.42 * rows)))
-    image = _cells(axes, table, interpolation="nearest")
+    image = _cells(axes, table, origin="lower", interpolation="nearest")
     for (row, column), value in np.ndenumerate(table.to_numpy(dtype=float)):
         axes.text(column, row, _digits(value), ha="center", va="center", size=8, color=_ink(image, value))
     if chosen is not None:
@@ -745,7 +773,7 @@ def lr_wd_map(table: pd.DataFrame, before: str = "first stage alone", after: str
     panels[0].set_ylabel("weight decay")
     fig.colorbar(image, ax=panels, label="accuracy on held-out images (%)")
     handle = Rectangle((0, 0), 1, 1, **FRAME)
-    _legend_below(fig, [handle], [f"learning rate x weight decay = {MAP_PRODUCT:g}, the paper's"])
+    _legend_below(fig, [handle], ["learning rate × weight decay = 0.00005, the paper's"])
     return fig
 
 

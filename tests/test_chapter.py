@@ -66,6 +66,10 @@ def test_a_page_may_end_early_without_a_traceback(monkeypatch, capsys, notebook,
 def test_the_protocol_names_both_stages_where_they_are_equally_long():
     first = FirstStage.parse(["--preset", "demo", "--epochs", "2"])
     second = SecondStage.parse(["--preset", "demo", "--stage1-epochs", "2", "--epochs", "2"])
-    end = "seed 1; last epoch, plain test images; %."
-    assert chapter.protocol(first) == f"resnet32, 2 epochs, {end}"
-    assert chapter.protocol(second) == f"resnet32, 2 epochs, then 2 epochs of the classifier, {end}"
+    network, end = "resnet32 (16-32-64 channels)", "seed 1; last epoch, plain test images; %."
+    assert chapter.protocol(first, first.identity()) == f"{network}, 2 epochs at 0.1, batch 64, {end}"
+    told = {"stage1_epochs": 2, "lr": 0.2, "batch_size": 128}
+    assert (
+        chapter.protocol(second, told)
+        == f"{network}, 2 epochs at 0.2, batch 128, then 2 epochs of the classifier, {end}"
+    )

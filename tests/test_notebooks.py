@@ -81,7 +81,7 @@ def test_run_all_gives_the_committed_page_and_writes_nothing(path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "run", "claim"),
     [
-        ("demo1", "demo_1/naive_*", "of common classes"),
+        ("demo1", "demo_1/naive_*", "of the test images of many-shot"),
         ("demo2", "demo_2/cb-wd-maxnorm_paper_*", "few-shot classes gain"),
     ],
 )

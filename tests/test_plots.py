@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -88,7 +89,8 @@ def figures(
             )
         ),
         "regions": lambda: plots.regions(
-            {name: (np.eye(2), np.arange(2), lambda plane: (plane[:, 0] < plane[:, 1]).astype(int)) for name in names}
+            {name: (np.eye(2), np.arange(2), lambda plane: (plane[:, 0] < plane[:, 1]).astype(int)) for name in names},
+            names,
         ),
         "projections": lambda: plots.projections(np.eye(2), dict.fromkeys(names, 0.5 * np.eye(2)), 0.5),
         "class_differences": lambda: plots.class_differences(per_class, names[0], about),
@@ -245,10 +247,28 @@ def test_differences_are_those_of_the_named_model():
 
 def test_regions_show_what_the_classifier_answers():
     points, labels = np.array([[-1.0, 0], [1, 0]]), np.array([0, 1])
-    fig = plots.regions({"halves": (points, labels, lambda plane: (plane[:, 0] > 0).astype(int))})
+    answer = {"halves": (points, labels, lambda plane: (plane[:, 0] > 0).astype(int))}
+    fig = plots.regions(answer, ["common", "rare"])
     shown = fig.axes[0].images[0].get_array()
     assert (shown[:, :100] == 0).all()
     assert (shown[:, -100:] == 1).all()
+    assert [line.get_label() for line in fig.axes[0].lines] == ["common", "rare"]
+
+
+def test_categories_fix_the_colours_of_models():
+    norms = pd.DataFrame({"model": list("BC"), "layer": 1, "mean": 1.0, "variance": 1.0})
+    colour = {line.get_label(): line.get_color() for line in plots.filter_norms(norms).axes[0].lines}
+    assert list(colour.values()) == list(plots.COLORS[:2])
+    norms = norms.astype({"model": pd.CategoricalDtype(list("ABC"))})
+    colour = {line.get_label(): line.get_color() for line in plots.filter_norms(norms).axes[0].lines}
+    assert colour == {"B": plots.COLORS[1], "C": plots.COLORS[2]}
+    bars = plots.group_bars(norms.assign(many=1.0, medium=1.0, few=1.0, all=1.0)).axes[0].patches
+    assert [bar.get_facecolor()[:3] for bar in bars[::4]] == [to_rgb(each) for each in plots.COLORS[1:3]]
+
+
+def test_filters_are_compared_relative_to_their_mean_too():
+    norms = pd.DataFrame({"model": "A", "layer": [1, 2], "mean": [1.0, 2.0], "variance": [0.04, 0.04]})
+    assert plots.filter_norms(norms).axes[2].lines[0].get_ydata() == pytest.approx([0.2, 0.1])
 
 
 def test_rays_of_all_models_have_one_scale():

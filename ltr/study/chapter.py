@@ -128,6 +128,13 @@ class Chapter:
             return read_table(path)
         return runs.append_results(path, results)
 
+    def end_with(self, method: str, weight_decay: float) -> NoReturn:
+        """Train or load one network alone, show it, and end the page: there is nothing to compare it to."""
+        result = self.first_stage(method, weight_decay)
+        self.results([result])
+        self.keep([result])
+        end("what this chapter compares needs --naive train")
+
     # ---- what a reader sees
 
     def path(self, name: str) -> Path:
@@ -153,6 +160,13 @@ class Chapter:
         else:
             print(f"{name}: needs the images")
 
+    @property
+    def protocol(self) -> str:
+        """How this chapter's figures came about, see `protocol`."""
+        settings = self.settings
+        first = self.rows.base.config["settings"] if isinstance(settings, SecondStage) else settings.identity()
+        return protocol(settings, first)
+
     def results(self, results: Sequence[runs.Result] | Mapping[str, runs.Result], note: str = "") -> None:
         """Show accuracies by group with their standard errors; bold are those that the best is not clearly above.
 
@@ -161,7 +175,7 @@ class Chapter:
             note: beside the protocol.
         """
         results = results if isinstance(results, Mapping) else {result.label: result for result in results}
-        show_table(accuracy_table(results), " ".join([protocol(self.settings), note]).strip())
+        show_table(accuracy_table(results), " ".join([self.protocol, note]).strip())
 
     def claim(self, sentence: str, holds: bool) -> None:
         """Tell a reader what was found, and whether it holds for the runs at hand.
@@ -295,9 +309,28 @@ def show_table(frame: pd.DataFrame, note: str = "") -> None:
     display(HTML(f"{html}<p><small>{note}</small></p>" if note else html))
 
 
-def protocol(settings: FirstStage | SecondStage) -> str:
-    """How figures came about: network, length, seed, epoch and test, in a line."""
-    length = f"{settings.epochs} epochs"
+def take_aways(*sentences: str) -> None:
+    """End a chapter with what to remember: a numbered list."""
+    if not distributed.current().is_main:
+        return
+    numbered = "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
+    if not process.in_ipython():
+        print(numbered)
+        return
+    from IPython.display import Markdown, display  # only a notebook has it
+
+    display(Markdown(numbered))
+
+
+def protocol(settings: FirstStage | SecondStage, first: Mapping[str, Any]) -> str:
+    """How figures came about: network, length, values, seed, epoch and test, in a line.
+
+    Args:
+        first: settings of the first stage, as its run's config has them.
+    """
+    widths = "-".join(map(str, models.BACKBONES[settings.backbone].get("widths", [])))
+    network = f"{settings.backbone} ({widths} channels)" if widths else settings.backbone
+    told = [f"{first['stage1_epochs']} epochs at {first['lr']:g}, batch {first['batch_size']}"]
     if isinstance(settings, SecondStage):
-        length = f"{settings.stage1_epochs} epochs, then {settings.epochs} epochs of the classifier"
-    return f"{settings.backbone}, {length}, seed {settings.seed}; last epoch, plain test images; %."
+        told.append(f"then {settings.epochs} epochs of the classifier")
+    return f"{network}, {', '.join(told)}, seed {settings.seed}; last epoch, plain test images; %."
