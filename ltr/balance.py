@@ -313,15 +313,17 @@ class Balanced:
     @property
     def verdict(self) -> tuple[str, ...]:
         """What the best method gains, a sentence for each of both baselines."""
+        was = BASELINES["gain"] if self.about["head"] == "given" else "plain cross-entropy"
         if self.best == FIRST:
-            return ("no method is better than the head as it was on the validation images: not worth it",)
+            return (f"no method is better than {was} on the validation images: not worth it",)
         row, what = self.table.set_index("method").loc[self.best], f"points of {SCORES[self.score]}"
         lines = []
         for column, baseline in BASELINES.items():
             gain, error = row[column], row[f"{column} ±"]
             doubt = "a loss" if gain < -2 * error else "within two standard errors"
             worth = "" if gain > 2 * error else f": not worth it, {doubt}"
-            lines.append(f"{self.best} gains {gain:+.2f} ± {error:.2f} {what} over {baseline}{worth}")
+            over = was if column == "gain" else baseline
+            lines.append(f"{self.best} gains {gain:+.2f} ± {error:.2f} {what} over {over}{worth}")
         return tuple(lines)
 
     @property
@@ -382,9 +384,9 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
         InputError: a name is not known, or a named method needs a bias.
     """
     family = METHODS.get(methods) if isinstance(methods, str) else None
-    wanted = family or ((methods,) if isinstance(methods, str) else tuple(methods))
+    wanted = family or (tuple(methods) if isinstance(methods, (list, tuple)) else (methods,))
     for name in wanted:
-        if name not in BALANCERS:
+        if not isinstance(name, str) or name not in BALANCERS:
             hint = nearest(str(name), [*METHODS, *BALANCERS])
             raise InputError(f"methods: must be fast, all or names of methods, got {clip(name)}{hint}")
     chosen = {name: BALANCERS[name] for name in dict.fromkeys((FIRST, *wanted))}
@@ -455,7 +457,7 @@ def balance(
     Raises:
         InputError: something does not fit; the message is one line that begins with the argument.
     """
-    if score not in SCORES:
+    if not isinstance(score, str) or score not in SCORES:
         hint = nearest(str(score), list(SCORES))
         raise InputError(f"score: must be one of {', '.join(SCORES)}, got {clip(score)}{hint}")
     given = {"train": train, "validation": validation, "test": test}
@@ -523,5 +525,5 @@ def about(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe) -> dict[
         for name, one in tuned.items()
     }
     shape = {"classes": len(problem.names), "features": problem.train.features.shape[1]}
-    shape |= {"feature_scale": problem.scale}
+    shape |= {"feature_scale": problem.scale, "head": "given" if problem.head else "trained by cross-entropy"}
     return {"methods": methods, "images": images, **shape, "recipe": recipe.describe(), "ltr": __version__}

@@ -76,54 +76,51 @@ class ImageData:
 
     def draw(self, batch_size: int, seed: int, epoch: int) -> Sequence[Tensor]:
         """Order, crops and flips of an epoch; then what was asked beyond them, see `further`."""
-        self.batch_size = batch_size
-        draws = [*self.train.draw(batch_size, seed, epoch)]
-        self.plain = len(draws)
+        plain = [*self.train.draw(batch_size, seed, epoch)]
         if self.sampling != "instance":
             order = augment.sampled_order(self.train.labels.cpu(), self.sampling, seed, epoch)
-            draws[0] = order.to(self.draws_on)
-        return draws + [values.to(self.draws_on) for values in self.further(draws, seed, epoch).values()]
+            plain[0] = order.to(self.draws_on)
+        return plain + [values.to(self.draws_on) for values in self.further(plain, batch_size, seed, epoch)]
 
-    def further(self, draws: Sequence[Tensor], seed: int, epoch: int) -> dict[str, Tensor]:
-        """What mixing, Cutout and AutoAugment need, by name: shares and boxes of the steps, holes, changed pixels."""
-        found = {}
+    def further(self, plain: Sequence[Tensor], batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+        """Share, box and partner of each position for mixing, its hole for Cutout, its pixels for AutoAugment.
+
+        Empty where it was not asked.
+        """
+        share = boxes = partner = holes = pixels = torch.empty(0)
+        positions = torch.arange(len(self))
         if self.mix != "none":
-            steps = -(-len(self) // self.batch_size)
-            mixing = augment.draw_mixing(self.mix, steps, self.train.side, seed, epoch, self.mix_alpha)
-            found["share"], found["boxes"] = mixing
+            step = positions // batch_size
+            mixing = int(step[-1]) + 1, self.train.side, seed, epoch, self.mix_alpha
+            share, boxes = (values[step] for values in augment.draw_mixing(self.mix, *mixing))
+            start = step * batch_size  # the batch in reverse order: images lie in a random order anyway
+            partner = 2 * start + (len(self) - start).clamp(max=batch_size) - 1 - positions
         if "cutout" in self.augmentation:
-            found["holes"] = augment.draw_holes(len(self), self.train.side, seed, epoch)
+            holes = augment.draw_holes(len(self), self.train.side, seed, epoch)
         if "autoaugment" in self.augmentation:
-            everything = torch.arange(len(self), device=self.draws_on)
-            found["pixels"] = augment.autoaugment(self.train.pixels(draws, everything), seed, epoch)
-        self.names = list(found)
-        return found
+            pixels = augment.autoaugment(self.train.pixels(plain, positions.to(self.draws_on)), seed, epoch)
+        return [share, boxes, partner, holes, pixels]
 
     def batch(self, drawn: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor | Mixed]:
         """Cropped, flipped, normalised images and their labels, mixed where that was asked."""
         images, labels = self.single(drawn, positions)
         if self.mix == "none":
             return images, labels
-        step = positions // self.batch_size
-        start = step * self.batch_size  # the batch in reverse order: images lie in a random order anyway
-        partner = 2 * start + (len(self) - start).clamp(max=self.batch_size) - 1 - positions
-        others, theirs = self.single(drawn, partner)
-        share, boxes = self.drawn("share", drawn)[step], self.drawn("boxes", drawn)[step]
-        return augment.mix(self.mix, images, others, share, boxes), Mixed(labels, theirs, share)
-
-    def drawn(self, name: str, drawn: Sequence[Tensor]) -> Tensor:
-        """One of `further`'s."""
-        return drawn[self.plain + self.names.index(name)]
+        *_, share, boxes, partner, _, _ = drawn
+        others, theirs = self.single(drawn, partner[positions])
+        mixed = augment.mix(self.mix, images, others, share[positions], boxes[positions])
+        return mixed, Mixed(labels, theirs, share[positions])
 
     def single(self, drawn: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels at these positions of the order, not mixed."""
+        *plain, _, _, _, holes, pixels = drawn
         if "autoaugment" in self.augmentation:
-            images = self.train.normalise(self.drawn("pixels", drawn)[positions])
-            labels = self.train.labels[drawn[0][positions]]
+            images = self.train.normalise(pixels[positions])
+            labels = self.train.labels[plain[0][positions]]
         else:
-            images, labels = self.train.batch(drawn[: self.plain], positions)
+            images, labels = self.train.batch(plain, positions)
         if "cutout" in self.augmentation:
-            images = augment.cutout(images, self.drawn("holes", drawn)[positions])
+            images = augment.cutout(images, holes[positions])
         return images, labels
 
     def test_logits(self, model: nn.Module, epoch: int, flip: bool = False) -> np.ndarray:

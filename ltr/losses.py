@@ -85,8 +85,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
     As `torch.nn.CrossEntropyLoss` with `weight`, which LDAM's released code takes: what the weights of a batch have in
     common cancels.
     """
-    each = weights[labels]
-    return (each * F.cross_entropy(at_least_float32(logits), labels, reduction="none")).sum() / each.sum()
+    return F.cross_entropy(at_least_float32(logits), labels, weights)
 
 
 def balanced_bce_on_softmax(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

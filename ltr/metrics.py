@@ -74,8 +74,13 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def log_likelihood(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Logarithm of the probability of each image's label in nats, [N]; less its mean is the cross-entropy."""
-    return np.log(softmax(logits)[np.arange(len(labels)), labels])
+    """Logarithm of the probability of each image's label in nats, [N]; less its mean is the cross-entropy.
+
+    NaN in rows that are not finite.
+    """
+    logits = np.where(np.isfinite(logits).all(1, keepdims=True), logits, np.nan).astype(np.float64)
+    logits = logits - logits.max(1, keepdims=True)
+    return logits[np.arange(len(labels)), labels] - np.log(np.exp(logits).sum(1))
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,10 @@ class Predictions:
 
     @property
     def confusion(self) -> np.ndarray:
-        """Counts [C, C]: row = true class, column = predicted class."""
+        """Counts [C, C]: row = true class, column = predicted class; none if a logit is not finite."""
         classes = len(self.marginal)
+        if np.isnan(self.confidence).any():
+            return np.zeros((classes, classes), np.int64)
         pairs = self.labels.astype(np.int64) * classes + self.predicted.astype(np.int64)
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
@@ -263,9 +270,14 @@ def paired_difference(
         draws: resampled test sets.
         seed: of the draws.
 
+    Returns:
+        NaN throughout where a model's hits are.
+
     Source: Efron and Tibshirani 1993, chapter 13 (the percentile interval).
     """
-    change = np.asarray(after, np.int8) - np.asarray(before, np.int8)
+    change = np.asarray(after, float) - np.asarray(before, float)
+    if np.isnan(change).any():
+        return Difference(*[float("nan")] * len(Difference._fields))
     classes = np.zeros(len(change), np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
     outcomes = np.stack([np.bincount(classes, change == value) for value in (-1, 0, 1)], 1)  # [C, 3]
     generator = np.random.default_rng(seed)
@@ -282,11 +294,12 @@ def best_rows(hits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
     """Which models lie within two paired standard errors of the best one: those that a table makes bold, bool [R].
 
     Args:
-        hits: [R, N], a row a model, all on the same images.
+        hits: [R, N], a row a model, all on the same images; NaN of models that diverged, which are never among them.
         labels: [N], see `mean_and_error`.
     """
-    hits = np.asarray(hits, np.int8)
-    best = hits[np.argmax([mean_and_error(row, labels)[0] for row in hits])]
+    hits = np.asarray(hits, float)
+    means = [mean_and_error(row, labels)[0] for row in hits]
+    best = hits[np.argmax(np.nan_to_num(means, nan=-1.0))]
     behind = np.array([mean_and_error(best - row, labels) for row in hits])
     return behind[:, 0] <= 2 * behind[:, 1]
 

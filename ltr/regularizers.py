@@ -58,7 +58,8 @@ def max_norm_project(weight: Tensor, radius: float | Tensor) -> Tensor:
     Source: the paper's section 4.3 (projected gradient descent on the MaxNorm constraint).
     """
     norms = row_norms(weight)
-    return weight * (radius / norms).masked_fill(norms <= radius, 1)[..., None]
+    scale = radius / norms.clamp(min=radius)  # clamped, as a row of zeros would have no gradient but NaN
+    return weight * scale.masked_fill(norms <= radius, 1)[..., None]
 
 
 def outside(norms: Tensor, radius: float | Tensor) -> Tensor:
@@ -94,8 +95,8 @@ class Constraint:
         if not self.radius >= 0:
             raise ValueError(f"radius: must not be negative, got {self.radius}")
 
-    def moves(self, norms: Tensor) -> Tensor:
-        """Which rows the projection moves, by their norms [C]."""
+    def moves(self, weight: Tensor) -> Tensor:
+        """Which rows [C] of a weight matrix [C, D] the projection moves, by more than rounding."""
         raise NotImplementedError
 
     def project(self, weight: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class Constraint:
         """
         if weight.dim() != 2:
             raise ValueError(f"weight: must be a classifier's [C, D], got {list(weight.shape)}")
-        self.projected += self.moves(row_norms(weight)).sum()
+        self.projected += self.moves(weight).sum()
         self.checked += len(weight)
         weight.copy_(self.project(weight))
 
@@ -136,13 +137,14 @@ class MaxNorm(Constraint):
     Source: the paper's section 4.3.
     """
 
-    def moves(self, norms: Tensor) -> Tensor:
+    def moves(self, weight: Tensor) -> Tensor:
         """Rows outside the ball."""
-        return outside(norms, self.radius)
+        return outside(row_norms(weight), self.radius)
 
     def project(self, weight: Tensor) -> Tensor:
-        """Rows outside the ball brought to its surface."""
-        return max_norm_project(weight, self.radius)
+        """Rows outside the ball brought to its surface; of half precision just below, as rounding may lengthen them."""
+        kind = torch.finfo(weight.dtype)
+        return max_norm_project(weight, self.radius * (1 - kind.eps) if kind.bits < 32 else self.radius)
 
 
 class L2Norm(Constraint):
@@ -154,9 +156,10 @@ class L2Norm(Constraint):
     def __init__(self, every: str = "step") -> None:
         super().__init__(1.0, every)
 
-    def moves(self, norms: Tensor) -> Tensor:
-        """Rows whose norm is not 1, beyond rounding."""
-        return (norms - 1).abs() > 1e-6
+    def moves(self, weight: Tensor) -> Tensor:
+        """Rows whose norm is neither 1 nor 0."""
+        norms = row_norms(weight)
+        return ((norms - 1).abs() > max(1e-6, torch.finfo(weight.dtype).eps)) & (norms > 0)
 
     def project(self, weight: Tensor) -> Tensor:
         """Every row brought to unit norm."""

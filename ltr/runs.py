@@ -431,7 +431,7 @@ def find_base(
 
 
 def find_naive(folder: Path, base: Result) -> Result | None:
-    """The run that differs from a first stage in weight decay alone, which is 0; None where there is none.
+    """The run that differs from a first stage at most in weight decay, which is 0; None where there is none.
 
     Raises:
         InputError: there are several, which the message names, or a file of it cannot be read.

@@ -26,6 +26,7 @@ from ltr import metrics, training
 from ltr.data.loader import Loader, epoch_generator
 from ltr.data.streaming import open_loader
 from ltr.datasets import LongTailed
+from ltr.errors import InputError
 from ltr.models import Network, Trunk, frozen_features
 from ltr.regularizers import row_norms
 from ltr.runtime import distributed
@@ -95,10 +96,11 @@ class Features(training.Data):
         have given.
 
         Raises:
-            ValueError: another batch size or seed than the features were extracted with.
+            InputError: another batch size or seed than the features were extracted with.
         """
         if (batch_size, seed) != (self.batch_size, self.seed):
-            raise ValueError(f"features are of batch size {self.batch_size} and seed {self.seed}")
+            wanted = f"{self.batch_size} and {self.seed}, as the features were extracted with"
+            raise InputError(f"--batch-size, --seed: must be {wanted}, got {batch_size} and {seed}")
         this = self.up_to(epoch)
         return this.features.to(self.draws_on), this.labels.to(self.draws_on)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltr import metrics
-from ltr.losses import Loss, build_loss, class_balanced_weights
+from ltr.losses import Deferred, Loss, build_loss, class_balanced_weights
 from ltr.models import linear
 from ltr.recipes import Recipe
 from ltr.regularizers import EVERY, max_norm_project, outside, row_norms
@@ -66,13 +66,20 @@ def cross_entropy_gradient(logits: Tensor, labels: Tensor, weights: Tensor | Non
 
 
 def backward_of(loss: str, counts: np.ndarray, device: torch.device) -> Backward:
-    """What one of `losses.LOSSES` sends back to the logits of G classifiers."""
+    """What one of `losses.LOSSES` sends back to the logits of G classifiers.
+
+    Raises:
+        ValueError: the loss changes from epoch to epoch.
+    """
     counts = torch.as_tensor(counts)
     if loss == "ce":
         return cross_entropy_gradient
     if loss == "cb-ce":
         return partial(cross_entropy_gradient, weights=class_balanced_weights(counts).to(device))
-    return by_autograd(build_loss(loss, counts, device))
+    found = build_loss(loss, counts, device)
+    if isinstance(found, Deferred):
+        raise ValueError(f"loss: must be the same in each epoch, got {loss}")
+    return by_autograd(found)
 
 
 def as_is(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -125,7 +132,12 @@ def learn(
         weight_decay: [G].
         classifier: gives weights [G, C, D] and biases [G, C] from what is learned.
         project: brings the first parameter, in place, to where it shall be, after each "step" and "epoch".
+
+    Raises:
+        ValueError: the recipe has Nesterov's momentum, which this SGD has not.
     """
+    if recipe.nesterov:
+        raise ValueError("nesterov: must be False for classifiers side by side")
     shapes = [(-1, *[1] * (values.dim() - 1)) for values in parameters]
     velocity = [torch.zeros_like(values) for values in parameters]
     for epoch in tqdm(range(recipe.epochs), f"{len(lr)} classifiers", leave=False, disable=None):
@@ -175,9 +187,10 @@ class Grid:
         self.learned = copies(len(settings), *start.parameters())
         self.weight, self.bias = as_is(*self.learned)
         self.lr, self.weight_decay, radius = (
-            self.weight.new_tensor(self.settings[name].fillna(np.inf).to_numpy(np.float32))
+            self.weight.new_tensor(self.settings[name].to_numpy(np.float32))
             for name in ("lr", "weight_decay", "max_norm")
         )
+        radius = radius.nan_to_num(torch.inf, torch.inf)
         self.projected, self.checked = torch.zeros_like(self.lr), torch.zeros_like(self.lr)
         every = self.settings.max_norm_every
         # The radius that holds after each step, or epoch; infinite for classifiers that are not projected then.

@@ -317,7 +317,9 @@ class Average:
         logits = test.both(epochs - 1, network)
         own = row_norms(network.classifier.weight.detach()).cpu().numpy()
         norms = np.concatenate([trained.norms[:-1], own[None]])
-        return replace(trained, norms=norms, logits=keyed(last=logits, best_test=logits), weights=kept(network))
+        extra = {**trained.extra, "best_test_epoch": epochs}  # it is tested once, at the end
+        logits = keyed(last=logits, best_test=logits)
+        return replace(trained, norms=norms, logits=logits, weights=kept(network), extra=extra)
 
 
 @dataclass(eq=False, repr=False)

@@ -99,17 +99,18 @@ def test_draws_depend_on_seed_and_epoch_alone(small, choice, random_state_untouc
 
 def test_without_choices_nothing_is_drawn_but_crops_and_flips(small):  # noqa: F811
     data = ImageData(small, "cpu")
-    assert len(data.draw(24, 0, 0)) == 3
+    assert [len(values) for values in data.draw(24, 0, 0)] == [64, 64, 64, 0, 0, 0, 0, 0]
     assert data.describe_draws() == {}
 
 
 def test_mixing_pairs_each_image_with_one_of_its_batch_and_knows_both_labels(small):  # noqa: F811
     data = ImageData(small, "cpu", mix="mixup")
     drawn = data.draw(24, 0, 0)
+    data.draw(32, 0, 1)  # draws are of their own batch size and epoch, whatever was drawn since
     for positions in torch.arange(64).split(24):  # the last batch is short
         images, labels = data.batch(drawn, positions)
         plain, own = data.single(drawn, positions)
-        share = drawn[3][positions[0] // 24]
+        share = drawn[3][positions[0]]
         torch.testing.assert_close(images, share * plain + (1 - share) * plain.flip(0))
         assert torch.equal(labels.first, own)
         assert torch.equal(labels.second, own.flip(0))

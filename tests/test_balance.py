@@ -770,3 +770,53 @@ def test_a_model_with_no_linear_output_is_refused():
 
 def test_every_method_is_there(everything):
     assert everything.table.method.tolist() == list(BALANCERS)
+
+
+def estimator(weight: np.ndarray, bias: np.ndarray, classes: np.ndarray) -> SimpleNamespace:
+    return SimpleNamespace(coef_=weight, intercept_=bias, classes_=classes)
+
+
+def test_an_estimator_whose_text_labels_came_from_a_data_frame(head, sets, result):
+    """Their classes are objects, as pandas has strings."""
+    weight, bias = (values.detach().numpy() for values in (head.weight, head.bias))
+    text = {name: (x, pd.Series(np.array(NAMES)[y], dtype=object)) for name, (x, y) in sets.items()}
+    found = balance(estimator(weight, bias, np.array(NAMES, dtype=object)), **text)
+    pd.testing.assert_frame_equal(found.table.drop(columns="seconds"), result.table.drop(columns="seconds"))
+    found = balance(head, **text, classes=pd.Index(NAMES))
+    assert found.best == result.best
+
+
+def test_a_head_is_written_into_an_estimator_of_its_shape_alone(head, result):
+    weight, bias = (values.detach().numpy() for values in (head.weight, head.bias))
+    mine = estimator(weight.copy(), bias.copy(), np.arange(C))
+    result.write_into(mine)
+    np.testing.assert_allclose(mine.coef_, result.parts()[0].numpy())
+    with pytest.raises(InputError, match=r"^layer: must be \[12, \d+\], got coef_ \[3, 5\]$"):
+        result.write_into(estimator(np.zeros((3, 5)), np.zeros(3), np.arange(3)))
+
+
+def test_a_head_with_negative_strides_and_features_of_any_size(head, sets, result):
+    weight, bias = (values.detach().numpy()[::-1].copy()[::-1] for values in (head.weight, head.bias))
+    found = balance((weight, bias), **sets, names=NAMES)
+    pd.testing.assert_frame_equal(found.table.drop(columns="seconds"), result.table.drop(columns="seconds"))
+    for factor in (2.0**66, 2.0**-66):
+        large = {name: (x * factor, y) for name, (x, y) in sets.items()}
+        found = balance((weight / factor, bias), **large, names=NAMES, methods="tau-norm")
+        assert found.table["all"].iloc[0] == result.table["all"].iloc[0]
+
+
+@pytest.mark.parametrize("methods", [None, 3, [["tau-norm"]]])
+def test_methods_that_are_no_names_are_refused(head, sets, methods):
+    with pytest.raises(InputError, match="^methods: must be fast, all or names of methods, got "):
+        balance(head, **sets, methods=methods)
+
+
+def test_a_score_that_is_no_name_is_refused(head, sets):
+    with pytest.raises(InputError, match="^score: must be one of macro, micro, got "):
+        balance(head, **sets, score=["macro"])
+
+
+def test_without_a_head_the_verdict_speaks_of_none(sets):
+    found = balance(None, sets["train"], sets["validation"])
+    assert not any("as it was" in line for line in found.verdict)
+    assert "plain cross-entropy" in found.verdict[0]

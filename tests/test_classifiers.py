@@ -133,7 +133,7 @@ def test_only_the_released_mode_drifts(data):
 
 
 def test_features_of_another_batch_size_are_refused(data):
-    with pytest.raises(ValueError, match="batch size 64"):
+    with pytest.raises(ValueError, match="must be 64 and 0, as the features"):
         next(iter(second_stage.FrozenFeatures(network(), data, "cpu").train_batches(32, 0, 0)))
 
 
@@ -239,10 +239,23 @@ def test_a_classifier_that_diverged_has_no_accuracies_and_the_others_keep_theirs
     assert {metrics.percent(value) for value in table.loc[1, figures]} == {"–"}
 
 
+def test_a_stack_refuses_what_it_does_not_do(data):
+    frozen = second_stage.FrozenFeatures(models.build_model("resnet32", 4), data, "cpu", batch_size=8)
+    start = models.linear(torch.zeros(4, 64), torch.zeros(4))
+    row = {"lr": 0.1, "weight_decay": 0.0, "max_norm": np.nan, "max_norm_every": None}
+    for loss, recipe, said in (
+        ("ce-drw", recipes.Recipe(1, 8), "loss: must be the same in each epoch, got ce-drw"),
+        ("ce", recipes.Recipe(1, 8, nesterov=True), "nesterov: must be False"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            stack.Grid(start, frozen, recipe, pd.DataFrame([{**row, "loss": loss}])).fit()
+
+
 def test_a_grid_needs_no_float64_on_its_device():
     settings = [
         {"loss": loss, "lr": 0.1, "weight_decay": 0.01, "max_norm": radius, "max_norm_every": every}
         for loss in losses.LOSSES
+        if not loss.endswith("drw")
         for radius, every in ((1.0, "step"), (1.0, "epoch"), (np.nan, None))
     ]
     expected = grid_of("cpu", settings)

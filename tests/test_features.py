@@ -62,7 +62,7 @@ def test_features_that_are_not_extracted_yet_are_reordered_too():
 
 
 def test_other_draws_are_refused(features):
-    with pytest.raises(ValueError, match="batch size 5 and seed 3"):
+    with pytest.raises(ValueError, match="must be 5 and 3, as the features"):
         features.draw(5, 4, 0)
 
 

@@ -276,6 +276,23 @@ def test_rows_within_two_paired_errors_of_the_best():
     assert metrics.best_rows([far, near, best]).tolist() == [False, True, True]
     other = best[::-1]  # as good, on other images
     assert metrics.best_rows([far, other]).tolist() == [True, True]
+    diverged = np.full(len(far), np.nan)
+    assert metrics.best_rows([diverged, far]).tolist() == [False, True]
+    assert metrics.best_rows([diverged, diverged]).tolist() == [False, False]
+
+
+def test_a_model_that_diverged_has_no_figure():
+    diverged = metrics.Predictions.of(np.array([[1.0, 0.0], [np.nan, 0.0]]), np.array([0, 1]))
+    assert not diverged.confusion.any()
+    for before, after in ((diverged.hits, [1, 1]), ([0, 0], diverged.hits)):
+        assert np.isnan(metrics.paired_difference(before, after)).all()
+    assert str(metrics.paired_difference(diverged.hits, [1, 1])) == "+nan ± nan points"
+
+
+def test_the_log_likelihood_of_an_answer_that_was_ruled_out():
+    found = metrics.log_likelihood(np.array([[0.0, 1000.0], [0.0, np.inf]]), np.array([0, 0]))
+    assert found[0] == -1000
+    assert np.isnan(found[1])
 
 
 def test_precision_and_recall_of_each_class_by_hand():

@@ -80,6 +80,26 @@ def test_rows_of_any_size_keep_what_tau_leaves_of_their_norm(size, tau):
     assert row_norms(weight).tolist() == pytest.approx([size ** (1 - tau)], rel=1e-3, abs=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("constraint", [MaxNorm(1.0), L2Norm()])
+def test_rows_of_half_precision_stay_in_the_ball_and_are_counted_once(dtype, constraint):
+    weight = (0.3 * torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))).to(dtype)
+    weight[0] = 0
+    constraint.apply(weight)
+    assert int(constraint.projected) > 1900
+    moved = int(constraint.projected)
+    constraint.apply(weight)
+    assert int(constraint.projected) == moved
+    assert (row_norms(weight) <= (1.0 if isinstance(constraint, MaxNorm) else 1.01)).all()
+
+
+def test_projection_has_a_gradient_at_a_row_of_zeros():
+    weight = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    max_norm_project(weight, 1.0).sum().backward()
+    assert weight.grad.isfinite().all()
+    assert weight.grad[0].tolist() == [1, 1]
+
+
 def test_projection_by_hand():
     weight = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
     torch.testing.assert_close(max_norm_project(weight, 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
@@ -200,5 +220,5 @@ def test_the_l2_constraint_is_l2_normalisation_and_counts_rows_that_move(weight)
     expected = tau_normalize(weight, 1.0)
     sphere.apply(weight)
     assert torch.equal(weight, expected)
-    assert int(sphere.projected) == int(((norms - 1).abs() > 1e-6).sum())
+    assert int(sphere.projected) == int((((norms - 1).abs() > 1e-6) & (norms > 0)).sum())
     assert int(sphere.checked) == len(weight)

@@ -64,8 +64,11 @@ class Embeddings:
 
     def scale(self) -> float:
         """What brings the features to a mean squared norm of `MEAN_SQUARE`."""
-        square = float(self.features.square().sum(1).cpu().double().mean())  # a GPU of Apple's has no float64
-        return math.sqrt(MEAN_SQUARE / square) if square else 1.0
+        largest = float(self.features.abs().max())
+        if not largest:
+            return 1.0
+        square = (self.features / largest).square().sum(1)  # squares of large features would overflow
+        return math.sqrt(MEAN_SQUARE / float(square.cpu().double().mean())) / largest  # Apple's GPUs have no float64
 
     def scaled(self, factor: float) -> "Embeddings":
         """The same images with their features times a factor."""
@@ -101,11 +104,16 @@ def read_features(values: Any, name: str) -> Tensor:
     return values
 
 
+def plain_text(values: np.ndarray) -> np.ndarray:
+    """Strings that came as objects, as a data frame's column has them, as NumPy's own; all else as it is."""
+    text = values.dtype == object and all(isinstance(value, str) for value in values.flat)
+    return values.astype(str) if text else values
+
+
 def read_labels(values: Any, size: int, name: str) -> np.ndarray:
     """As many labels [N] as features, integers (int64) or strings."""
     values = values.detach().cpu().numpy() if isinstance(values, Tensor) else as_array(values, name, "labels")
-    if values.dtype == object and all(isinstance(value, str) for value in values.flat):
-        values = values.astype(str)  # a column of a data frame
+    values = plain_text(values)
     if values.ndim != 1 or values.dtype.kind not in "iuU":
         raise InputError(f"{name}: labels must be integers or strings [N], got {values.dtype} {list(values.shape)}")
     if len(values) != size:
@@ -133,7 +141,7 @@ def order_of_classes(labels: np.ndarray, rows: int | None, classes: Any = None, 
     if classes is None and names is not None and text:
         classes = names
     if classes is not None:
-        order = np.asarray(classes)
+        order = plain_text(as_array(classes, "classes", "names"))
     elif text or (rows is None and names is None):
         order = np.unique(labels)
     else:
@@ -283,7 +291,8 @@ def parts_of(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
 def as_tensors(weight: Any, bias: Any) -> list[Tensor | None]:
     """A head's parts, arrays or tensors."""
     try:
-        return [None if values is None else torch.as_tensor(values).detach() for values in (weight, bias)]
+        each = (np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part for part in (weight, bias))
+        return [None if part is None else torch.as_tensor(part).detach() for part in each]
     except (TypeError, ValueError, RuntimeError) as error:
         got = f"{clip(type(weight).__name__)} and {clip(type(bias).__name__)}"
         raise InputError(f"head: must be numbers, weight [C, D] and bias [C] or None, got {got}") from error
@@ -326,6 +335,8 @@ def write(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
     """
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     if hasattr(layer, "coef_"):
+        if layer.coef_.shape != tuple(weight.shape):
+            raise InputError(f"layer: must be {list(weight.shape)}, got coef_ {list(layer.coef_.shape)}")
         layer.coef_, layer.intercept_ = (each.cpu().numpy().astype(layer.coef_.dtype) for each in (weight, bias))
         return
     if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:  # parametrised, it would be computed anew
