@@ -8,9 +8,8 @@ it is loaded, not repeated. Of several processes rank 0 alone writes; the others
 
 import contextlib
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from ltr.errors import InputError, clip
+from ltr.errors import InputError
 from ltr.metrics import GROUPS, VARIANTS, Predictions
 from ltr.runtime import configs, distributed, storage
 from ltr.runtime.checkpoint import remove_checkpoint
@@ -473,23 +472,11 @@ def append_results(path: Path, results: list[Result]) -> pd.DataFrame:
         InputError: there is a results.csv that is none.
     """
     every = (each for result in results for each in (result, *result.averaged))
-    distributed.current().on_main(lambda: merge_results(path, every))
+    order = ["dataset", "imbalance_factor", "backbone", "run", "selection", "tta"]
+
+    def write() -> None:
+        rows = pd.DataFrame([row for result in every for row in result.rows()], columns=COLUMNS)
+        storage.update_table(path, rows, lambda old, new: old.run.isin(new.run), order, order)
+
+    distributed.current().on_main(write)
     return storage.read_table(path)
-
-
-def merge_results(path: Path, results: Iterable[Result]) -> None:
-    """Write results.csv, see `append_results`; no rows of another process are lost."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        storage.remove_partial(path.parent, path.name)
-        table = pd.DataFrame([row for result in results for row in result.rows()], columns=COLUMNS)
-        table = storage.read_table(io.StringIO(storage.table_text(table)))  # of the types that the file's columns have
-        if path.exists():
-            old = storage.read_table(path)
-            if "run" not in old:
-                raise InputError(f"--out: {path} must have the columns of a results.csv, got {clip(', '.join(old))}")
-            old = old[~old.run.isin(table.run)]
-            parts = [part for part in (old, table) if len(part)]
-            table = pd.concat(parts, ignore_index=True) if parts else table
-        table = table.sort_values(["dataset", "imbalance_factor", "backbone", "run", "selection", "tta"])
-        storage.write_text(path, storage.table_text(table))

@@ -165,6 +165,13 @@ class Common:
         announce(settings, words, job.process_group.size)
         return settings
 
+    @classmethod
+    def of_command(cls: type[S], arguments: Sequence[str], preset: str | None = None) -> S:
+        """Settings of a command of `python -m ltr`, see `parse`."""
+        settings = cls.parse(arguments, preset)
+        process.set_up_libraries(settings.deterministic)
+        return settings
+
     @property
     def committed(self) -> bool:
         """Whether only this package's own finished runs are read, and nothing is written."""

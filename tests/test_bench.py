@@ -9,7 +9,6 @@ import torch
 from ltr.datasets import LongTailed
 from ltr.errors import InputError
 from ltr.runtime import engine
-from ltr.runtime.options import ROOT
 from ltr.study import bench
 
 
@@ -31,10 +30,9 @@ def test_a_row_of_another_device_stands_beside_it():
     assert bench.merge(both, measured(ours_s=1.0)).ours_s.tolist() == ["1.0", "2.0"]
 
 
-def test_a_gpu_measures_all_networks_and_both_notebooks():
-    works = [(what, backbone) for what, backbone, _ in bench.plan(torch.device("cuda"), 1, ROOT)]
+def test_a_gpu_measures_all_networks():
+    works = [(what, backbone) for what, backbone, _ in bench.plan(torch.device("cuda"), 1)]
     assert {"resnet32", "resnet32-wide", "resnet34"} == {backbone for _, backbone in works}
-    assert (bench.NOTEBOOKS, "resnet32-wide") in works
 
 
 def test_operations_of_an_epoch_are_three_forward_passes():
@@ -96,5 +94,5 @@ def test_balancing_is_measured_in_a_process_of_its_own(monkeypatch):
     (row,) = bench.balancing("fast")
     assert calls == ["balance_seconds('fast', **{'images': 100000, 'classes': 1000, 'features': 512})"]
     assert (row["ours_s"], row["peak_mb"], row["images"]) == (41.5, 900.0, 100_000)
-    rows = [what for what, _, _ in bench.plan(torch.device("cpu"), 1, None)]
+    rows = [what for what, _, _ in bench.plan(torch.device("cpu"), 1)]
     assert rows[-2:] == ["balance a head, fast methods", "balance a head, all methods"]

@@ -79,7 +79,9 @@ def stop(number: int, code: int, once: str, *script: object, out: Path, log: Pat
     os.kill(process.pid, number)
     process.join(300)
     assert process.exitcode == code, log.read_text()
-    assert log.read_text().endswith("error: interrupted; the same command goes on from the last saved epoch\n")
+    assert log.read_text().endswith(
+        "error: interrupted; the same command goes on from the last saved epoch of a training\n"
+    )
 
 
 STRIKES = [

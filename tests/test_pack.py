@@ -132,6 +132,14 @@ def test_committed_predictions_give_the_tables_last_digit(path):
     assert run.predictions.by_class.round(4).tolist() == run.summary["last/none"]["per_class"]
 
 
+def test_a_network_keeps_what_a_head_that_stays_still_needs(folder, capsys):
+    (base,) = folder.glob("demo_1/*")
+    (base / "expected.npz").rename(base / "predictions.npz")  # the network alone could be packed
+    files = packed(folder)
+    assert "1 of 3 runs are ready" in capsys.readouterr().out
+    assert "weights.pt" in files["WD"]
+
+
 def test_git_holds_no_logits():
     assert COMMITTED
     assert not list((ROOT / "exp").glob("**/demo_[12]/*/test_logits.npz"))

@@ -195,7 +195,7 @@ def test_results_of_any_name_come_back_and_nothing_doubles(tmp_path, outcome, da
 
 def test_a_results_csv_of_something_else_is_refused(tmp_path, outcome, data):
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"^--out: \S+results\.csv must have the columns of a results\.csv, got a, b$"):
+    with pytest.raises(InputError, match=r"^--out: \S+results\.csv must have a column dataset, got a, b$"):
         runs.append_results(tmp_path / "results.csv", [finished(tmp_path, outcome, data)])
 
 

@@ -45,6 +45,17 @@ def test_finished_cells_are_loaded(swept, monkeypatch, capsys):
     assert len(shown.splitlines()[-2:]) == 2
 
 
+def test_the_seed_is_the_presets_and_none_is_trained_twice(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweep, "grid", lambda settings, seeds, decays: asked.append((seeds, decays)) or [])
+    monkeypatch.setattr(sweep, "train", lambda cells, at_once: iter(()))
+    monkeypatch.setattr(sweep, "summary", lambda results: pd.DataFrame())
+    monkeypatch.setattr(sweep.runs, "append_results", lambda path, results: None)
+    for words in ("", "--seeds 0 0 2 --weight-decays 0.005 5e-3", "--seed 7"):
+        sweep.main(["--preset", "demo", "--device", "cpu", "--out", str(tmp_path), *words.split()])
+    assert asked == [([1], [0, 0.005]), ([0, 2], [0.005]), ([7], [0, 0.005])]
+
+
 def test_held_out_images_take_the_place_of_the_test_images(tmp_path):
     sweep.main(f"--weight-decays 0.01 --hold-out 2 {OPTIONS.replace('50', '48')} --out {tmp_path}".split())
     (result,) = runs.finished_runs(tmp_path / "tuning" / "demo_1")

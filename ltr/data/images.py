@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -192,8 +193,9 @@ def read_listing(root: Path, listing: Listing) -> LabelledImages:
         with contextlib.suppress(OSError):  # a read-only or full disk: they are decoded each time
             write_whole(cache, lambda file: np.savez(file, images=images))
             remove_partial(root, caches)
-            for stale in set(root.glob(caches)) - {cache}:  # of earlier states of its files
-                stale.unlink()
+            for other in set(root.glob(caches)) - {cache}:
+                if re.fullmatch(rf"{re.escape(f'.ltr-{listing.name}')}-\w+{size}\.npz", other.name):
+                    other.unlink()  # of an earlier state of its files
     return LabelledImages(images, np.asarray(listing.labels, np.int64))
 
 

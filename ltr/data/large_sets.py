@@ -137,7 +137,7 @@ def check_images(root: Path, file: Path, rows: list[Row]) -> None:
     for folder, images in members.items():
         try:
             present = set(os.listdir(root / folder))
-        except OSError:
+        except (OSError, ValueError):  # a name that no file can have
             present = set()
         absent += [number for number, name in images if name not in present]
     if absent:

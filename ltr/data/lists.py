@@ -60,7 +60,10 @@ def below(root: Path, where: str, path: str) -> str:
     Raises:
         InputError: it leads elsewhere.
     """
-    relative = os.path.relpath(path, root) if os.path.isabs(path) else os.path.normpath(path)
+    try:
+        relative = os.path.relpath(path, root) if Path(path).anchor else os.path.normpath(path)
+    except ValueError:  # on another drive of Windows
+        relative = os.pardir
     if ".." in Path(path).parts or relative.split(os.sep)[0] == ".." or os.path.isabs(relative):
         raise InputError(f"--data-root: {where}: the path must lead to a file below {root}, got {path}")
     return relative

@@ -7,6 +7,7 @@ a resumed run sees the crops that the uninterrupted one would have seen.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -128,12 +129,16 @@ class MemoryLoader:
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         self.mean = torch.tensor(mean, device=self.device).view(1, 1, 1, 3)
         self.std = torch.tensor(std, device=self.device).view(1, 1, 1, 3)
-        self.padded = F.pad(self.images, (0, 0, *[PADDING] * 4))  # from which crops are cut
         self.side = tuple(self.images.shape[1:3])  # height and width of an image
         self.test_batch_size = 100 if self.device.type == "cpu" else 1000  # few stay in a CPU's caches
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def padded(self) -> Tensor:
+        """What crops are cut from; test images need none."""
+        return F.pad(self.images, (0, 0, *[PADDING] * 4))
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] to normalised float [B, 3, H, W], in channels-last memory."""

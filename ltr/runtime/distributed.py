@@ -167,6 +167,8 @@ class Job:
             with contextlib.suppress(BrokenPipeError):  # nobody reads it
                 print(text, file=sys.stderr)
             raise SystemExit(code)
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
         with contextlib.suppress(Exception):  # without the store twice is better than never
             if self.store.add("ended", 1) > 1:
                 os._exit(code)
@@ -189,7 +191,7 @@ def connect(environment: Mapping[str, str]) -> Job:
         store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
         job = Job(ProcessGroup(rank, size), int(environment["LOCAL_RANK"]), store)
     except (AttributeError, KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"torchrun: must start all processes, and PyTorch be built for it ({reason})") from error
     if job.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(job.local_rank)  # before anything is put on the first GPU

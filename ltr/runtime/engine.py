@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from ltr.errors import InputError
+
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE = GRAPH = ("auto", "on", "off")
 MENDED = (2, 11)  # a capture that fails leaves earlier PyTorch in a state that a later allocation may die of
@@ -62,14 +64,15 @@ class Engine:
     def backend(self) -> Iterator[None]:
         """Set PyTorch's switches for as long as training runs."""
         cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
         kept = cudnn.benchmark, cudnn.deterministic
         cudnn.benchmark, cudnn.deterministic = not self.deterministic, self.deterministic
-        torch.use_deterministic_algorithms(self.deterministic or before)
+        torch.use_deterministic_algorithms(self.deterministic or before, warn_only=warns and not self.deterministic)
         try:
             yield
         finally:
             cudnn.benchmark, cudnn.deterministic = kept
-            torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(before, warn_only=warns)
 
     def capture(self, steps: Mapping[int, Step], state: Sequence[Tensor], stream: torch.cuda.Stream | None) -> dict:
         """Make each step ready: run it a few times, capture it where there is a graph, put the state back.
@@ -116,6 +119,8 @@ class Engine:
             try:
                 forward = torch.compile(model, dynamic=False) if engine.compile else model
                 return engine.capture(steps(forward), state, stream), engine
+            except InputError:  # of an image that cannot be read
+                raise
             except Exception as error:  # compilers and drivers raise whatever they like
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 warnings.warn(f"{engine}: failed, so training goes on a plainer way ({reason})", stacklevel=2)

@@ -52,7 +52,10 @@ def folder(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise ValueError(text)
     text.encode()  # a ValueError for bytes that are no text, which could not be printed
-    return Path(os.path.abspath(Path(text).expanduser()))
+    try:
+        return Path(os.path.abspath(Path(text).expanduser()))
+    except RuntimeError as error:  # ~somebody who is not known here
+        raise ValueError(text) from error
 
 
 def file(text: str) -> Path:
@@ -69,7 +72,7 @@ def run_name(text: str) -> str:
 
 def short(text: Any, folder: Path = ROOT) -> str:
     """Text with paths below a folder shown from there."""
-    return str(text).replace(str(folder) + os.sep, "")
+    return re.sub(rf"(?<![\w/\\]){re.escape(str(folder) + os.sep)}", "", str(text))
 
 
 def option(
@@ -86,13 +89,15 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+KINDS = {whole: "a whole number", real: "a number", folder: "a folder", file: "a file", run_name: "a run's name"}
+
+
 def allowed(metadata: Mapping[str, Any]) -> str:
     """Say in words what an option takes."""
     if metadata["choices"]:
         return "one of " + ", ".join(metadata["choices"])
-    kinds = {whole: "a whole number", real: "a number", folder: "a folder", file: "a file", run_name: "a run's name"}
     bounds = " and ".join(f"{words} {metadata[key]}" for key, words, _ in BOUNDS if metadata[key] is not None)
-    return f"{kinds.get(metadata['read'], 'text')} {bounds}".strip()
+    return f"{KINDS.get(metadata['read'], 'text')} {bounds}".strip()
 
 
 def flag(name: str) -> str:
@@ -116,7 +121,7 @@ def check(name: str, text: Any, metadata: Mapping[str, Any]) -> Any:
         value = metadata["read"](text) if isinstance(text, str) else text
         good = not metadata["choices"] or value in metadata["choices"]
         good &= all(metadata[key] is None or holds(value, metadata[key]) for key, _, holds in BOUNDS)
-    except (ValueError, RuntimeError):
+    except ValueError:
         good = False
     if good:
         return value
@@ -166,13 +171,19 @@ class Once(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises one line instead of printing its usage."""
+    """argparse that raises one line instead of printing its usage, and takes options by their whole names alone."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(allow_abbrev=False, **how)
 
     def error(self, message: str) -> NoReturn:
         """Raise the message."""
         required = "the following arguments are required: "
         if message.startswith(required):
             raise InputError(f"{message.removeprefix(required)}: must be given")
+        kinds = {read.__name__: kind for read, kind in KINDS.items()}
+        if (found := re.search(r"^(.*): invalid (\w+) value: '(.*)'$", message)) and found[2] in kinds:
+            message = f"{found[1]}: must be {kinds[found[2]]}, got {clip(found[3])}"
         message = re.sub("expected (at least )?one argument", "must have a value", message.replace("argument ", "", 1))
         raise InputError(message.replace("ignored explicit argument", "must have no value, got"))
 
@@ -190,7 +201,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(options: type) -> Parser:
     """The parser of a dataclass of options, one a field, and `--resume` beside `--retrain`."""
-    parser = Parser(description=options.__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=options.__doc__.splitlines()[0])
     names = {field.name for field in dataclasses.fields(options)}
     if "retrain" in names:
         resume = "go on where a run stopped (the default; not with --retrain)"

@@ -27,7 +27,7 @@ from ltr.runtime import distributed
 from ltr.runtime.options import ROOT, split_words
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "matplotlib")
-GO_ON = "interrupted; the same command goes on from the last saved epoch"
+GO_ON = "interrupted; the same command goes on from the last saved epoch of a training"
 AGAIN = 5.0  # seconds after which a process that was told to end, and has not, is told so again
 LOST = "another process of this job is gone or stuck; the same command goes on from the last saved epoch"
 
@@ -48,14 +48,14 @@ def usable_device(name: str) -> str:
     return name
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str = "--out") -> None:
     """Try to write below a folder; raises InputError where it cannot be made or written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise InputError(f"--out: must be a folder that can be written to, got {path} ({error.strerror})") from error
+        raise InputError(f"{option}: must be a folder that can be written to, got {path} ({error.strerror})") from error
 
 
 def check_folder(path: Path) -> None:
@@ -93,7 +93,7 @@ def is_launcher(arguments: Sequence[str]) -> bool:
 
 
 def stop(number: int, frame: Any, job: distributed.Job) -> None:
-    """End at a signal in one line; and again after a while, as Python ignores what is raised where an object dies."""
+    """End at a signal in one line; and again after a while, as Python ignores what is raised in a `__del__`."""
 
     def leave(*_: Any) -> NoReturn:
         raise SystemExit(128 + number)
@@ -144,12 +144,17 @@ def set_up(job: distributed.Job, device: str, out: Path | None, deterministic: b
     at_the_end = contextlib.ExitStack()
     at_the_end.enter_context(job.join(device))
     atexit.register(at_the_end.close)
+    set_up_libraries(deterministic)
+    if out is not None:
+        check_folder(out)
+
+
+def set_up_libraries(deterministic: bool) -> None:
+    """See to what libraries read when they start, and how many threads they take; `deterministic` as of `Engine`."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "build" / "compiled"))  # compile once
     use_physical_cores()
-    if out is not None:
-        check_folder(out)
 
 
 @contextlib.contextmanager
@@ -176,7 +181,7 @@ def forgive_output() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before Python began, as by `2>&-`; progress bars want one
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
+            setattr(sys, name, open(os.devnull, "w", errors="replace"))  # noqa: SIM115 (until the process ends)
         elif isinstance(stream, io.TextIOWrapper):
             try:
                 "–\udcff".encode(stream.encoding, stream.errors)  # of a table's empty cell, and of a file's odd name

@@ -4,15 +4,15 @@ import contextlib
 import io
 import json
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock
 
-from ltr.errors import InputError, StorageError
+from ltr.errors import InputError, StorageError, clip
 
 # Columns of the package's tables that hold words: of results.csv, and those that comparison.csv adds.
 TEXT = (
@@ -23,11 +23,12 @@ TEXT = (
 
 
 def write_whole(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None:
-    """Write through a temporary file beside `path`, so that readers see the old file or the new one.
+    """Write through a temporary file beside `path`, or what it links to, so that readers see the old file or the new.
 
     Raises:
         StorageError: the disk is full or the folder not writable; `path` is as it was.
     """
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(partial, "wb") as file:
@@ -90,7 +91,7 @@ def read_part(path: Path, read: Callable[[Path], Any]) -> Any:
         raise InputError(f"--out: {path} cannot be read: {reason}") from error
 
 
-def read_table(path: Path | io.StringIO, option: str = "--out") -> pd.DataFrame:
+def read_table(path: Path | io.StringIO, option: str = "--out", needs: Sequence[str] = ()) -> pd.DataFrame:
     """A table of the package: results.csv, comparison.csv, and the tuning's tables of the same columns.
 
     Words stay as they were written, in all columns of `TEXT`: a data folder's name may be `007`, `1e3`, `NA` or `True`.
@@ -99,16 +100,49 @@ def read_table(path: Path | io.StringIO, option: str = "--out") -> pd.DataFrame:
     Args:
         path: of the file; or its text.
         option: what an error begins with.
+        needs: columns that must be there.
 
     Raises:
         InputError: it is no such table.
         OSError: it cannot be read.
     """
     try:
-        return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
     except ValueError as error:  # of pandas' parser, or of text that is not UTF-8
         reason = " ".join(str(error).split())
         raise InputError(f"{option}: {path} must be a table of comma-separated values ({reason})") from error
+    if lacking := [name for name in needs if name not in table]:
+        raise InputError(f"{option}: {path} must have a column {lacking[0]}, got {clip(', '.join(table))}")
+    return table
+
+
+def update_table(
+    path: Path,
+    rows: pd.DataFrame,
+    replaces: Callable[[pd.DataFrame, pd.DataFrame], pd.Series],
+    needs: Sequence[str],
+    order: Sequence[str] = (),
+) -> None:
+    """Put rows into a table's file, which need not be there yet; no rows of another process are lost.
+
+    Args:
+        rows: new ones.
+        replaces: which of the old rows give way, of both tables as the file has them.
+        needs: columns that the file must have.
+        order: columns to sort by.
+
+    Raises:
+        InputError: there is a file that is no such table.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        remove_partial(path.parent, path.name)
+        table = read_table(io.StringIO(table_text(rows)))  # of the types that the file's columns have
+        if path.exists():
+            old = read_table(path, needs=needs)
+            parts = [part for part in (old[~replaces(old, table)], table) if len(part)]
+            table = pd.concat(parts, ignore_index=True) if parts else table
+        write_text(path, table_text(table.sort_values([*order]) if order else table))
 
 
 def is_table(path: Path) -> bool:
@@ -144,5 +178,5 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, An
     """
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file raises whatever its damage leads to
         raise InputError(f"--out: {path} is damaged or holds no plain weights") from error

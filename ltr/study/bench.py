@@ -13,18 +13,17 @@ import dataclasses
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -36,8 +35,8 @@ from ltr.datasets import STATISTICS, LabelledImages, LongTailed, class_counts
 from ltr.errors import InputError
 from ltr.runtime import engine, storage
 from ltr.runtime.engine import Engine
-from ltr.runtime.options import ROOT, Parser
-from ltr.runtime.process import device_name, usable_device
+from ltr.runtime.options import ROOT, Parser, file, whole
+from ltr.runtime.process import check_writable, device_name, set_up_libraries, usable_device
 
 COLUMNS = "what,backbone,device,images,batch,precision,reference_s,ours_s,ratio,floor_share,peak_mb,torch,date".split(
     ","
@@ -52,7 +51,6 @@ WHOLE = "stage 1, {} epochs (reference scaled)"
 EIGHT = "stage 1, 10 epochs of eight seeds at once (reference: one after another)"
 FEATURES = "stage 2, features of 10 passes and of the test images"
 GRID = "stage 2, 500 classifiers (reference scaled)"
-NOTEBOOKS = "both notebooks, paper preset"
 BALANCE = "balance a head, {} methods"
 HEAD = {"images": 100_000, "classes": 1000, "features": 512}  # that is balanced
 
@@ -142,6 +140,8 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter() - start
 
 
@@ -247,20 +247,6 @@ def stage_2(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str, Any]]
     yield row(GRID, backbone, how, **times)
 
 
-def both_notebooks(backbone: str, how: Engine, data_root: Path) -> Iterator[dict[str, Any]]:
-    """Both scripts with the paper preset, from their start to the last figure."""
-    options = f"--preset paper --dataset folder --profile exp --data-root {data_root} --backbone {backbone}"
-    options += f" --device {how.device}"
-    with tempfile.TemporaryDirectory() as out:
-
-        def work() -> None:
-            for script in sorted(ROOT.glob("scripts/*.py")):
-                command = [sys.executable, str(script), *options.split(), "--out", out]
-                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-        yield row(NOTEBOOKS, backbone, how, ours_s=seconds(work, how.device))
-
-
 def in_child(call: str) -> tuple[float, float]:
     """What a call of this module gives in a fresh process, and the most memory that the process held, in MB."""
     code = f"from ltr.study import bench; print(bench.{call}, bench.peak_memory())"
@@ -317,7 +303,7 @@ def balancing(methods: str) -> Iterator[dict[str, Any]]:
 Work = Callable[[], Iterator[dict[str, Any]]]
 
 
-def plan(device: torch.device, repeat: int, data_root: Path | None) -> list[tuple[str, str, Work]]:
+def plan(device: torch.device, repeat: int) -> list[tuple[str, str, Work]]:
     """All that is measured on a device: what, backbone, and the work that gives its rows.
 
     How the time grows is seen on one, two and four times as many images: from all of them up on a GPU, from a
@@ -339,8 +325,6 @@ def plan(device: torch.device, repeat: int, data_root: Path | None) -> list[tupl
             parts.append((WHOLE.format(EPOCHS[backbone]), backbone, partial(whole_training, backbone, how, repeat)))
         if cuda and backbone == "resnet32":
             parts.append((EIGHT, backbone, partial(eight_at_once, backbone, how, repeat)))
-        if cuda and backbone == "resnet32-wide" and data_root:
-            parts.append((NOTEBOOKS, backbone, partial(both_notebooks, backbone, how, data_root)))
     if not cuda:
         parts += [(BALANCE.format(methods), "", partial(balancing, methods)) for methods in ("fast", "all")]
     return parts
@@ -354,7 +338,7 @@ def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values([*key[:3], "images"], key=lambda column: column.str.zfill(9))  # images as numbers
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """The command line.
 
     Raises:
@@ -362,22 +346,25 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = Parser(prog="ltr bench", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--repeat", type=int, default=3, help="repetitions, of which the median counts")
+    parser.add_argument("--repeat", type=whole, default=3, help="repetitions, of which the median counts")
     parser.add_argument("--only", default="", help="measure what begins so, as 'stage 2'")
     parser.add_argument("--backbones", nargs="*", choices=models.CIFAR_BACKBONES, default=list(models.CIFAR_BACKBONES))
-    parser.add_argument("--data-root", type=Path, help="a class-per-folder tree of CIFAR-100, for both notebooks")
-    parser.add_argument("--out", type=Path, default=ROOT / "exp" / "benchmarks.csv")
+    parser.add_argument("--out", type=file, default=ROOT / "exp" / "benchmarks.csv")
     options = parser.parse_args(arguments)
     if options.repeat < 1:
         raise InputError(f"--repeat: must be at least 1, got {options.repeat}")
+    check_writable(options.out.parent)
+    if options.out.exists():
+        storage.read_table(options.out, needs=COLUMNS)
     device = torch.device(usable_device(options.device))
+    set_up_libraries(deterministic=False)
     print(f"{device_name(device)}, torch {torch.__version__}", flush=True)
-    for what, backbone, work in plan(device, options.repeat, options.data_root):
+    for what, backbone, work in plan(device, options.repeat):
         if backbone not in ("", *options.backbones) or not what.startswith(options.only):
             continue
         for measured in work():
             new = pd.DataFrame([measured], columns=COLUMNS)
             print(new.drop(columns=["device", "torch", "date"]).to_string(index=False, header=True), flush=True)
-            old = pd.read_csv(options.out, dtype=str, keep_default_na=False) if options.out.exists() else new[:0]
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_text(options.out, merge(old, new.round(4)).to_csv(index=False))
+            with FileLock(f"{options.out}.lock"):
+                old = pd.read_csv(options.out, dtype=str, keep_default_na=False) if options.out.exists() else new[:0]
+                storage.write_text(options.out, merge(old, new.round(4)).to_csv(index=False))

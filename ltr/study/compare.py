@@ -13,7 +13,6 @@ the figures of their finished runs in `<out>/demo_1`, or `not measured`.
 """
 
 import dataclasses
-import io
 import re
 import shlex
 import time
@@ -25,16 +24,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from ltr import datasets, metrics, models, plots, runs
 from ltr.balance import absolute, describe
-from ltr.errors import InputError, clip
+from ltr.errors import InputError
 from ltr.methods import BALANCERS, Balancer, Setting, suitable
 from ltr.recipes import Recipe
 from ltr.runtime.options import flag, folder, option, short, whole
 from ltr.runtime.process import check_writable
-from ltr.runtime.storage import read_table, table_text, write_text
+from ltr.runtime.storage import update_table
 from ltr.second_stage import FrozenFeatures
 from ltr.settings import MOST, FirstStage, SecondStage
 from ltr.settings import WHOLE_NETWORK as NAMES
@@ -312,21 +310,16 @@ def save(path: Path, table: pd.DataFrame) -> None:
     Raises:
         InputError: the file is there, and no comparison.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = read_table(io.StringIO(table_text(table)))  # as the file will hold it: with six digits, a name as text
-    with FileLock(f"{path}.lock"):
-        if path.exists():
-            old = read_table(path)
-            if not set(PROTOCOL) <= set(old):
-                raise InputError(f"--out: {path} must have the columns of a comparison, got {clip(', '.join(old))}")
-            same = {name: old[name].eq(table[name].iloc[0]) for name in KEY if name in old and name in table}
-            replaced = pd.concat(same, axis=1).all(axis=1)
-            if {"first stage", "stage1_run"} <= set(old):  # a tuning network stood in until there was a full run
-                stood_in = old.stage1_run[old["first stage"].astype(str).str.contains(NO_FULL_RUN)]
-                replaced |= old.stage1_run.isin(stood_in) & pd.concat(same, axis=1)[PROTOCOL].all(axis=1)
-            earlier = old[~replaced]
-            table = pd.concat([earlier, table], ignore_index=True) if len(earlier) else table
-        write_text(path, table_text(table))
+
+    def replaces(old: pd.DataFrame, new: pd.DataFrame) -> pd.Series:
+        same = pd.DataFrame({name: old[name].eq(new[name].iloc[0]) for name in KEY if name in old and name in new})
+        replaced = same.all(axis=1)
+        if {"first stage", "stage1_run"} <= set(old):  # a tuning network stood in until there was a full run
+            stood_in = old.stage1_run[old["first stage"].astype(str).str.contains(NO_FULL_RUN)]
+            replaced |= old.stage1_run.isin(stood_in) & same[PROTOCOL].all(axis=1)
+        return replaced
+
+    update_table(path, table, replaces, PROTOCOL)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -335,7 +328,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed, or there is no first stage to tune on.
     """
-    settings = Comparison.parse(arguments)
+    settings = Comparison.of_command(arguments)
     for word in TUNED & {word.split("=")[0] for word in arguments}:
         raise InputError(f"{word}: must not be given, as the held-out images choose it")
     check_writable(settings.out)

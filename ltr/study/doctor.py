@@ -96,14 +96,15 @@ def compare_ways(how: Engine) -> Iterator[dict[str, Any]]:
 
 
 def hours_of_the_job(settings: FirstStage) -> float:
-    """Hours of both first-stage trainings at most, from a few steps of the asked network; tests come on top.
+    """Hours of the first-stage trainings on CIFAR100-LT at most, from a few steps of the asked network.
 
-    Not compiled: a large network takes the compiler more than a minute.
+    Tests come on top. Not compiled: a large network takes the compiler more than a minute.
     """
     how = dataclasses.replace(settings.engine, compile=False)
     _, step = trained(models.build_model(settings.backbone, 100), how, JOB_STEPS)
-    steps = -(-len(drawn().train) // BATCH)
-    return 2 * settings.epochs * steps * step / 3600
+    images = datasets.class_counts(500, 100, settings.imbalance_factor).sum()
+    networks = 1 if settings.naive == "skip" else 2
+    return networks * settings.epochs * images / BATCH * step / 3600  # a larger batch takes as much longer
 
 
 def memory(device: torch.device) -> str:
@@ -135,8 +136,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed.
     """
-    asked = [word for word in arguments if word.startswith("--preset")]
-    settings = FirstStage.parse([*arguments, *([] if asked else ["--preset", "paper"])])
+    settings = FirstStage.of_command(arguments, "paper")
     how = settings.engine
     print(f"device: {device_name(how.device)}, torch {torch.__version__}")
     print(f"engine: {'; '.join([str(how), *how.notices])}")
@@ -147,5 +147,6 @@ def main(arguments: Sequence[str]) -> None:
     print(f"\n{STEPS} steps of a small network, batch {BATCH}, from the same weights:", flush=True)
     print(pd.DataFrame(compare_ways(how)).to_string(index=False), flush=True)
     speed = "; torch.compile saves some of them" if how.compile else ""
-    job = f"{settings.backbone}, {settings.epochs} epochs, without and with weight decay"
+    both = "with weight decay" if settings.naive == "skip" else "without and with weight decay"
+    job = f"CIFAR100-LT, {settings.backbone}, {settings.epochs} epochs, {both}"
     print(f"\n{job}: about {hours_of_the_job(settings):.1f} hours, and the tests{speed}")

@@ -6,14 +6,13 @@ Last epoch, plain test, tuned values; means where there are several seeds. Witho
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ltr.errors import InputError
 from ltr.metrics import percent
-from ltr.runtime.options import Parser
+from ltr.runtime.options import Parser, file, whole
 from ltr.runtime.storage import read_table, write_text
 from ltr.study import published
 from ltr.study.report import in_markdown, replaced, where
@@ -86,16 +85,19 @@ def main(arguments: Sequence[str]) -> None:
         InputError: a file is absent, no or several networks were balanced, or the README has no place for the rows.
     """
     parser = Parser(prog="ltr headline", description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="a results.csv")
-    parser.add_argument("comparison", type=Path, nargs="?", help="a comparison.csv, for logit adjustment")
-    parser.add_argument("--stage1-epochs", type=int, help="of the first stage, where several were balanced")
-    parser.add_argument("--readme", type=Path, help="a file whose rows are written anew")
+    parser.add_argument("results", type=file, help="a results.csv")
+    parser.add_argument("comparison", type=file, nargs="?", help="a comparison.csv, for logit adjustment")
+    parser.add_argument("--stage1-epochs", type=whole, help="of the first stage, where several were balanced")
+    parser.add_argument("--readme", type=file, help="a file whose rows are written anew")
     options = parser.parse_args(arguments)
     for path in filter(None, (options.results, options.comparison)):
         if not path.exists():
             raise InputError(f"results: there is no file {path}")
-    comparison = None if options.comparison is None else read_table(options.comparison, "comparison")
-    rows = five_rows(read_table(options.results, "results"), comparison, options.stage1_epochs)
+    needs, comparison = [*PLACE, "method", "all"], None
+    if options.comparison is not None:
+        comparison = read_table(options.comparison, "comparison", [*needs, "hyper-parameters"])
+    results = read_table(options.results, "results", [*needs, "selection", "tta", "mode"])
+    rows = five_rows(results, comparison, options.stage1_epochs)
     table = pd.DataFrame(rows, columns=HEAD)
     if options.readme is None:
         print(table.set_index("model").to_string())

@@ -26,11 +26,11 @@ from ltr.errors import InputError
 from ltr.methods import BALANCERS
 from ltr.runtime import configs
 from ltr.runtime.engine import Engine
-from ltr.runtime.options import ROOT, Parser, folder, short
-from ltr.runtime.process import usable_device
+from ltr.runtime.options import ROOT, Parser, file, folder, short
+from ltr.runtime.process import check_writable, set_up_libraries, usable_device
 from ltr.runtime.storage import table_text, write_text
 from ltr.second_stage import FrozenFeatures
-from ltr.study.pack import CUT, tested_images
+from ltr.study.pack import tested_images
 
 BEFORE, AFTER = "first stage alone", "logit adjustment"  # the map's two sides
 TUNED = ("tau-norm", "CB + WD")
@@ -95,7 +95,7 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
     settings = run.config["settings"]
     if not settings["hold_out"]:
         raise InputError(f"RUN: must be trained with --hold-out, {path.name} saw all images")
-    data = tested_images(settings["dataset"], root, **{name: settings[name] for name in CUT})
+    data = tested_images(settings, root)
     if data.describe()["fingerprint"] != run.config["data"]["fingerprint"]:
         raise InputError(f"--data-root: must hold the images of {path.name}, got others")
     model = models.restore(settings["backbone"], len(run.class_counts), run.weights(), device)
@@ -152,15 +152,17 @@ def main(arguments: Sequence[str]) -> None:
         InputError: see `scored` and `run_folders`.
     """
     parser = Parser(prog="ltr map", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="finished first stages, or folders of them")
-    parser.add_argument("--data-root", default=str(ROOT / "data"), help="where the images are")
-    parser.add_argument("--table", default=str(ROOT / "exp" / "tuning" / "lr_wd.csv"), help="what to write")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=folder, help="finished first stages, or folders of them")
+    parser.add_argument("--data-root", type=folder, default=ROOT / "data", help="where the images are")
+    parser.add_argument("--table", type=file, default=ROOT / "exp" / "tuning" / "lr_wd.csv", help="what to write")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     options = parser.parse_args(arguments)
+    check_writable(options.table.parent, "--table")
     device, found = usable_device(options.device), []
-    for path in run_folders([folder(each) for each in options.runs]):
-        found += scored(path, folder(options.data_root), device)
+    set_up_libraries(deterministic=False)
+    for path in run_folders(options.runs):
+        found += scored(path, options.data_root, device)
         figures = {each.about["classifier"]: f"{100 * each.hits.mean():.2f}" for each in found[-2 - len(TUNED) :]}
         print(f"{path.name}: " + ", ".join(f"{name} {value} %" for name, value in figures.items()), flush=True)
-    write_text(folder(options.table), table_text(tabulate(found)))
-    print(short(f"table: {folder(options.table)}"))
+    write_text(options.table, table_text(tabulate(found)))
+    print(short(f"table: {options.table}"))

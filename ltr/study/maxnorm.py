@@ -116,7 +116,7 @@ def main(arguments: Sequence[str]) -> None:
         InputError: an option is not allowed, or there are no such features.
     """
     own = [] if any(word.split("=")[0] == "--out" for word in arguments) else ["--out", str(ROOT / "exp")]
-    settings = Question.parse(["--base", "shipped", *own, *arguments])
+    settings = Question.of_command(["--base", "shipped", *own, *arguments])
     print(settings, flush=True)
     settings.out.mkdir(parents=True, exist_ok=True)
     rows = open_rows(settings, None)

@@ -7,8 +7,9 @@ images, and must give its own summary. Then logits go, and weights and features 
 the runs to keep. A run whose predictions cannot be had is left as it is, and named.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from torch import Tensor
 from ltr import datasets, models, runs
 from ltr.errors import InputError, clip
 from ltr.metrics import Predictions
-from ltr.runtime.options import Parser, short
+from ltr.runtime import configs
+from ltr.runtime.options import Parser, folder, short
 from ltr.second_stage import FrozenFeatures
 from ltr.study import ship
 
 LARGE = 100_000  # bytes
 HEAVY = ("weights.pt", ship.NAME)
-CUT = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization")  # of `datasets.load`
+CUT = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization", "resize")  # of `datasets.load`
 SLACK = 0.005  # points: less than one image of 10,000, more than what adding in another order does
 
 
@@ -44,9 +46,17 @@ def state_of(run: runs.Result) -> dict[str, Tensor]:
     return state | {names.get(name, name.removeprefix("trunk.")): value for name, value in own.items()}
 
 
+def tested_images(settings: Mapping[str, Any], root: Path) -> datasets.LongTailed:
+    """Images of a run with these settings; held-out ones, where it had some, in the place of the test images."""
+    cut = {name: settings[name] for name in CUT if name in settings}
+    if settings["choice"] == "first" and not settings.get("hold_out"):
+        cut["seed"] = 0  # which no image depends on
+    return loaded(settings["dataset"], root, **cut)
+
+
 @cache
-def tested_images(source: str, root: Path, **cut: Any) -> datasets.LongTailed:
-    """Images of a run; held-out ones, where it had some, in the place of the test images."""
+def loaded(source: str, root: Path, **cut: Any) -> datasets.LongTailed:
+    """See `tested_images`."""
     data = datasets.load(source, root, **cut)
     return data.for_tuning() if cut["hold_out"] else data
 
@@ -71,7 +81,7 @@ class Images:
         if self.root is None:
             raise InputError("--data-root: must be given")
         settings = run.config["settings"]
-        data = tested_images(settings["dataset"], self.root, **{name: settings[name] for name in CUT})
+        data = tested_images(settings, self.root)
         if data.describe()["fingerprint"] != run.config["data"]["fingerprint"]:
             raise InputError(f"--data-root: must hold the images of the run, {short(self.root)} has others")
         return data
@@ -113,6 +123,13 @@ def pack(path: Path, images: Images, keep: bool) -> str:
     return ""
 
 
+def base_of(path: Path) -> str | None:
+    """The first stage that a head's run stands on; None where its config does not tell."""
+    with contextlib.suppress(InputError):
+        return configs.read_config(path)["settings"].get("stage1_run")
+    return None
+
+
 def main(arguments: Sequence[str]) -> None:
     """The command line.
 
@@ -120,20 +137,24 @@ def main(arguments: Sequence[str]) -> None:
         InputError: an option is not allowed, or names no run.
     """
     parser = Parser(prog="ltr pack", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="of the runs of both stages, as exp; its tuning is packed too")
-    parser.add_argument("--data-root", type=Path, help="images, for runs without predictions")
+    parser.add_argument("folder", type=folder, help="of the runs of both stages, as exp; its tuning is packed too")
+    parser.add_argument("--data-root", type=folder, help="images, for runs without predictions")
     parser.add_argument("--keep", nargs="*", default=[], metavar="RUN", help="whose weights and features stay")
     options = parser.parse_args(arguments)
     found = sorted(path.parent for path in options.folder.glob("**/demo_[12]/*/summary.json"))
     for name in options.keep:
         if name not in {path.name for path in found}:
             raise InputError(f"--keep: must be finished runs in {options.folder}, got {clip(name)}")
-    images, kept = Images(options.data_root), 0
+    if not found:
+        raise InputError(f"folder: must hold finished runs, got {short(options.folder)}")
+    images, stayed, needed = Images(options.data_root), 0, set()
     # Heads first: they need the weights of the networks that they stand on.
     for path in sorted(found, key=lambda path: path.parent.name, reverse=True):
-        stopped = pack(path, images, path.name in options.keep)
-        kept += not stopped
+        stopped = pack(path, images, path.name in {*options.keep, *needed})
         if stopped:
+            needed.add(base_of(path))
+            stayed += 1
             print(f"{path.name} stays as it is: {stopped}", flush=True)
     size = sum(file.stat().st_size for file in options.folder.rglob("*") if file.is_file())
-    print(f"{kept} of {len(found)} runs are ready to be committed; {options.folder} has {size / 2**20:.1f} MiB")
+    ready = f"{len(found) - stayed} of {len(found)} runs are ready to be committed"
+    print(f"{ready}; {options.folder} has {size / 2**20:.1f} MiB")

@@ -19,7 +19,7 @@ import pandas as pd
 from ltr import metrics, recipes, runs
 from ltr.errors import InputError
 from ltr.methods import METHODS
-from ltr.runtime.options import Parser
+from ltr.runtime.options import Parser, file
 from ltr.runtime.storage import read_table, write_text
 from ltr.study import published
 from ltr.study.bench import BALANCE, FEATURES, GRID, STAGE_1
@@ -544,6 +544,7 @@ def tables(path: Path) -> dict[str, str]:
         return {path.stem: question_markdown(table)}
     if "largest / smallest" in table:
         return {path.stem: norms_markdown(table)}
+    table = read_table(path, "results", ("dataset", "method", "mode", "selection", "tta"))
     made = {"table-1": table_1(table), "table-2": table_2(table), "released": table_of_released(table)}
     return made | {"max-norm": max_norm_table(table), path.stem: markdown(table)}
 
@@ -568,15 +569,15 @@ def replaced(path: Path, made: dict[str, str]) -> str:
     return text
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """The command line.
 
     Raises:
         InputError: a file is absent, or the README has no place for its table.
     """
     parser = Parser(prog="ltr report", description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="+", help="a results.csv or a benchmarks.csv")
-    parser.add_argument("--readme", type=Path, help="a file whose tables are written anew")
+    parser.add_argument("results", type=file, nargs="+", help="a results.csv or a benchmarks.csv")
+    parser.add_argument("--readme", type=file, help="a file whose tables are written anew")
     options = parser.parse_args(arguments)
     made = {name: text for path in options.results for name, text in tables(path).items()}
     if options.readme is None:

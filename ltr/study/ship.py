@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed, or there is no such first stage.
     """
-    settings = SecondStage.parse(arguments)
+    settings = SecondStage.of_command(arguments)
     if settings.base != "trained":
         raise InputError(f"--base: must be trained, whose features are to ship, got {settings.base}")
     data = datasets.load(**settings.data)

@@ -100,17 +100,14 @@ def main(arguments: Sequence[str]) -> None:
         InputError: an option is not allowed.
     """
     parser = Parser(prog="ltr sweep", description=__doc__.splitlines()[0], epilog="All else: see the first script.")
-    parser.add_argument("--seeds", nargs="+", default=["0"], help="of weights, order, crops and flips")
-    parser.add_argument("--weight-decays", nargs="+", default=["0", "0.005"], help="0 is the naive model")
-    parser.add_argument("--at-once", default=None, help="runs side by side (default: by backbone on CUDA, 1 on a CPU)")
+    parser.add_argument("--seeds", nargs="+", type=whole, help="of weights, order, crops and flips (default: --seed)")
+    parser.add_argument("--weight-decays", nargs="+", type=real, default=[0, 0.005], help="0 is the naive model")
+    parser.add_argument("--at-once", type=whole, help="runs side by side (default: by backbone on CUDA, 1 on a CPU)")
     options, rest = parser.parse_known_args(arguments)
-    settings = FirstStage.parse(rest)
-    try:
-        seeds, decays = [whole(text) for text in options.seeds], [real(text) for text in options.weight_decays]
-        usual = AT_ONCE.get(settings.backbone, 1) if settings.device.startswith("cuda") else 1
-        at_once = whole(options.at_once or str(usual))
-    except ValueError as error:
-        raise InputError(f"--seeds, --weight-decays, --at-once: must be numbers, got {error.args[0]}") from error
+    settings = FirstStage.of_command(rest)
+    seeds, decays = (list(dict.fromkeys(each)) for each in (options.seeds or [settings.seed], options.weight_decays))
+    usual = AT_ONCE.get(settings.backbone, 1) if settings.device.startswith("cuda") else 1
+    at_once = usual if options.at_once is None else options.at_once
     if min(seeds) < 0 or min(decays) < 0 or at_once < 1:
         raise InputError("--seeds, --weight-decays: must be at least 0, and --at-once at least 1")
     if settings.hold_out:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from torch import nn
 from tqdm import tqdm
 
@@ -26,7 +25,7 @@ from ltr.balance import fit_temperature
 from ltr.errors import InputError, TrainingError
 from ltr.methods import METHODS, Method
 from ltr.runtime.options import short
-from ltr.runtime.storage import read_table, table_text, write_text
+from ltr.runtime.storage import update_table
 from ltr.second_stage import Features
 from ltr.settings import SecondStage
 from ltr.stack import Grid
@@ -130,7 +129,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed, or the first stage saw the images that would choose.
     """
-    settings = SecondStage.parse(arguments)
+    settings = SecondStage.of_command(arguments)
     if not settings.hold_out:
         raise InputError("--stage1: must be a run that was trained with --hold-out, got one that saw all images")
     data = datasets.load(**settings.data).for_tuning()
@@ -140,11 +139,6 @@ def main(arguments: Sequence[str]) -> None:
     for row in chosen(rows):
         found.append({"tuning_run": rows.base.path.name, **row})
         print(f"{row['method']}: {row['all']:.2f} % on the held-out images", flush=True)
-    path = settings.out / VALUES
-    with FileLock(f"{path}.lock"):
-        table = pd.DataFrame(found)
-        if path.exists():
-            old = read_table(path)
-            table = pd.concat([old[old.tuning_run != rows.base.path.name], table], ignore_index=True)
-        write_text(path, table_text(table))
+    path, key = settings.out / VALUES, "tuning_run"
+    update_table(path, pd.DataFrame(found), lambda old, new: old[key].isin(new[key]), [key])
     print(short(f"all values: {path}"))

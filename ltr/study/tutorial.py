@@ -55,8 +55,8 @@ def main(arguments: Sequence[str]) -> None:
     from nbconvert import HTMLExporter
 
     parser = Parser(prog="ltr tutorial", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default=str(ROOT / "build" / "tutorial"), help="the folder of the pages")
-    out, chapters = folder(parser.parse_args(arguments).out), []
+    parser.add_argument("--out", type=folder, default=ROOT / "build" / "tutorial", help="the folder of the pages")
+    out, chapters = parser.parse_args(arguments).out, []
     for name in CHAPTERS:
         path = ROOT / "notebooks" / f"{name}.ipynb"
         if not path.exists():
