@@ -91,6 +91,7 @@ scripts: .venv/.installed
 tables: .venv/.installed
 	$(BIN)/python -m ltr report $(TABLES) --readme exp/README.md
 	$(BIN)/python -m ltr headline exp/results.csv exp/comparison.csv --readme README.md
+	$(BIN)/python -m ltr headline exp/results.csv exp/comparison.csv --readme exp/README.md
 
 clean:
 	rm -rf build .venv

@@ -1,4 +1,4 @@
-"""The README's five rows."""
+"""The README's five rows, and the sentences of exp/README.md."""
 
 import pandas as pd
 import pytest
@@ -11,11 +11,31 @@ from ltr.study import headline
 FILES = ROOT / "exp" / "results.csv", ROOT / "exp" / "comparison.csv"
 
 
-def test_the_readme_has_the_rows_of_the_files(tmp_path):
+@pytest.mark.parametrize("name", ["README.md", "exp/README.md"])
+def test_the_readmes_have_what_the_files_say(tmp_path, name):
     readme = tmp_path / "README.md"
-    readme.write_text((ROOT / "README.md").read_text("utf-8"), "utf-8")
+    readme.write_text((ROOT / name).read_text("utf-8"), "utf-8")
     headline.main([*map(str, FILES), "--readme", str(readme)])
-    assert readme.read_text("utf-8") == (ROOT / "README.md").read_text("utf-8"), "run `make tables`"
+    assert readme.read_text("utf-8") == (ROOT / name).read_text("utf-8"), "run `make tables`"
+
+
+def test_a_file_without_a_place_is_refused(tmp_path):
+    (tmp_path / "page.md").write_text("nothing", "utf-8")
+    with pytest.raises(InputError, match="has no <!-- headline -->"):
+        headline.main([*map(str, FILES), "--readme", str(tmp_path / "page.md")])
+
+
+def test_sentences_follow_the_rows():
+    results = read_table(FILES[0])
+    best = (results.method == headline.BEST) & (results["mode"] == "paper")
+    before, after = (headline.findings(each) for each in (results, results.assign(few=results.few + best)))
+    few = results.few[best & (results.selection == "last") & (results.tta == "none")].iloc[0]
+    assert f"to {few:.2f} % ({headline.BEST}, tuned)" in before
+    assert f"to {few + 1:.2f} % ({headline.BEST}, tuned)" in after
+    assert len(before.splitlines()) == 7
+    tuned_alone = headline.findings(results[~results["mode"].isin(["published", "released"])])
+    assert len(tuned_alone.splitlines()) == 5
+    assert "nan" not in before + after + tuned_alone
 
 
 def test_a_row_is_the_mean_of_its_seeds():

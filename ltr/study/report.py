@@ -10,6 +10,7 @@ every number there is one of the file.
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,7 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
         return [[text, *(table_1_cell(rows, row, mode) for row in published.TABLE_1)] for mode, text in heads.items()]
 
     best = [metrics.percent(values[-1]) for values in published.TABLE_1.values()]
-    theirs = [["model", *published.TABLE_1], ["paper (ResNet-34, best epoch on the test set)", *best]]
+    theirs = [["model", *published.TABLE_1], ["paper (ResNet-34, values tuned on the test set)", *best]]
     return beside_theirs(theirs, measured(results, factor), modes)
 
 
@@ -435,6 +436,7 @@ def comparison_part(rows: pd.DataFrame) -> str:
     shown = shown[~silent].copy()
     for name in COMPARED:
         shown[name] = shown[name].map(metrics.percent)
+    shown["published"] = rows.published[~silent].map(partial(or_dash, form=".1f"))  # as most of the sources have it
     words = [
         f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs:g} "
         f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}**",
@@ -443,7 +445,14 @@ def comparison_part(rows: pd.DataFrame) -> str:
         *(f"tuned on {images}" for images in rows.tuned_on.dropna().head(1)),
     ]
     note = f"\nNot measured; `python -m ltr sweep` trains the network: {', '.join(absent)}.\n" if absent else ""
-    return f"{' · '.join(words)}\n\n{in_markdown(shown)}{note}"
+    known = rows.dropna(subset=["all", "few", "ECE"])
+    said = ""
+    if len(known):
+        near, few, sure = int((known["all"] > known["all"].max() - 1).sum()), known.few.idxmax(), known.ECE.idxmin()
+        said = f"\n{near} of {len(known)} lie within a point of the best; few-shot accuracy is highest with "
+        said += f"{known.method[few]} ({known.few[few]:.2f} %), the calibration error smallest with "
+        said += f"{known.method[sure]} ({known.ECE[sure]:.2f} %).\n"
+    return f"{' · '.join(words)}\n\n{in_markdown(shown)}{said}{note}"
 
 
 def comparison_markdown(table: pd.DataFrame) -> str:
