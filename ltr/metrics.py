@@ -180,10 +180,11 @@ class Predictions:
         """
         seen = np.bincount(self.labels, minlength=len(self.marginal)) > 0
         shifts = [("forward", ratio) for ratio in sorted(ratios, reverse=True)]
-        result = {}
-        for name, ratio in [*shifts, *(("backward", ratio) for ratio in sorted(ratios))]:
+        shifts += [("backward", ratio) for ratio in sorted(ratios)]
+        by_class, result = self.by_class[seen], {}
+        for name, ratio in shifts:
             weights = shifted_priors(counts, ratio, name == "backward")[seen]
-            result[f"{name} {ratio:g}"] = float(weights @ self.by_class[seen] / weights.sum())
+            result[f"{name} {ratio:g}"] = float(np.average(by_class, weights=weights))
         return result
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,18 +38,11 @@ COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 FIGURES = ("all", *GROUPS, "ece")
 # What a summary holds, as far as the package reads it.
 SUMMARY = {"seconds": (), **{f"{selection}/{tta}": (*FIGURES, "per_class") for selection, tta in VARIANTS}}
-ANEW = "without its folder, the first stage trains this run anew"
+ANEW = "without its folder, this run is trained anew"
 
 
 class NoRun(InputError):
     """There is no finished run as wanted."""
-
-
-class Described(Protocol):
-    """What a run is made of: images, or features of them."""
-
-    def describe(self) -> Mapping[str, Any]:
-        """See `datasets.LongTailed.describe`."""
 
 
 class Run:
@@ -75,7 +68,7 @@ class Run:
 
     def load_or_train(
         self,
-        data: "Described | None",
+        about: Mapping[str, Any] | None,
         train: Callable[[], Outcome],
         device: torch.device | str,
         counts: np.ndarray,
@@ -84,7 +77,7 @@ class Run:
         """The finished run; trained first, or trained on, where it is not finished. Together.
 
         Args:
-            data: what it learns from; None where that is not at hand.
+            about: the images, as `datasets.LongTailed.describe` has them; None where there is nothing to learn from.
             train: gives the outcome, going on from `checkpoint` where there is one.
             counts: [C], training images of each class.
             retrain: repeat a finished run, and start an interrupted one anew.
@@ -93,21 +86,23 @@ class Run:
             InputError: see `begin` and `load`.
         """
         if retrain or not distributed.current().broadcast(self.finished):  # as one process sees it, so that all agree
-            self.begin(data, device, retrain)
+            self.begin(about, device, retrain)
             self.save(train(), counts)
         return self.load()
 
-    def begin(self, data: "Described | None", device: torch.device | str, retrain: bool = False) -> None:
+    def begin(self, about: Mapping[str, Any] | None, device: torch.device | str, retrain: bool = False) -> None:
         """Take the folder, write its config; `retrain` first clears what an earlier run left. Together.
+
+        Arguments as of `load_or_train`.
 
         Raises:
             InputError: the images are not at hand, or another process trains this run.
         """
-        if data is None:
+        if about is None:
             raise InputError(f"--data-root: {self.name} is not finished and the images to train on are not there")
-        distributed.current().on_main(lambda: self.take(data, device, retrain))
+        distributed.current().on_main(lambda: self.take(about, device, retrain))
 
-    def take(self, data: Described, device: torch.device | str, retrain: bool) -> None:
+    def take(self, about: Mapping[str, Any], device: torch.device | str, retrain: bool) -> None:
         """Lock the folder and write its config, see `begin`."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -119,7 +114,7 @@ class Run:
             for path in (self.path / "summary.json", *self.path.glob("*.csv"), *self.path.glob("*.np[yz]")):
                 path.unlink(missing_ok=True)
             remove_checkpoint(self.checkpoint)
-        config = {"settings": self.identity, "data": data.describe(), "environment": environment(device)}
+        config = {"settings": self.identity, "data": about, "environment": environment(device)}
         storage.write_json(self.path / "config.json", config)
 
     def save(self, outcome: Outcome, counts: np.ndarray) -> None:
@@ -163,10 +158,15 @@ class Run:
         if distributed.current().is_main and self.finished:
             with contextlib.suppress(OSError):  # a tree that is only read
                 remove_checkpoint(self.checkpoint)
-        try:
-            return Result.read(self.path)
-        except InputError as error:
-            raise InputError(f"{error}; without its folder, the same command trains this run anew") from error
+        return Result.read(self.path)
+
+
+def read_file(path: Path, read: Callable[[Path], Any]) -> Any:
+    """A file of a run, as `read` reads it; raises InputError where it is not there, or damaged."""
+    try:
+        return read_part(path, read)
+    except InputError as error:
+        raise InputError(f"{error}; {ANEW}") from error
 
 
 def read_norms(path: Path) -> np.ndarray:
@@ -222,10 +222,10 @@ class Result:
         """
         if not (path / "summary.json").exists():
             raise InputError(f"--out: the run {path} is not finished")
-        config = configs.read_config(path)
-        summary = read_part(path / "summary.json", lambda file: storage.read_json(file, SUMMARY))
-        history = read_part(path / "metrics.csv", read_history)
-        return cls(path, config, summary, history, read_part(path / "norms.npy", read_norms))
+        config = read_file(path / "config.json", lambda file: storage.read_json(file, configs.PARTS))
+        summary = read_file(path / "summary.json", lambda file: storage.read_json(file, SUMMARY))
+        history = read_file(path / "metrics.csv", read_history)
+        return cls(path, config, summary, history, read_file(path / "norms.npy", read_norms))
 
     @property
     def label(self) -> str:
@@ -266,8 +266,8 @@ class Result:
         """
         for name in ("predictions.npz", "test_logits.npz"):
             if (self.path / name).exists():
-                return read_part(self.path / name, read_predictions)
-        raise InputError(f"--out: {self.path} has no predictions.npz; without its folder, this run is trained anew")
+                return read_file(self.path / name, read_predictions)
+        raise InputError(f"--out: {self.path} has no predictions.npz; {ANEW}")
 
     def weights(self, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """The state dict.
@@ -277,10 +277,7 @@ class Result:
         """
         if not (self.path / "weights.pt").exists():
             raise InputError(f"--out: {self.path} has no weights.pt; {ANEW}")
-        try:
-            return storage.read_weights(self.path / "weights.pt", device)
-        except InputError as error:
-            raise InputError(f"{error}; {ANEW}") from error
+        return read_file(self.path / "weights.pt", lambda path: storage.read_weights(path, device))
 
     def cached(
         self, name: str, make: Callable[[], pd.DataFrame] | None, settings: Mapping[str, Any] | None = None
@@ -359,18 +356,6 @@ def finished_runs(folder: Path) -> list[Result]:
     return [*configs.read_each(configs.finished_runs(folder), lambda path: Run(path, {}).load()).values()]
 
 
-def load_first(path: Path) -> Result:
-    """A finished first stage, for what starts from it.
-
-    Raises:
-        InputError: it is not finished, or a file of it cannot be read.
-    """
-    try:
-        return Result.read(path)
-    except InputError as error:
-        raise InputError(f"{error}; {ANEW}") from error
-
-
 def find(
     folder: Path, wanted: dict[str, Any], fingerprint: dict[str, str] | None = None, absent: InputError | None = None
 ) -> Result:
@@ -392,7 +377,7 @@ def find(
     found = {run: configs.differences(config, wanted, fingerprint) for run, config in known.items()}
     fitting = [run for run, differs in found.items() if not differs]
     if len(fitting) == 1:
-        return load_first(fitting[0])
+        return Result.read(fitting[0])
     if fitting:
         names, differ = ", ".join(run.name for run in fitting), configs.differing([known[run] for run in fitting])
         raise InputError(f"{cause}--stage1: must say which of {len(fitting)} runs that differ in {differ}: {names}")
@@ -422,7 +407,7 @@ def find_base(
     """
     if name is None:
         return find(folder, wanted, fingerprint, absent)
-    base = load_first(configs.named_run(folder, name))
+    base = Result.read(configs.named_run(folder, name))
     if differs := configs.differences(base.config, wanted, fingerprint):
         key, have, value = differs[0]
         raise InputError(f"--stage1: must be a run with {key} {value}, {name} has {have}")
@@ -446,7 +431,7 @@ def find_naive(folder: Path, base: Result) -> Result | None:
     if len(found) > 1:
         names = ", ".join(run.name for run in found)
         raise InputError(f"--out: must hold one naive run beside {base.path.name}, there are {names}")
-    return load_first(found[0]) if found else None
+    return Result.read(found[0]) if found else None
 
 
 def open_run(folder: Path, label: str, identity: dict[str, Any], fingerprint: dict[str, str]) -> Run:

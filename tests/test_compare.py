@@ -344,7 +344,7 @@ def network(tmp_path):
     images = LabelledImages(np.zeros((246, 2, 2, 3), np.uint8), np.repeat(np.arange(3), counts))
     data = LongTailed("7", list("abc"), images, images.take(np.arange(240, 246)), None, (0.5,) * 3, (0.5,) * 3)
     run = runs.Run(tmp_path / "demo_1" / "mixup", PROTOCOL | {"method": "mixup"})
-    run.begin(data, "cpu")
+    run.begin(data.describe(), "cpu")
     logits = dict.fromkeys(metrics.VARIANTS, rng.normal(size=(12, 3)).astype(np.float32))
     history = pd.DataFrame({"epoch": [1]})
     run.save(training.Outcome(history, rng.random((2, 3)), logits, np.arange(12) % 3, {}, {"seconds": 1.0}), counts)

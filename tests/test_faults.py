@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_work(small):
 def hold(folder: Path, data: LongTailed) -> None:
     """What another process does: train a run, for ever."""
     run = runs.Run(folder, {"method": "WD"})  # its lock goes when it goes
-    run.begin(data, "cpu")
+    run.begin(data.describe(), "cpu")
     (folder / "held").touch()
     time.sleep(120)
 
@@ -190,7 +190,7 @@ def holder(tmp_path, data):
 def test_a_live_lock_refuses_a_second_process_and_harms_nobody(tmp_path, holder, data):
     before = (tmp_path / "run" / "config.json").read_text()
     with pytest.raises(InputError, match=r"^--out: another process is training \S+run$"):
-        runs.Run(tmp_path / "run", {"method": "WD"}).begin(data, "cpu", retrain=True)
+        runs.Run(tmp_path / "run", {"method": "WD"}).begin(data.describe(), "cpu", retrain=True)
     assert holder.is_alive()
     assert (tmp_path / "run" / "config.json").read_text() == before
 
@@ -204,7 +204,7 @@ def test_a_dead_processs_lock_is_taken_over_and_its_litter_removed(tmp_path, hol
     holder.join()
     assert (tmp_path / "run" / ".lock").exists()
     run = runs.Run(tmp_path / "run", {"method": "CB"})
-    run.begin(data, "cpu")
+    run.begin(data.describe(), "cpu")
     assert json.loads((run.path / "config.json").read_text())["settings"] == {"method": "CB"}
     assert not litter.exists()
     run.lock.release(force=True)
@@ -269,7 +269,7 @@ def test_a_run_folder_can_be_moved_and_goes_on(data, tmp_path, stage):
 
 def test_a_finished_run_is_found_where_it_was_moved_to(data, tmp_path):
     run = runs.open_run(tmp_path / "here" / "demo_1", "wd", {"method": "WD"}, data.describe()["fingerprint"])
-    run.begin(data, "cpu")
+    run.begin(data.describe(), "cpu")
     run.save(fit(data, 1, None), COUNTS)
     expected = run.load()
     shutil.move(tmp_path / "here", tmp_path / "there")
@@ -302,8 +302,8 @@ def test_retrain_starts_anew_and_resume_is_the_default(data, tmp_path):
     run = runs.Run(tmp_path / "run", {"method": "WD"})
     run.path.mkdir()
     save_checkpoint(run.checkpoint, {"epoch": 1})
-    run.begin(data, "cpu")
+    run.begin(data.describe(), "cpu")
     assert run.checkpoint.exists()
-    run.begin(data, "cpu", retrain=True)
+    run.begin(data.describe(), "cpu", retrain=True)
     assert not run.checkpoint.exists()
     run.lock.release(force=True)

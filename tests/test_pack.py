@@ -25,7 +25,7 @@ RECIPE = recipes.Recipe(epochs=1, batch_size=4, lr=0.1)
 def finished(folder: Path, data: datasets.LongTailed, name: str, outcome: training.Outcome, **told) -> runs.Result:
     """A run as earlier versions left it: logits in place of predictions."""
     run = runs.open_run(folder, name, SETTINGS | {"method": name} | told, data.describe()["fingerprint"])
-    run.begin(data, "cpu")
+    run.begin(data.describe(), "cpu")
     run.save(outcome, data.class_counts)
     (run.path / "predictions.npz").rename(run.path / "expected.npz")
     logits = outcome.logits["last", "none"].astype(np.float16)

@@ -38,7 +38,7 @@ def outcome() -> training.Outcome:
 def finished(folder, outcome, data, name="wd", **settings) -> runs.Result:
     identity = {"method": "WD", "seed": 0, "backbone": "resnet32", "imbalance_factor": 100.0} | settings
     run = runs.open_run(folder, name, identity, data.describe()["fingerprint"])
-    run.begin(data, "cpu")
+    run.begin(data.describe(), "cpu")
     run.save(outcome, COUNTS)
     return run.load()
 
@@ -93,7 +93,7 @@ def test_a_thousand_classes_keep_their_numbers(tmp_path):
 
 def test_an_empty_group_stays_empty(tmp_path, outcome, data):
     run = runs.Run(tmp_path / "run", {"method": "CB"})
-    run.begin(data, "cpu")
+    run.begin(data.describe(), "cpu")
     run.save(outcome, np.array([300, 200, 50]))  # no few-shot class
     assert np.isnan(run.load().accuracy()["few"])
     assert json.loads((run.path / "summary.json").read_text())["last/none"]["few"] is None
@@ -108,11 +108,11 @@ def test_a_run_is_named_by_settings_and_data(tmp_path):
 
 def test_retraining_forgets_what_was_there(tmp_path, outcome, data):
     run = runs.Run(tmp_path / "run", {"method": "CB"})
-    run.begin(data, "cpu")
+    run.begin(data.describe(), "cpu")
     run.save(outcome, COUNTS)
     run.checkpoint.write_bytes(b"old")
     assert run.finished
-    run.begin(data, "cpu", retrain=True)
+    run.begin(data.describe(), "cpu", retrain=True)
     assert not run.finished
     assert not run.checkpoint.exists()
 
@@ -158,17 +158,17 @@ def test_two_processes_cannot_train_one_run_but_a_dead_one_is_no_hindrance(tmp_p
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(InputError, match=r"^--out: another process is training"):
-            run.begin(data, "cpu")
+            run.begin(data.describe(), "cpu")
         other.kill()
-    run.begin(data, "cpu")
+    run.begin(data.describe(), "cpu")
     run.save(outcome, COUNTS)
 
 
 def test_an_interrupted_cell_can_start_again_in_the_same_process(tmp_path, outcome, data):
     interrupted = runs.Run(tmp_path / "run", {"method": "CB"})
-    interrupted.begin(data, "cpu")  # and never saved
+    interrupted.begin(data.describe(), "cpu")  # and never saved
     again = runs.Run(tmp_path / "run", {"method": "CB"})
-    again.begin(data, "cpu")
+    again.begin(data.describe(), "cpu")
     again.save(outcome, COUNTS)
     assert not interrupted.lock.is_locked
 
@@ -268,7 +268,7 @@ def test_a_damaged_run_hinders_no_other(stages, tmp_path, file, kind):
 def test_of_a_damaged_run_that_is_wanted_the_file_is_named_and_what_helps(stages, tmp_path, outcome, data, file, kind):
     base, naive, _ = stages
     damage(base, file, kind)
-    says = rf"^--out: {base.path}/{file} cannot be read: .+; without its folder, the .+ trains this run anew$"
+    says = rf"^--out: {base.path}/{file} cannot be read: .+; without its folder, this run is trained anew$"
     for find in (lambda: runs.find_base(tmp_path, base.path.name, WANTED), runs.Run(base.path, {}).load):
         with pytest.raises(InputError, match=says) as caught:
             find()

@@ -124,7 +124,7 @@ def train_first_stage(settings: FirstStage) -> runs.Result:
         recipe = settings.recipe(settings.weight_decay)
         return training.fit(network(), images, recipe, None, run.checkpoint, "WD", settings.engine)
 
-    result = run.load_or_train(data, train, settings.device, data.class_counts, settings.retrain)
+    result = run.load_or_train(data.describe(), train, settings.device, data.class_counts, settings.retrain)
     runs.append_results(settings.out / "results.csv", [result])
     print("finished", flush=True)
     return result

@@ -7,7 +7,7 @@ would be needed. What it claims about them is asserted; of any other runs it say
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -99,12 +99,10 @@ class Chapter:
     def first_stage(self, method: str, weight_decay: float) -> runs.Result:
         """Train a network, or go on training it, or load it where it is finished; `method` names it in tables."""
         settings, run = self.settings, self.run(method, weight_decay)
-
-        def train() -> training.Outcome:
-            return train_network(settings, self.data, weight_decay, run, method)
-
+        train = partial(train_network, settings, self.data, weight_decay, run, method)
         counts = self.classes["count"].to_numpy()
-        return run.load_or_train(self.data, train, settings.device, counts, settings.retrain)
+        about = None if self.data is None else self.data.describe()
+        return run.load_or_train(about, train, settings.device, counts, settings.retrain)
 
     def of_images(self, name: str, result: runs.Result, compute: Compute) -> pd.DataFrame | None:
         """A table about a first stage's features, read from its run, else computed; None where that takes images."""

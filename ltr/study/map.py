@@ -91,7 +91,7 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
     Raises:
         InputError: it saw the held-out images, is not finished, or learned from other images.
     """
-    run = runs.load_first(path)
+    run = runs.Result.read(path)
     settings = run.config["settings"]
     if not settings["hold_out"]:
         raise InputError(f"RUN: must be trained with --hold-out, {path.name} saw all images")

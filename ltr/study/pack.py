@@ -40,7 +40,7 @@ def state_of(run: runs.Result) -> dict[str, Tensor]:
     own, base = run.weights(), run.config["settings"].get("stage1_run")
     if base is None:
         return own
-    state = runs.load_first(run.path.parents[1] / "demo_1" / base).weights()
+    state = runs.Result.read(run.path.parents[1] / "demo_1" / base).weights()
     # A classifier's names are its own; last layers keep the network's, and so do statistics that drifted.
     names = {"weight": "classifier.weight", "bias": "classifier.bias"}
     return state | {names.get(name, name.removeprefix("trunk.")): value for name, value in own.items()}

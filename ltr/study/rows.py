@@ -77,7 +77,7 @@ class Sources:
     def features(self) -> dict[str, Features]:
         """The base's features by mode, computed when first needed; none where there are neither images nor features."""
         if self.shipped or (self.data is None and (self.base.path / ship.NAME).exists()):
-            paper = ship.read(self.base.path / ship.NAME, self.base.config["data"], self.settings.device)
+            paper = ship.read(self.base.path / ship.NAME, self.settings.device)
             return {"paper": paper, "published": paper}
         if self.data is None:
             return {}
@@ -158,8 +158,8 @@ class Rows:
         settings = self.settings
         label, identity = settings.run_key(name, mode, first.path.name, **described)
         run = runs.open_run(settings.out / "demo_2", label, identity, self.base.config["data"]["fingerprint"])
-        source = self.sources.features.get("paper") if self.sources.shipped else self.sources.data
-        return run.load_or_train(source, lambda: train(run), settings.device, self.base.class_counts, settings.retrain)
+        about = self.base.config["data"] if self.sources.shipped or self.sources.data is not None else None
+        return run.load_or_train(about, lambda: train(run), settings.device, self.base.class_counts, settings.retrain)
 
     def normalised(
         self, name: str, tau: float, first: runs.Result, taus: Iterable[float] = (), mode: str = ""

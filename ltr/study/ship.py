@@ -6,9 +6,8 @@ writes `features.npz` into the folder of the first stage with weight decay, at m
 script's, and say which first stage. `--base shipped` on the second notebook starts from such a file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,16 +22,6 @@ from ltr.settings import SecondStage
 
 NAME = "features.npz"
 LARGEST = 12 * 10**6  # bytes of a file
-
-
-class ShippedFeatures(Features):
-    """Features read from a file, and what its images were (`describe`)."""
-
-    about: Mapping[str, Any]
-
-    def describe(self) -> Mapping[str, Any]:
-        """What the images were, as `datasets.LongTailed.describe` gives it."""
-        return self.about
 
 
 def half(features: Tensor) -> np.ndarray:
@@ -67,8 +56,8 @@ def write(path: Path, features: Features, epochs: int) -> int:
     return number
 
 
-def read(path: Path, about: Mapping[str, Any], device: torch.device | str = "cpu") -> ShippedFeatures:
-    """Read a file of `write`, to train on a device; `about` is what its images were, see `ShippedFeatures`.
+def read(path: Path, device: torch.device | str = "cpu") -> Features:
+    """Read a file of `write`, to train on a device.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
@@ -82,13 +71,11 @@ def read(path: Path, about: Mapping[str, Any], device: torch.device | str = "cpu
         pairs = zip(tensors["features"].float(), tensors["labels"].long(), strict=True)
         tested = {(0, False): tensors["test"].float(), (0, True): tensors["mirrored"].float()}
         labels, draws = arrays["test_labels"].astype(np.int64), arrays["draws"].tolist()
-        features = ShippedFeatures([Pass(*pair) for pair in pairs], tested, arrays["class_counts"], labels, *draws)
+        return Features([Pass(*pair) for pair in pairs], tested, arrays["class_counts"], labels, *draws)
     except FileNotFoundError as error:
         raise InputError(f"--base: no features ship with {path.parent}; python -m ltr ship makes them") from error
     except Exception as error:  # a damaged file raises whatever its damage leads to
         raise InputError(f"--base: {path} cannot be read ({error})") from error
-    features.about = about
-    return features
 
 
 def main(arguments: Sequence[str]) -> None:

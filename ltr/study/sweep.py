@@ -72,7 +72,7 @@ def train_together(cells: Sequence[Cell], retrain: bool) -> None:
     images, trainers = {}, []
     for cell in cells:
         settings, key = cell.settings, id(cell.data)
-        cell.run.begin(cell.data, settings.device, retrain)
+        cell.run.begin(cell.data.describe(), settings.device, retrain)
         if key not in images:
             images[key] = first_stage.ImageData(cell.data, settings.device, **settings.augmented)
         trainers.append(cell.trainer(images[key]))
