@@ -195,7 +195,7 @@ def write_predictions(run: Path, made: Predictions) -> None:
 
 def read_predictions(path: Path) -> Predictions:
     """Predictions from predictions.npz, or from the logits in float16 that earlier runs have in test_logits.npz."""
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         if "logits" in stored:
             return Predictions.of(stored["logits"], stored["labels"].astype(np.int64))
         classes = (stored[name].astype(np.int64) for name in ("predicted", "labels"))

@@ -63,7 +63,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> Features:
         InputError: there is no such file, or it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         tensors = {
             name: torch.from_numpy(arrays[name]).to(device) for name in ("features", "labels", "test", "mirrored")
