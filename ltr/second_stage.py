@@ -15,6 +15,7 @@ pass in released mode is the exception: each makes it whole, since its drift goe
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from ltr.runtime import distributed
 from ltr.runtime.engine import Engine
 
 MODES = ("released", "paper")
+FEATURES = "features.npz"  # in the folder of a first stage whose features ship
 ORDER = 2**20  # keeps the generators of a new order apart from those of the crops
 
 
@@ -244,6 +246,28 @@ class FrozenFeatures(Features):
                 self.model.load_state_dict(self.up_to(epoch).buffers, strict=False)
             self.tested[key] = self.keep(self.extract_all(self.test, flip))
         return self.tested[key].to(self.train.device)
+
+
+def read_features(path: Path, device: torch.device | str = "cpu") -> Features:
+    """Features that `ltr ship` wrote, to train on a device.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        tensors = {
+            name: torch.from_numpy(arrays[name]).to(device) for name in ("features", "labels", "test", "mirrored")
+        }
+        pairs = zip(tensors["features"].float(), tensors["labels"].long(), strict=True)
+        tested = {(0, False): tensors["test"].float(), (0, True): tensors["mirrored"].float()}
+        labels, draws = arrays["test_labels"].astype(np.int64), arrays["draws"].tolist()
+        return Features([Pass(*pair) for pair in pairs], tested, arrays["class_counts"], labels, *draws)
+    except FileNotFoundError as error:
+        raise InputError(f"--base: no features ship with {path.parent}; python -m ltr ship makes them") from error
+    except Exception as error:  # a damaged file raises whatever its damage leads to
+        raise InputError(f"--base: {path} cannot be read ({error})") from error
 
 
 def evaluate(classifier: nn.Linear, data: Features) -> training.Outcome:

@@ -21,7 +21,9 @@ from ltr.runtime import configs, distributed, engine, process
 from ltr.runtime.options import PACKAGE, ROOT, flag, folder, given_values, option, real, run_name, short, whole
 from ltr.runtime.process import usable_device
 
-BASES = ("trained", "shipped")
+SHIPPED = "shipped"
+BASES = ("trained", SHIPPED)
+CHOSEN = {"lr", "weight_decay", "max_norm", "tau", "naive_tau"}  # what `ltr tune` chooses, unless one is given
 COMMITTED = "committed"  # beside the recipes' presets, one that reads this package's own runs
 OUT = {name: ROOT / "build" / name for name in ("demo", "laptop")} | dict.fromkeys(("paper", COMMITTED), ROOT / "exp")
 # What these leave alone is no part of a run's identity, so that runs from before they could be chosen are found; and a
@@ -354,16 +356,21 @@ class SecondStage(Common):
     tau: float = option(None, "of tau-normalisation", real, low=0, high=10)
     naive_tau: float = option(None, "of tau-normalisation without weight decay in stage 1", real, low=0, high=10)
     tuned_on: str = option(
-        None, "the run of `ltr tune` whose values rows take; auto for the one trained alike", run_name
+        None, "the run of `ltr tune` whose values rows take; auto: the one trained alike; shipped: what ships", run_name
     )
 
     preset_values = staticmethod(recipes.second_stage)
     of_first = {"lr": None, "loss": None}  # its own, whatever the first stage's were
 
     @classmethod
+    def of_shipped(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """As the common one, and the values that ship unless some are given."""
+        return super().of_shipped(given) | ({} if CHOSEN & given.keys() else {"tuned_on": SHIPPED})
+
+    @classmethod
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
         """As the common one; from shipped features or a named run, what the first stage says that they are of."""
-        if given.get("base") == "shipped":
+        if given.get("base") == SHIPPED:
             own = {"out": ROOT / "build" / "shipped"} | cls.of_shipped(given)
             return super().filled(own | given | {"preset": "paper"})
         if "stage1" in given:
@@ -375,7 +382,7 @@ class SecondStage(Common):
     @property
     def first_stages(self) -> Path:
         """The folder of the first stage's runs."""
-        return shipped_stages() if self.base == "shipped" else self.out / "demo_1"
+        return shipped_stages() if self.base == SHIPPED else self.out / "demo_1"
 
     @property
     def base_settings(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import pytest
 import together
 import torch
 
+from ltr import second_stage
 from ltr.errors import InputError
 from ltr.second_stage import Features, Pass
 from ltr.study import ship
@@ -68,7 +69,7 @@ def test_other_draws_are_refused(features):
 
 def test_what_ships_comes_back_in_half_precision(features, tmp_path):
     assert ship.write(tmp_path / "features.npz", features, epochs=10) == 10
-    back = ship.read(tmp_path / "features.npz")
+    back = second_stage.read_features(tmp_path / "features.npz")
     assert len(back) == 12
     assert (back.batch_size, back.seed, back.mode) == (5, 3, "paper")
     for epoch in range(10):
@@ -86,7 +87,7 @@ def test_as_many_passes_ship_as_fit(features, tmp_path, monkeypatch):
     for room, passes in ((test + 3 * a_pass, 3), (test + 3 * a_pass - 1, 2), (test + a_pass, 1)):
         monkeypatch.setattr(ship, "LARGEST", room)
         assert ship.write(tmp_path / "features.npz", features, epochs=10) == passes
-        assert len(ship.read(tmp_path / "features.npz").passes) == passes
+        assert len(second_stage.read_features(tmp_path / "features.npz").passes) == passes
     monkeypatch.setattr(ship, "LARGEST", test + a_pass - 1)
     with pytest.raises(InputError, match=r"^--backbone: "):
         ship.write(tmp_path / "none.npz", features, epochs=10)
@@ -95,7 +96,7 @@ def test_as_many_passes_ship_as_fit(features, tmp_path, monkeypatch):
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"^--base: no features ship with .*python -m ltr ship makes them$"):
-        ship.read(tmp_path / "features.npz")
+        second_stage.read_features(tmp_path / "features.npz")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
@@ -107,5 +108,5 @@ def test_a_damaged_file_is_one_line(features, tmp_path, damage):
     else:
         path.write_bytes(path.read_bytes()[:300] if damage == "cut" else b"")
     with pytest.raises(InputError, match=r"^--base: .* cannot be read") as error:
-        ship.read(path)
+        second_stage.read_features(path)
     assert "\n" not in str(error.value)

@@ -84,9 +84,9 @@ def test_predictions_come_from_weights_and_heavy_files_go(folder, tmp_path, caps
 
 def test_a_run_that_is_kept_keeps_its_weights(folder, tmp_path):
     name = next(folder.glob("demo_1/*")).name
-    (folder / "demo_1" / name / pack.ship.NAME).write_bytes(bytes(200_000))
+    (folder / "demo_1" / name / pack.FEATURES).write_bytes(bytes(200_000))
     files = packed(folder, "--data-root", str(tmp_path / "tree"), "--keep", name)
-    assert files["WD"] == LEFT | {"weights.pt", pack.ship.NAME}
+    assert files["WD"] == LEFT | {"weights.pt", pack.FEATURES}
     assert "weights.pt" not in files["last 2 layers"]
 
 

@@ -228,6 +228,8 @@ def test_shipped_features_bring_their_settings_along(shipping):
     assert chosen.out == shipping / "build" / "shipped"
     assert chosen.first_stages == shipping / "exp" / "demo_1"
     assert SecondStage.parse(["--base", "shipped", "--seed", "4"]).seed == 4
+    assert chosen.tuned_on == "shipped"
+    assert SecondStage.parse(["--base", "shipped", "--tau", "0.5"]).tuned_on is None  # what is given wins
     assert SecondStage.parse(["--preset", "demo"]).first_stages.name == "demo_1"
 
 

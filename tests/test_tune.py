@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 from ltr import datasets, runs
+from ltr import settings as module
 from ltr.errors import InputError, TrainingError
 from ltr.methods import METHODS
 from ltr.runtime.storage import read_table
 from ltr.settings import SecondStage
-from ltr.study import sweep, tune
+from ltr.study import ship, sweep, tune
 from ltr.study.rows import VALUES, open_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_shapes")]
@@ -67,6 +68,22 @@ def test_the_second_stage_takes_them_and_scales_the_radius(tuned):
     assert found.values("CB + WD + MaxNorm", "paper") == values
     _, identity = settings.run_key("CB", "paper", "first", **rows.values("CB", "paper"))
     assert "tuned_on" not in json.dumps(identity)
+
+
+def test_values_ship_with_the_features(tuned, tmp_path, monkeypatch):
+    out, name = tuned
+    words = f"--preset demo --imbalance-factor 40 --stage1-epochs 1 --stage1-weight-decay 0.002 --out {out}".split()
+    ship.main([*words, "--epochs", "1", "--tuned-on", name])
+    (run,) = out.glob("demo_1/*/tuned.csv")
+    monkeypatch.setattr(module, "shipped_stages", lambda: out / "demo_1")
+    asked = ["--base", "shipped", "--backbone", "resnet32", "--out", str(tmp_path)]
+    shipped = open_rows(SecondStage.parse(asked), None)
+    table = read_table(out / "tuning" / VALUES).set_index("method")
+    assert shipped.base.path == run.parent
+    assert shipped.values("CB + WD", "paper")["weight_decay"] == table.weight_decay["CB + WD"]
+    assert shipped.tau("WD + tau-norm", 0.3) == table.tau["WD + tau-norm"]
+    given = open_rows(SecondStage.parse([*asked, "--weight-decay", "0.7"]), None)
+    assert given.values("CB + WD", "paper")["weight_decay"] == 0.7
 
 
 def test_a_run_without_values_is_one_line(tuned):

@@ -26,7 +26,7 @@ from ltr.runtime.options import ROOT, option, short, whole
 from ltr.runtime.storage import table_text, write_text
 from ltr.settings import SecondStage
 from ltr.stack import Grid
-from ltr.study.rows import Sources, open_rows
+from ltr.study.rows import Rows, open_rows
 
 NAME = "maxnorm.csv"
 NORMS = "norms.csv"
@@ -40,14 +40,15 @@ class Question(SecondStage):
     orders: int = option(5, "orders of the training images, in each of which every classifier is trained", whole, low=2)
 
 
-def choices(settings: Question, sources: Sources) -> pd.DataFrame:
+def choices(settings: Question, rows: Rows) -> pd.DataFrame:
     """A row a classifier, see `stack.Grid`: the tuned and the released radius, and none."""
-    released = regularizers.relative_radius(sources.classifier.weight.detach(), recipes.RELEASED_FRACTION)
-    constraints = [(None, "step"), *product((settings.max_norm, released), regularizers.EVERY)]
-    every = product(range(settings.orders), (settings.loss, "ce"), (0.0, settings.weight_decay), constraints)
+    tuned = rows.values("CB + WD + MaxNorm", "paper")
+    released = regularizers.relative_radius(rows.sources.classifier.weight.detach(), recipes.RELEASED_FRACTION)
+    constraints = [(None, "step"), *product((tuned["max_norm"], released), regularizers.EVERY)]
+    every = product(range(settings.orders), (settings.loss, "ce"), (0.0, tuned["weight_decay"]), constraints)
     columns = ["seed", "loss", "weight_decay", "max_norm", "max_norm_every"]
     table = pd.DataFrame([(*shared, *constraint) for *shared, constraint in every], columns=columns)
-    return table.assign(lr=settings.lr).astype({"max_norm": float})
+    return table.assign(lr=tuned["lr"]).astype({"max_norm": float})
 
 
 def temperature_scaled(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
@@ -83,18 +84,18 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=["hits", "likelihood"])
 
 
-def measure(settings: Question, sources: Sources) -> pd.DataFrame:
+def measure(settings: Question, rows: Rows) -> pd.DataFrame:
     """Train all classifiers side by side, test each and compare: a row each."""
-    features = sources.features["paper"]
+    sources, features = rows.sources, rows.sources.features["paper"]
     recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
     orders = {seed: features.reordered(seed) for seed in range(settings.orders)}
-    grid = Grid(sources.classifier, orders, recipe, choices(settings, sources)).fit()
+    grid = Grid(sources.classifier, orders, recipe, choices(settings, rows)).fit()
     settings_of = grid.table()[["loss", "weight_decay", "max_norm", "max_norm_every", "seed", "max_norm_fired"]]
-    rows = []
+    found = []
     for number, chosen in settings_of.iterrows():
         logits = features.test_logits(grid.classifier(number), 0)
-        rows.append({**chosen, **measured(logits, features.test_labels, features.class_counts)})
-    return compared(pd.DataFrame(rows)).assign(stage1_run=sources.base.path.name)
+        found.append({**chosen, **measured(logits, features.test_labels, features.class_counts)})
+    return compared(pd.DataFrame(found)).assign(stage1_run=sources.base.path.name)
 
 
 def evenness(results: Iterable[runs.Result]) -> pd.DataFrame:
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
     print(settings, flush=True)
     settings.out.mkdir(parents=True, exist_ok=True)
     rows = open_rows(settings, None)
-    table = measure(settings, rows.sources)
+    table = measure(settings, rows)
     write_text(settings.out / NAME, table_text(table))
     write_text(settings.out / NORMS, table_text(evenness(filter(None, (rows.base, rows.naive)))))
     print(short(f"{len(table)} classifiers: {settings.out / NAME}; norms: {settings.out / NORMS}"))

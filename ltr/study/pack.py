@@ -22,11 +22,10 @@ from ltr.errors import InputError, clip
 from ltr.metrics import Predictions
 from ltr.runtime import configs
 from ltr.runtime.options import Parser, folder, short
-from ltr.second_stage import FrozenFeatures
-from ltr.study import ship
+from ltr.second_stage import FEATURES, FrozenFeatures
 
 LARGE = 100_000  # bytes
-HEAVY = ("weights.pt", ship.NAME)
+HEAVY = ("weights.pt", FEATURES)
 CUT = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization", "resize")  # of `datasets.load`
 SLACK = 0.005  # points: less than one image of 10,000, more than what adding in another order does
 

@@ -18,11 +18,11 @@ from ltr.methods import METHODS
 from ltr.runtime.configs import read_configs
 from ltr.runtime.engine import Engine
 from ltr.runtime.storage import read_table
-from ltr.second_stage import Features, FrozenFeatures
-from ltr.settings import SecondStage
-from ltr.study import ship
+from ltr.second_stage import FEATURES, Features, FrozenFeatures, read_features
+from ltr.settings import SHIPPED, SecondStage
 
-VALUES = "values.csv"
+VALUES = "values.csv"  # in a folder of tuning runs
+TUNED = "tuned.csv"  # beside features that ship
 AUTO = "auto"  # the tuning run that learned as the first stage did
 MAPS = 2  # last blocks, whose five layers are the most that a row trains
 
@@ -76,8 +76,8 @@ class Sources:
     @cached_property
     def features(self) -> dict[str, Features]:
         """The base's features by mode, computed when first needed; none where there are neither images nor features."""
-        if self.shipped or (self.data is None and (self.base.path / ship.NAME).exists()):
-            paper = ship.read(self.base.path / ship.NAME, self.settings.device)
+        if self.shipped or (self.data is None and (self.base.path / FEATURES).exists()):
+            paper = read_features(self.base.path / FEATURES, self.settings.device)
             return {"paper": paper, "published": paper}
         if self.data is None:
             return {}
@@ -219,15 +219,22 @@ class Rows:
 
     @cached_property
     def tuned(self) -> pd.DataFrame:
-        """Values that `ltr tune` chose, a row each of its own; none unless a tuning run is named, or `auto`.
+        """Values that `ltr tune` chose, a row each of its own: of a named tuning run, or `auto`; or those that ship.
 
         Raises:
             InputError: there are no values of that run, or with `auto` of none or of several that learned as these did.
         """
         settings, path = self.settings, self.settings.out / "tuning" / VALUES
-        if settings.tuned_on is None:
+        shipped = self.base.path / TUNED
+        if settings.tuned_on == SHIPPED and shipped.exists():
+            return read_table(shipped, needs=["method"]).set_index("method")
+        if settings.tuned_on in (None, SHIPPED):
             return pd.DataFrame(index=pd.Index([], name="method"))
-        table = read_table(path, "--tuned-on") if path.exists() else pd.DataFrame(columns=["tuning_run", "method"])
+        table = (
+            read_table(path, "--tuned-on", ["tuning_run", "method"])
+            if path.exists()
+            else pd.DataFrame(columns=["tuning_run", "method"])
+        )
         named = [settings.tuned_on]
         if settings.tuned_on == AUTO:
             firsts = filter(None, (self.base, self.naive))
