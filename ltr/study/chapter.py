@@ -26,6 +26,7 @@ from ltr.study.report import where
 from ltr.study.rows import Rows, open_rows
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]
+CELL = ["lr", "batch", "warm-up"]  # what networks of one weight decay each must share
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
 
 
@@ -244,14 +245,24 @@ def tuning(settings: SecondStage) -> pd.DataFrame:
 
 
 def tuning_runs(settings: FirstStage) -> pd.DataFrame:
-    """First stages trained without the held-out images, a row each: the longest of this network, tested on these.
+    """First stages of several weight decays, trained without the held-out images and tested on these, a row each.
+
+    Those of this network and learning rate, of the map where it has several, else of results.csv; the longest ones.
 
     Returns:
-        columns of results.csv; last epoch, plain, percent.
+        columns stage1_weight_decay, stage1_epochs, many, medium, few, all; last epoch, plain, percent.
     """
-    wanted = {"backbone": settings.backbone, "imbalance_factor": settings.imbalance_factor}
-    wanted |= {"selection": "last", "tta": "none"}
-    return longest(settings.out / "tuning" / "results.csv", runs.COLUMNS, **wanted)
+    folder, columns = settings.out / "tuning", ["stage1_weight_decay", "stage1_epochs", *metrics.GROUPS, "all"]
+    path = folder / "lr_wd.csv"
+    mapped = read_table(path) if path.exists() else pd.DataFrame(columns=["run", *CELL, "classifier", "further"])
+    mapped = where(mapped, **dict(zip(CELL, (settings.lr, settings.batch_size, settings.warm_up), strict=True)))
+    mapped = where(mapped[mapped.further.isna()], classifier="first stage alone")
+    alike = mapped.run.astype(str).str.contains(f"_{settings.backbone}_if{settings.imbalance_factor:g}_", regex=False)
+    mapped = mapped[alike].rename(columns={"weight decay": columns[0], "epochs": columns[1]})
+    if mapped.reindex(columns=columns)[columns[0]].nunique() > 1:
+        return mapped[columns]
+    wanted = {"backbone": settings.backbone, "imbalance_factor": settings.imbalance_factor, "lr": settings.lr}
+    return longest(folder / "results.csv", runs.COLUMNS, **wanted, selection="last", tta="none")[columns]
 
 
 def accuracy_table(results: Mapping[str, runs.Result | None]) -> pd.DataFrame:

@@ -228,13 +228,14 @@ def without_training(case: Evidence, radius: float) -> dict[str, float]:
 def landscape(case: Evidence) -> pd.DataFrame | None:
     """A classifier for each weight decay, radius (NaN for none) and order of the images; None without features."""
     settings, sources = case.rows.settings, case.rows.sources
-    recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
+    lr = case.rows.values("CB + WD + MaxNorm", "paper")["lr"]
+    recipe = settings.recipe(loss=settings.loss, lr=lr)
 
     def every_pair() -> pd.DataFrame:
         radii = [*(sources.mean_norm * np.geomspace(0.15, 1.5, 9)).round(3), np.nan]
         orders = {seed: case.features.reordered(seed) for seed in range(3)}
         asked = pd.DataFrame(product(orders, DECAYS, radii), columns=["seed", "weight_decay", "max_norm"])
-        asked = asked.assign(loss=settings.loss, lr=settings.lr, max_norm_every="step")
+        asked = asked.assign(loss=settings.loss, lr=lr, max_norm_every="step")
         return Grid(sources.classifier, orders, recipe, asked).fit().table()
 
     return case.rows.base.cached("landscape", every_pair if case.features else None, recipe.describe())
