@@ -127,7 +127,7 @@ def class_counts(n_max: int, num_classes: int, imbalance_factor: float, profile:
     elif profile == "step":
         counts = np.where(position < num_classes / 2, n_max, n_max / imbalance_factor)
     else:
-        raise InputError(f"--profile: must be one of {', '.join(PROFILES)}, got {profile}")
+        raise InputError(f"--profile: must be exp or step, which cut, got {profile}")
     # 500 * 0.1 ** 1.0 may come out a hair below 50, and must not lose an image by it
     counts = np.floor(counts + 1e-9).astype(np.int64)
     if counts.min() < 1:

@@ -149,8 +149,8 @@ class LastLayers(nn.Module):
         learning = found[len(found) - layers + 1 :]
         needed = sum(any(layer in learning for layer in layers_of(block)) for block in model.blocks)
         blocks = needed if blocks is None else blocks
-        if blocks < needed:
-            raise ValueError(f"blocks: must be at least {needed} for {layers} layers, got {blocks}")
+        if not needed <= blocks <= len(model.blocks):
+            raise ValueError(f"blocks: must be {needed} to {len(model.blocks)} for {layers} layers, got {blocks}")
         self.trunk = Trunk(model, blocks) if from_images else None
         self.blocks = model.blocks[len(model.blocks) - blocks :].requires_grad_(False)
         self.classifier, self.drifts = model.classifier.requires_grad_(True), drifts

@@ -427,6 +427,8 @@ def class_differences(table: pd.DataFrame, base: str, counts: pd.DataFrame) -> F
 
     Bars are the classes of one model, points where there are several; lines are moving averages.
     """
+    if base not in set(table["model"]):
+        raise ValueError(f"base: must be one of the models, got {base}")
     _, axes = plt.subplots(figsize=(9.0, 3.9))
     base_first = table.sort_values("model", key=lambda names: names != base, kind="stable")
     (before, _), *others = _by_class(base_first, counts)

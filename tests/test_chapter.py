@@ -63,6 +63,14 @@ def test_a_page_may_end_early_without_a_traceback(monkeypatch, capsys, notebook,
         assert capsys.readouterr().out == "nothing to compare\n"
 
 
+def test_one_network_alone_is_shown_and_ends_the_page(capsys):
+    with pytest.raises(SystemExit):
+        chapter.Chapter(FirstStage.parse(["--preset", "committed"])).end_with("WD", 0.005)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].startswith("WD  ")
+    assert shown[-1] == "what this chapter compares needs --naive train"
+
+
 def test_the_protocol_names_both_stages_where_they_are_equally_long():
     first = FirstStage.parse(["--preset", "demo", "--epochs", "2"])
     second = SecondStage.parse(["--preset", "demo", "--stage1-epochs", "2", "--epochs", "2"])

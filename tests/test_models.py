@@ -186,7 +186,7 @@ def test_last_layers_are_in_as_few_blocks_as_hold_them(layers, needed):
     assert len(LastLayers(network, layers).blocks) == needed
     assert len(LastLayers(network, layers, needed + 1).blocks) == needed + 1
     if needed:
-        with pytest.raises(ValueError, match=f"blocks: must be at least {needed}"):
+        with pytest.raises(ValueError, match=f"blocks: must be {needed} to 15"):
             LastLayers(network, layers, needed - 1)
 
 
