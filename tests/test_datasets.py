@@ -153,7 +153,7 @@ def test_as_is_leaves_each_class_an_image():
 
 
 def test_the_profile_must_be_known():
-    assert complaint(split_indices, np.array([0, 1]), ["a", "b"], 1, "long").startswith("--profile: must be exp or step")
+    assert complaint(split_indices, np.array([0, 1]), ["a", "b"], 1, "long").startswith("--profile: must be exp ")
 
 
 # ---- loading
