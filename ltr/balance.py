@@ -57,7 +57,7 @@ BASELINES = {"gain": "the head as it was", "gain over LA": "logit adjustment at 
 SCORES = {"macro": "class-mean accuracy", "micro": "accuracy"}
 LIKELIHOOD = "likelihood"  # chooses the first head where there is none
 SHOWN = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
-METHODS = {"fast": (FIRST, "tau-norm", ADJUSTMENT, "NCM"), "all": tuple(BALANCERS)}
+FAMILIES = {"fast": (FIRST, "tau-norm", ADJUSTMENT, "NCM"), "all": tuple(BALANCERS)}
 STEPS = 500  # of a training at least, where ten epochs have fewer
 STEPS_AN_EPOCH = 200  # about, by larger batches; with small ones, writing the weights would take most of the time
 LARGE = 2e12  # floating-point operations of a grid from which it is thinned
@@ -132,7 +132,7 @@ class Tuned:
         return self.validation if math.isfinite(self.validation) else math.nan
 
 
-def thin(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, score: str) -> Settings:
+def successive_halving(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, score: str) -> Settings:
     """A method's settings, of a large grid those that are best after a single epoch: one in `KEPT`, two at least.
 
     Source: Jamieson and Talwalkar 2016 (successive halving), with a single round.
@@ -169,7 +169,7 @@ def tune(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, s
 
     It starts from the `first` stage's, which is for scaled features.
     """
-    start, settings = time.perf_counter(), thin(method, first, problem, recipe, score)
+    start, settings = time.perf_counter(), successive_halving(method, first, problem, recipe, score)
     scores: list[float] = []
     best, chosen = 0, first
     for i, classifier in enumerate(fit(method, first, problem.train, recipe, settings)):
@@ -383,11 +383,11 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
     Raises:
         InputError: a name is not known, or a named method needs a bias.
     """
-    family = METHODS.get(methods) if isinstance(methods, str) else None
+    family = FAMILIES.get(methods) if isinstance(methods, str) else None
     wanted = family or (tuple(methods) if isinstance(methods, (list, tuple)) else (methods,))
     for name in wanted:
         if not isinstance(name, str) or name not in BALANCERS:
-            hint = nearest(str(name), [*METHODS, *BALANCERS])
+            hint = nearest(str(name), [*FAMILIES, *BALANCERS])
             raise InputError(f"methods: must be fast, all or names of methods, got {clip(name)}{hint}")
     chosen = {name: BALANCERS[name] for name in dict.fromkeys((FIRST, *wanted))}
     if head is None or head.bias is not None:
@@ -397,7 +397,7 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
     return without_bias(chosen)
 
 
-def careful(problem: Problem, tuned: Mapping[str, Tuned], before: float) -> tuple[str, ...]:
+def warnings_for(problem: Problem, tuned: Mapping[str, Tuned], before: float) -> tuple[str, ...]:
     """What a reader of the table should know, a line each; `before` is the class mean of the head as it was."""
     lines, counts = [], problem.validation.class_counts
     if counts.min() < FEW:
@@ -510,7 +510,10 @@ def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, scor
         for column, baseline in baselines.items():
             row[column], row[f"{column} ±"] = paired_gain(baseline, predictions[name], score)
         rows.append(row | {"edge": ", ".join(one.edge), "seconds": one.seconds})
-    best, notes = max(tuned, key=lambda name: tuned[name].validation), careful(problem, tuned, rows[0]["class mean"])
+    best, notes = (
+        max(tuned, key=lambda name: tuned[name].validation),
+        warnings_for(problem, tuned, rows[0]["class mean"]),
+    )
     where, layer = "test" if problem.has_test else "validation", problem.head.layer if problem.head else ""
     told = {"best": best, "score": score, "tested_on": where, "warnings": notes} | about(problem, tuned, recipe)
     return Balanced(pd.DataFrame(rows), best, notes, names, counts, score, where, heads, predictions, told, layer)

@@ -30,7 +30,7 @@ Setting = Mapping[str, Any]
 Settings = Sequence[Setting]
 
 
-class Training(Protocol):
+class TrainSet(Protocol):
     """What a method learns from; `second_stage.Features` in their paper mode."""
 
     class_counts: np.ndarray  # [C]
@@ -42,12 +42,12 @@ class Training(Protocol):
 # --- without learning -----------------------------------------------------------------------------------------
 
 
-def untouched(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def identity(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """The first stage's classifier as it is."""
     return [first for _ in settings]
 
 
-def tau_norm(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def tau_norm(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Divide each class's weights by their norm to the power `tau`; 1 is L2-normalisation.
 
     Source: Kang et al. 2020, section 4; see `regularizers.tau_normalize`.
@@ -55,7 +55,7 @@ def tau_norm(first: nn.Linear, features: Training, recipe: Recipe, settings: Set
     return [linear(tau_normalize(first.weight.detach(), setting["tau"]), first.bias) for setting in settings]
 
 
-def logit_adjustment(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def logit_adjustment(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Post-hoc logit adjustment by `tau`: see `adjust_logits`, which here moves the biases."""
     counts, weight = features.class_counts, first.weight.detach()
     bias = weight.new_zeros(len(weight)) if first.bias is None else first.bias.detach()
@@ -88,7 +88,7 @@ def nearest_mean(means: Tensor, metric: str) -> nn.Linear:
     return linear(2 * means, -means.square().sum(1))
 
 
-def ncm(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def ncm(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Nearest class mean by `metric`, see `nearest_mean`; the means are of one pass of the training images."""
     means = class_means(*features.draw(recipe.batch_size, recipe.seed, 0), len(features.class_counts))
     return [nearest_mean(means, setting["metric"]) for setting in settings]
@@ -118,7 +118,7 @@ def balanced_positions(labels: Tensor, num_classes: int, generator: torch.Genera
 
 
 def train(
-    features: Training,
+    features: TrainSet,
     recipe: Recipe,
     settings: Settings,
     start: Iterable[Tensor],
@@ -161,7 +161,7 @@ def train(
 # --- balancers that learn -------------------------------------------------------------------------------------
 
 
-def crt(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def crt(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Classifier re-training (cRT): a new classifier, cross-entropy, class-balanced sampling.
 
     Source: Kang et al. 2020, section 4.
@@ -172,7 +172,7 @@ def crt(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings
     return train(features, recipe, settings, start, cross_entropy_gradient, balanced=True)
 
 
-def lws(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def lws(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     r"""Learnable weight scaling (LWS): one number a class, by cross-entropy and class-balanced sampling.
 
     .. math:: w_k \leftarrow s_k w_k, \quad s_k = 1 \text{ at first}
@@ -190,7 +190,7 @@ def lws(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings
     return train(features, recipe, settings, [torch.ones_like(bias)], cross_entropy_gradient, scaled, balanced=True)
 
 
-def class_balanced(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def class_balanced(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """The paper's second stage: class-balanced loss (the recipe's), weight decay, MaxNorm after each step.
 
     A setting's `radius` is a multiple of the mean norm of the first stage's rows, so that what one network's
@@ -205,7 +205,7 @@ def class_balanced(first: nn.Linear, features: Training, recipe: Recipe, setting
     return train(features, recipe, settings, first.parameters(), backward, project=project)
 
 
-def retrain_balanced(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def retrain_balanced(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Balanced Softmax on the classifier, see `balanced_softmax`; the paper trains the whole network by it."""
     backward = backward_of("balanced-softmax", features.class_counts, first.weight.device)
     return train(features, recipe, settings, first.parameters(), backward)
@@ -221,7 +221,7 @@ def smoothed_gradient(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tens
     return (logits.softmax(2) - wanted) / len(labels)
 
 
-def over_smooth(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def over_smooth(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """Label over-smoothing (LOS): so much `smoothing` that the true class keeps little more than 1 / C.
 
     As its released code: delta 0.98, every image once an epoch, no weight decay, from the first stage's classifier
@@ -269,7 +269,7 @@ def isotonic_project(weight: Tensor, counts: np.ndarray) -> Tensor:
     return weight * torch.where(norms > 0, wanted / norms, 1.0)[:, None]
 
 
-def isotonic_norms(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def isotonic_norms(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     """The norm constraint of SAMN: no class has a smaller norm than a more common one, after each step.
 
     Our reading. The paper (Self-Adaptive Monotonic Normalization) learns directions and norms apart, the norms
@@ -317,7 +317,7 @@ def multiply_logits(values: Tensor, counts: np.ndarray, gamma: float) -> Tensor:
     return values * (counts.max() / counts) ** gamma
 
 
-def etf(first: nn.Linear, features: Training, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def etf(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
     r"""Fixed simplex ETF M on mapped features, then multiplicative logit adjustment by `gamma`.
 
     .. math:: z = M h, \quad h = A f(x) + a, \qquad \text{loss} = \text{cross-entropy} + \rho \lVert h \rVert^2
@@ -362,7 +362,7 @@ class Balancer:
         settings: what it is tuned over, the simplest first: of equals the first is chosen.
     """
 
-    fit: Callable[[nn.Linear, Training, Recipe, Settings], list[nn.Linear]]
+    fit: Callable[[nn.Linear, TrainSet, Recipe, Settings], list[nn.Linear]]
     settings: Settings
 
 
@@ -375,7 +375,7 @@ LR = (1.0, 10.0, 100.0)  # times the recipe's
 LR_SLOW = (0.05, *LR)  # 0.0005 with the published 0.01, as LOS and SAMN have it
 RADII = (1.5, 1.0, 0.75, 0.5, 0.25)  # the larger, the less is projected
 BALANCERS = {
-    "first stage alone": Balancer(untouched, combinations()),
+    "first stage alone": Balancer(identity, combinations()),
     "L2norm": Balancer(tau_norm, combinations(tau=[1.0])),
     "tau-norm": Balancer(tau_norm, combinations(tau=[i / 10 for i in range(31)])),
     "logit adjustment": Balancer(logit_adjustment, combinations(tau=[i / 10 for i in range(26)])),

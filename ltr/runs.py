@@ -121,7 +121,7 @@ class Run:
         """Write all files of a finished run, the summary last, drop the checkpoint and free the folder."""
         distributed.current().on_main(lambda: self.write(outcome, counts))
 
-    def beside(self, outcome: Outcome, counts: np.ndarray) -> None:
+    def write_averaged(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write the averaged network of a training as a run of its own, `<name>-swa`, before this one is finished."""
         average = self.identity["average"]
         told = {"network": "averaged", "method": f"{self.identity['method']} + {average.upper()}"}
@@ -134,7 +134,7 @@ class Run:
     def write(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write all files, see `save`."""
         if outcome.averaged:
-            self.beside(outcome.averaged, counts)
+            self.write_averaged(outcome.averaged, counts)
         storage.write_text(self.path / "metrics.csv", outcome.history.to_csv(index=False))
         storage.write_whole(self.path / "norms.npy", lambda file: np.save(file, outcome.norms.astype(np.float32)))
         write_predictions(self.path, Predictions.of(outcome.logits["last", "none"], outcome.labels))

@@ -107,7 +107,7 @@ def sgd(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.S
     return optimizer
 
 
-def kept(model: nn.Module) -> dict[str, Tensor]:
+def host_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights, copied to the host."""
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
@@ -319,7 +319,7 @@ class Average:
         norms = np.concatenate([trained.norms[:-1], own[None]])
         extra = {**trained.extra, "best_test_epoch": epochs}  # it is tested once, at the end
         logits = keyed(last=logits, best_test=logits)
-        return replace(trained, norms=norms, logits=logits, weights=kept(network), extra=extra)
+        return replace(trained, norms=norms, logits=logits, weights=host_state(network), extra=extra)
 
 
 @dataclass(eq=False, repr=False)
@@ -409,7 +409,7 @@ class Trainer:
 
     def outcome(self) -> Outcome:
         """What training gives back; the model ends with the last epoch's weights."""
-        weights, history = kept(self.model), pd.DataFrame(self.history)
+        weights, history = host_state(self.model), pd.DataFrame(self.history)
         logits = self.test.all_logits(self.recipe.epochs - 1, weights)
         extra = {"best_test_epoch": self.test.best["epoch"] + 1, "seconds": float(history.seconds.sum())}
         extra |= {"engine": str(self.engine), "prepare_seconds": self.prepare_seconds}

@@ -94,7 +94,7 @@ def complaint(*args, **kwargs) -> str:
 
 def test_balancing_rescues_rare_classes_and_says_what_it_is_worth(result):
     table = result.table.set_index("method")
-    assert list(table.index) == list(module.METHODS["fast"])
+    assert list(table.index) == list(module.FAMILIES["fast"])
     assert table.loc[result.best, "few"] > table.loc[FIRST, "few"] + 20
     assert table.loc[result.best, "validation"] == table.validation.max()
     assert table.loc[FIRST, ["gain", "gain ±"]].tolist() == [0.0, 0.0]
@@ -157,8 +157,8 @@ def test_the_same_table_as_the_comparisons(everything, head, sets):
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 def test_the_scale_of_features_changes_no_conclusion(factor, result, head, sets):
     scaled = {name: (x * factor, y) for name, (x, y) in sets.items()}
-    other = balance((head.weight / factor, head.bias), **scaled, methods=[*module.METHODS["fast"], "CB", "cRT"])
-    own = balance(head, **sets, methods=[*module.METHODS["fast"], "CB", "cRT"])
+    other = balance((head.weight / factor, head.bias), **scaled, methods=[*module.FAMILIES["fast"], "CB", "cRT"])
+    own = balance(head, **sets, methods=[*module.FAMILIES["fast"], "CB", "cRT"])
     assert other.best == own.best
     columns = ["method", "hyper-parameters", "validation", "all", "ECE", "gain"]
     pd.testing.assert_frame_equal(other.table[columns], own.table[columns], check_exact=False, atol=0.2)
@@ -185,7 +185,7 @@ def test_the_score_decides(head, sets):
 @pytest.mark.seconds
 def test_the_caller_and_the_global_random_state_are_left_alone(head, sets, random_state_untouched):
     before = {name: value.clone() for name, value in head.state_dict().items()}, sets["train"][0].clone()
-    balance(None, **sets, methods=[*module.METHODS["fast"], "cRT", "LWS"])
+    balance(None, **sets, methods=[*module.FAMILIES["fast"], "cRT", "LWS"])
     balance(head, **sets)
     assert all(torch.equal(before[0][name], value) for name, value in head.state_dict().items())
     assert torch.equal(before[1], sets["train"][0])
@@ -194,7 +194,7 @@ def test_the_caller_and_the_global_random_state_are_left_alone(head, sets, rando
 def test_progress_is_said(head, sets):
     lines = []
     balance(head, **sets, say=lines.append)
-    assert [line.split(":")[0] for line in lines] == list(module.METHODS["fast"])
+    assert [line.split(":")[0] for line in lines] == list(module.FAMILIES["fast"])
 
 
 # ---- forms of features, labels and heads

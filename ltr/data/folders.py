@@ -11,7 +11,7 @@ from ltr.errors import InputError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # What systems put beside one's own folders, in lower case: macOS into archives, Synology (small copies of the images),
 # Windows, and Linux.
-LITTER = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
+IGNORED = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 
 
 def refuse_folder(error: OSError) -> NoReturn:
@@ -21,7 +21,7 @@ def refuse_folder(error: OSError) -> NoReturn:
 
 def is_litter(name: str) -> bool:
     """Whether a folder is hidden or a system's own, hence neither a class nor a part of one."""
-    return name.startswith(".") or name.lower() in LITTER
+    return name.startswith(".") or name.lower() in IGNORED
 
 
 def image_files(folder: Path) -> list[str]:

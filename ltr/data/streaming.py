@@ -135,7 +135,7 @@ class Decoded(Dataset):
             return self.transform(picture)
 
 
-class Ahead:
+class Prefetcher:
     """The planned batches of an epoch, decoded ahead by the workers, and the one given last.
 
     Args:
@@ -180,7 +180,7 @@ class StreamLoader:
         self.workers = default_workers() if workers is None else workers
         self.mean, self.std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (mean, std))
         self.labels = torch.from_numpy(images.labels)
-        self.ahead: dict[int, tuple[int, Ahead]] = {}  # by seed: the epoch, and its batches
+        self.ahead: dict[int, tuple[int, Prefetcher]] = {}  # by seed: the epoch, and its batches
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -214,7 +214,7 @@ class StreamLoader:
         plan = [cut(chunk, group.shard(len(chunk))).tolist() for chunk in order.split(batch_size)]
         begun = self.ahead.get(seed)
         if begun is None or begun[0] != epoch or list(begun[1].planned) != plan:
-            self.ahead[seed] = epoch, Ahead(plan, self.read((seed, epoch), plan))
+            self.ahead[seed] = epoch, Prefetcher(plan, self.read((seed, epoch), plan))
         return order, torch.tensor([seed, epoch])
 
     def batch(self, drawn: Drawn, positions: Tensor) -> tuple[Tensor, Tensor]:

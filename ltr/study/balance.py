@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ltr import metrics
-from ltr.balance import METHODS, SCORES, Balanced, balance
+from ltr.balance import FAMILIES, SCORES, Balanced, balance
 from ltr.errors import InputError, clip
 from ltr.runtime.options import file, flag, folder, given_values, option, real, short, whole
 from ltr.runtime.process import use_physical_cores
@@ -45,7 +45,7 @@ class Options:
     head: Path = option(None, "file with the state dict of your model or its head", file)
     layer: str = option(None, "name of the linear layer in it, as fc or head.fc")
     score: str = option("macro", "what validation images choose by: the class mean, or all images", choices=(*SCORES,))
-    methods: str = option("fast", "those that take seconds, or all", choices=(*METHODS,))
+    methods: str = option("fast", "those that take seconds, or all", choices=(*FAMILIES,))
     validation_share: float = option(
         None, "without --head: share of each class to validate on", real, above=0, high=0.9
     )

@@ -112,7 +112,7 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
         yield Scored(cell(settings, path.name) | {"classifier": name}, own, groups)
 
 
-def middle(cells: pd.DataFrame) -> str:
+def reference_run(cells: pd.DataFrame) -> str:
     """The run that has most in common with the others: learning rate, weight decay, product, batch, warm-up, length."""
     shared = [sum((cells[name] == row[name]).sum() for name in CELL) for row in cells.to_dict("records")]
     return cells.run.iloc[int(np.argmax(shared))]
@@ -120,13 +120,13 @@ def middle(cells: pd.DataFrame) -> str:
 
 def tabulate(found: Sequence[Scored]) -> pd.DataFrame:
     """A row a network and classifier: settings, accuracies, gains over the middle cell's, by group; in percent."""
-    hub = middle(pd.DataFrame([each.about for each in found if each.about["classifier"] == BEFORE]))
-    against = {each.about["classifier"]: each.hits for each in found if each.about["run"] == hub}
+    reference = reference_run(pd.DataFrame([each.about for each in found if each.about["classifier"] == BEFORE]))
+    against = {each.about["classifier"]: each.hits for each in found if each.about["run"] == reference}
     rows = []
     for each in found:
         gains = each.accuracies(each.hits - against[each.about["classifier"]])
         gains = {f"{name.split()[0]} gain{' ±' * name.endswith('±')}": value for name, value in gains.items()}
-        rows.append({**each.about, **each.accuracies(each.hits), **gains, "against": hub})
+        rows.append({**each.about, **each.accuracies(each.hits), **gains, "against": reference})
     table = pd.DataFrame(rows).sort_values(["batch", "warm-up", "epochs", "lr", "weight decay"], kind="stable")
     return table[[*table.columns.drop(["run", "against"]), "run", "against"]]
 
