@@ -44,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if name not in COMMANDS:
         raise InputError(f"command: must be one of {', '.join(COMMANDS)}, got {name}{nearest(name, list(COMMANDS))}")
+    if {"-h", "--help"} & {*words}:
+        print(f"ltr {name}: {COMMANDS[name]}\n")
+    if arguments is None:
+        sys.argv[0] = f"ltr {name}"  # what its own --help begins with
     import_module(f"ltr.study.{name}").main(words)
 
 

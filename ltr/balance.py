@@ -319,10 +319,12 @@ class Balanced:
         row, what = self.table.set_index("method").loc[self.best], f"points of {SCORES[self.score]}"
         lines = []
         for column, baseline in BASELINES.items():
-            gain, error = row[column], row[f"{column} ±"]
+            gain, error, over = row[column], row[f"{column} ±"], was if column == "gain" else baseline
+            if not math.isfinite(error):
+                lines.append(f"too few images to say what {self.best} gains over {over}")
+                continue
             doubt = "a loss" if gain < -2 * error else "within two standard errors"
             worth = "" if gain > 2 * error else f": not worth it, {doubt}"
-            over = was if column == "gain" else baseline
             lines.append(f"{self.best} gains {gain:+.2f} ± {error:.2f} {what} over {over}{worth}")
         return tuple(lines)
 
@@ -356,7 +358,7 @@ class Balanced:
             StorageError: the disk is full.
         """
         folder = Path(folder)
-        check_writable(folder)
+        check_writable(folder, "folder")
         write_weights(folder / "head.pt", self.state())
         write_text(folder / "table.csv", table_text(self.table))
         write_text(folder / "per_class.csv", table_text(self.per_class))
@@ -409,14 +411,21 @@ def warnings_for(problem: Problem, tuned: Mapping[str, Tuned], before: float) ->
     edges = [f"{name} ({', '.join(one.edge)})" for name, one in tuned.items() if one.edge]
     if edges:
         lines.append(f"chosen at an edge of the grid, beyond which may be better: {'; '.join(edges)}")
+    untested = int((problem.tested.class_counts == 0).sum())
+    if problem.has_test and untested:
+        others = len(counts) - untested
+        lines.append(
+            f"{untested} of {len(counts)} classes have no test images: class mean and gains are of the other {others}"
+        )
     if not problem.has_test:
         lines.append("no test set: figures are of the validation images, which chose, and flatter the methods")
     if problem.repeated:
         lines.append(f"{problem.repeated} test images stand in training or validation too")
-    if problem.head is not None and before < 110 / len(counts):
+    means = tuned["NCM"].validation if "NCM" in tuned else 0.0
+    if problem.head is not None and (before < 110 / len(counts) or means > 2 * tuned[FIRST].validation):
         lines.append(
-            "the head as it was is hardly better than chance: are its rows in the order of the classes, and the "
-            "features those that it had?"
+            "the head as it was is hardly better than chance, or far below class means: are its rows in the order of "
+            "the classes, and the features those that it had?"
         )
     return tuple(lines)
 
@@ -461,6 +470,8 @@ def balance(
         hint = nearest(str(score), list(SCORES))
         raise InputError(f"score: must be one of {', '.join(SCORES)}, got {clip(score)}{hint}")
     given = {"train": train, "validation": validation, "test": test}
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"seed: must be a whole number from 0 to 4294967295, got {clip(seed)}")
     options = {"layer": layer, "classes": classes, "names": names, "validation_share": validation_share, "seed": seed}
     problem = embeddings.read(head, given, options)
     chosen = choose_methods(methods, problem.head)

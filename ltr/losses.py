@@ -33,7 +33,11 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def in_float64(counts: Tensor) -> Tensor:
-    """Class counts [C] in float64, on the CPU: Apple's GPU has no such numbers."""
+    """Class counts [C] in float64, on the CPU: Apple's GPU has no such numbers.
+
+    Of a pandas Series in the order of its index: `value_counts` has them by size.
+    """
+    counts = counts.sort_index().to_numpy(copy=True) if hasattr(counts, "sort_index") else counts
     return torch.as_tensor(counts).cpu().double()
 
 
@@ -247,6 +251,7 @@ def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", be
 
     Raises:
         KeyError: the name is not known; the message gives the nearest.
+        ValueError: a class has no images.
     """
     if name not in LOSSES:
         nearest = difflib.get_close_matches(name.lower(), LOSSES, 1, cutoff=0)[0]
@@ -254,6 +259,8 @@ def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", be
     if name == "ce":
         return cross_entropy
     counts = in_float64(counts)
+    if counts.dim() != 1 or not (counts > 0).all():
+        raise ValueError("counts: must be [C], every class with at least one image")
     if name == "balanced-softmax":
         return partial(balanced_softmax, counts=counts.float().to(device))
     if name in ("smooth", "label-aware"):

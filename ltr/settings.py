@@ -170,7 +170,7 @@ class Common:
     @classmethod
     def of_command(cls: type[S], arguments: Sequence[str], preset: str | None = None) -> S:
         """Settings of a command of `python -m ltr`, see `parse`."""
-        settings = cls.parse(arguments, preset)
+        settings = cls.parse(arguments, preset).for_job(distributed.ALONE)
         process.set_up_libraries(settings.deterministic)
         return settings
 

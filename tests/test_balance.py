@@ -820,3 +820,59 @@ def test_without_a_head_the_verdict_speaks_of_none(sets):
     found = balance(None, sets["train"], sets["validation"])
     assert not any("as it was" in line for line in found.verdict)
     assert "plain cross-entropy" in found.verdict[0]
+
+
+def test_class_numbers_as_text_stand_in_the_order_of_numbers(head, sets, result):
+    text = {name: (x, y.astype(str)) for name, (x, y) in sets.items()}
+    found = balance(head, **text, names=None)
+    assert found.names == tuple(map(str, range(C)))
+    assert found.table["all"].tolist() == result.table["all"].tolist()
+
+
+def test_rows_in_another_order_are_warned_of(head, sets):
+    turned = linear(head.weight.detach().roll(3, 0), head.bias.detach().roll(3, 0))
+    with pytest.warns(UserWarning, match="are its rows in the order of the classes"):
+        balance(turned, **sets)
+
+
+def test_classes_without_test_images_are_warned_of(head, sets):
+    x, y = sets["test"]
+    with pytest.warns(UserWarning, match="^8 of 12 classes have no test images"):
+        balance(head, sets["train"], sets["validation"], (x[y < 4], y[y < 4]))
+
+
+@pytest.mark.parametrize("odd", [{"dual_coef_": 0}, {"classes_": None}])
+def test_an_estimator_without_a_row_a_class_is_refused(head, sets, odd):
+    weight, bias = (values.detach().numpy() for values in (head.weight, head.bias))
+    given = estimator(weight, bias, np.arange(C))
+    for name, value in odd.items():
+        setattr(given, name, value) if value is not None else delattr(given, name)
+    with pytest.raises(InputError, match="^head: must be a linear classifier with a row for each class"):
+        balance(given, **sets)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", 2**32])
+def test_a_seed_that_is_none_is_refused(head, sets, seed):
+    with pytest.raises(InputError, match="^seed: must be a whole number"):
+        balance(head, **sets, seed=seed)
+
+
+def test_a_head_of_another_width_is_named(sets):
+    state = {"fc.weight": torch.zeros(C, 3), "fc.bias": torch.zeros(C), 7: torch.zeros(2)}
+    with pytest.raises(InputError, match=r"^head: must take the \d+ features of train, got 3$"):
+        balance(state, **sets)
+
+
+def test_own_files_are_not_replaced(tmp_path, head, sets, monkeypatch):
+    for name, (x, y) in sets.items():
+        np.savez(tmp_path / f"{name}.npz", features=x, labels=y)
+    torch.save(head.state_dict(), tmp_path / "head.pt")
+    before = (tmp_path / "head.pt").read_bytes()
+    words = [f"--{name}={tmp_path / name}.npz" for name in sets]
+    words += ["--head", str(tmp_path / "head.pt")]
+    with pytest.raises(InputError, match=r"^--out: must be a folder without a head\.pt of another origin"):
+        command.main([*words, "--out", str(tmp_path)])
+    (tmp_path / "chosen.json").write_text("{}")  # as if balanced before
+    with pytest.raises(InputError, match=r"^--out: must be another folder than that of --head"):
+        command.main([*words, "--out", str(tmp_path)])
+    assert (tmp_path / "head.pt").read_bytes() == before

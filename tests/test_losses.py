@@ -3,6 +3,8 @@
 import pickle
 from math import exp, log
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from elsewhere import no_float64
@@ -362,3 +364,17 @@ def test_losses_of_the_first_stage_are_means_over_rows(name):
     loss = losses.build_loss(name, COUNTS)
     halves = loss(logits[:6], labels[:6]) / 2 + loss(logits[6:], labels[6:]) / 2
     torch.testing.assert_close(loss(logits, labels), halves)
+
+
+def test_counts_of_a_series_are_in_the_order_of_its_index():
+    counted = pd.Series(np.repeat([0, 1, 2], [5, 100, 40])).value_counts()
+    assert counted.index.tolist() == [1, 2, 0]
+    expected = losses.class_balanced_weights(torch.tensor([5, 100, 40]))
+    assert torch.equal(losses.class_balanced_weights(counted), expected)
+
+
+@pytest.mark.parametrize("counts", [[3, 0], [3, -1], [3, float("nan")], [[3, 3]]])
+@pytest.mark.parametrize("name", [name for name in losses.LOSSES if name != "ce"])
+def test_counts_that_are_none_are_refused(name, counts):
+    with pytest.raises(ValueError, match="^counts: must be"):
+        losses.build_loss(name, torch.tensor(counts))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ltr import runs
-from ltr.errors import InputError
+from ltr.errors import InputError, TrainingError
 from ltr.runtime import configs
 from ltr.settings import FirstStage, SecondStage
 from ltr.study import sweep
@@ -54,6 +54,16 @@ def test_the_seed_is_the_presets_and_none_is_trained_twice(tmp_path, monkeypatch
     for words in ("", "--seeds 0 0 2 --weight-decays 0.005 5e-3", "--seed 7"):
         sweep.main(["--preset", "demo", "--device", "cpu", "--out", str(tmp_path), *words.split()])
     assert asked == [([1], [0, 0.005]), ([0, 2], [0.005]), ([7], [0, 0.005])]
+
+
+def test_a_run_that_diverges_is_named_and_hinders_no_other(tmp_path, capsys):
+    words = f"--seeds 1 --weight-decays 1e30 0.01 --at-once 2 {OPTIONS} --out {tmp_path}"
+    with pytest.raises(TrainingError, match=r"^training diverged: wd_wd1e\+30_\S+; try a smaller --lr$"):
+        sweep.main(words.split())
+    assert "wd_wd1e+30" in capsys.readouterr().out
+    (run,) = runs.finished_runs(tmp_path / "demo_1")
+    assert run.config["settings"]["stage1_weight_decay"] == 0.01
+    assert (tmp_path / "results.csv").exists()
 
 
 def test_held_out_images_take_the_place_of_the_test_images(tmp_path):

@@ -144,6 +144,8 @@ def order_of_classes(labels: np.ndarray, rows: int | None, classes: Any = None, 
         order = plain_text(as_array(classes, "classes", "names"))
     elif text or (rows is None and names is None):
         order = np.unique(labels)
+        if text and all(label.isdecimal() for label in order.tolist()):
+            order = np.array(sorted(order.tolist(), key=int))  # as the head's rows are, 2 before 10
     else:
         order = np.arange(len(names) if rows is None else rows)
     if order.ndim != 1 or len(np.unique(order)) != len(order):
@@ -166,8 +168,16 @@ def labelled(x: Tensor, labels: np.ndarray, classes: np.ndarray, name: str, like
     rows = np.array([position.get(label, -1) for label in labels.tolist()])
     unknown = np.flatnonzero(rows < 0)
     if len(unknown):
-        got = f"{clip(labels[unknown[0]])} in row {unknown[0]}"
-        raise InputError(f"{name}: labels must be of the {len(classes)} classes of training, got {got}")
+        label, row = labels[unknown[0]], unknown[0]
+        if labels.dtype.kind != classes.dtype.kind:
+            raise InputError(
+                f"{name}: labels must be {'text' if classes.dtype.kind == 'U' else 'integers'}, as in train"
+            )
+        known = f"of the {len(classes)} classes of training"
+        if classes.dtype.kind != "U" and (classes == np.arange(len(classes))).all():
+            known = f"rows of the head, 0 to {len(classes) - 1}"
+        shown = repr(clip(label)) if classes.dtype.kind == "U" else label
+        raise InputError(f"{name}: labels must be {known}, got {shown} in row {row}")
     return Embeddings(x.to(like.device), torch.from_numpy(rows).to(like.device), len(classes))
 
 
@@ -260,7 +270,9 @@ class Head:
             raise InputError(f"head: bias must be [{len(self.weight)}], got {list(self.bias.shape)}")
         for name in ("weight", "bias"):
             values = getattr(self, name)
-            if values is not None and not values.isfinite().all():
+            if values is not None and (values.layout != torch.strided or values.is_meta):
+                raise InputError(f"head: {name} must be a plain tensor, got {values.layout} on {values.device}")
+            if values is not None and not values.float().isfinite().all():
                 raise InputError(f"head: {name} must be finite, got NaN or infinity")
 
 
@@ -269,20 +281,26 @@ def layer_of(state: Mapping[str, Any], layer: str | None, features: int) -> str:
     widths = {
         key.removesuffix("weight").removesuffix("."): value.shape[1]
         for key, value in state.items()
-        if key.split(".")[-1] == "weight" and isinstance(value, Tensor) and value.dim() == 2
+        if isinstance(key, str) and key.split(".")[-1] == "weight" and isinstance(value, Tensor) and value.dim() == 2
     }
     fitting = [name for name, width in widths.items() if width == features]
     if layer is None and len(fitting) == 1:
         return fitting[0]
+    if layer is None and len(widths) == 1:
+        return next(iter(widths))  # of another width, as is said then
     if layer is None or layer not in widths:
         known = ", ".join(name or "weight" for name in (fitting or list(widths))[-5:]) or "none here"
-        raise InputError(f"layer: must name a linear layer of the head's file ({known}), got {clip(layer)}")
+        raise InputError(f"layer: must name a linear layer of the head ({known}), got {clip(layer or '')}")
     return layer
 
 
 def parts_of(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
     """Weight and bias of a fitted linear estimator of scikit-learn's kind, whose decision values are its logits."""
-    weight, bias = np.array(estimator.coef_, ndmin=2), np.asarray(estimator.intercept_)
+    if hasattr(estimator, "dual_coef_") or not hasattr(estimator, "classes_"):
+        got = clip(type(estimator).__name__)
+        raise InputError(f"head: must be a linear classifier with a row for each class, got {got}")
+    coefficients = estimator.coef_.toarray() if hasattr(estimator.coef_, "toarray") else estimator.coef_
+    weight, bias = np.array(coefficients, ndmin=2), np.asarray(estimator.intercept_)
     if len(weight) == 1:
         raise InputError("head: coef_ must have a row for each class, got one row, as of two classes")
     return weight, np.broadcast_to(bias, len(weight)).astype(weight.dtype)
@@ -440,6 +458,8 @@ def output_layer(model: nn.Module, names: Iterable[str], images: Tensor) -> tupl
     for name, (inputs, output) in reversed(seen.items()):
         if isinstance(logits, Tensor) and output.dim() == 2 and torch.equal(output, logits):
             return name, inputs
+    if isinstance(logits, Tensor) and not logits.isfinite().all():
+        raise InputError("model: must give finite outputs, got NaN or infinity for a batch")
     what = f"got {clip(type(model).__name__)} without one"
     raise InputError(f"model: must end in a linear layer that makes its output [B, C], {what}")
 
@@ -460,8 +480,10 @@ def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]
     Raises:
         InputError: no linear layer makes the output, or the loader gives something else.
     """
-    device = next(model.parameters()).device
     names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    if not names:
+        raise InputError(f"model: must end in a linear layer, got {clip(type(model).__name__)} without one")
+    device = next(model.parameters()).device
     found: list[Tensor] = []
     labels: list[Any] = []
     training = [part for part in model.modules() if part.training]

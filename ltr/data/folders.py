@@ -8,7 +8,9 @@ from typing import NoReturn
 from ltr.data.images import SPLITS, Listing, Parts, check_root, read_pair
 from ltr.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".avif", ".ppm", ".pgm", ".bmp", ".tif", ".tiff"),
+)
 # What systems put beside one's own folders, in lower case: macOS into archives, Synology (small copies of the images),
 # Windows, and Linux.
 IGNORED = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")

@@ -50,12 +50,21 @@ def usable_device(name: str) -> str:
 
 def check_writable(path: Path, option: str = "--out") -> None:
     """Try to write below a folder; raises InputError where it cannot be made or written to."""
+    made = [each for each in (path, *path.parents) if not os.path.exists(each)]
     try:
         path.mkdir(parents=True, exist_ok=True)
+        atexit.register(remove_empty, made)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise InputError(f"{option}: must be a folder that can be written to, got {path} ({error.strerror})") from error
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of some folders in which nothing was written, inner ones first."""
+    for path in folders:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def check_folder(path: Path) -> None:

@@ -32,6 +32,7 @@ from ltr.runtime.storage import write_text
 from ltr.study import balance_report
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which checkpoints keep the weights
+WRITTEN = ("head.pt", "table.csv", "per_class.csv", "chosen.json", "report.html")
 DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -70,7 +71,9 @@ def read_npz(path: Path, name: str) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except DAMAGED as error:
-        reason = getattr(error, "strerror", None) or "damaged, or with pickled objects"
+        reason = (
+            getattr(error, "strerror", None) or "damaged, or with pickled objects: np.asarray(labels, str) has none"
+        )
         raise InputError(f"{what} {clip(path.name)} ({reason})") from error
     if lacking := {"features", "labels"} - arrays.keys():
         raise InputError(f"{what} {clip(path.name)} without {' and '.join(sorted(lacking))}")
@@ -110,12 +113,27 @@ def read_inputs(options: Options) -> dict[str, Any]:
     return {"head": state, **given, "names": arrays["train"].get("names")}
 
 
-def run(options: Options) -> Balanced:
-    """Balance what the options name; an error's message begins with the option."""
-    inputs, out = read_inputs(options), options.out
+def check_out(options: Options) -> None:
+    """The folder must be one that can be written to, without a file of the caller's own that would be replaced."""
+    out, shown = options.out, clip(short(options.out, Path.cwd()))
     place = next(each for each in (out, *out.parents) if each.exists())  # nothing is written yet
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"--out: must be a folder that can be written to, got {clip(short(out, Path.cwd()))}")
+        raise InputError(f"--out: must be a folder that can be written to, got {shown}")
+    there = [name for name in WRITTEN if (out / name).exists()]
+    if there and "chosen.json" not in there:
+        raise InputError(f"--out: must be a folder without a {there[0]} of another origin, got {shown}")
+    for name in ("train", "validation", "test", "head"):
+        path = getattr(options, name)
+        if path is not None and path.resolve() in {(out / each).resolve() for each in WRITTEN}:
+            raise InputError(
+                f"--out: must be another folder than that of {flag(name)}, which {path.name} would replace"
+            )
+
+
+def run(options: Options) -> Balanced:
+    """Balance what the options name; an error's message begins with the option."""
+    inputs = read_inputs(options)
+    check_out(options)
     told = {name: getattr(options, name) for name in ("layer", "score", "methods", "validation_share", "seed")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are printed, in lines of their own
@@ -142,12 +160,12 @@ def main(arguments: Sequence[str]) -> None:
     options = Options(**given_values(Options, arguments))
     use_physical_cores()
     result = run(options)
-    result.save(options.out)
-    write_text(options.out / "report.html", balance_report.html(result))
     table = result.table.drop(columns=["hyper-parameters", "seconds", "edge"])  # which are said already
     for name in table.select_dtypes("number"):
         table[name] = table[name].map(metrics.percent)
     tested = f"tested on the {result.tested_on} images; best on validation: {result.best}"
     lines = (*result.verdict, *(f"warning: {line}" for line in result.warnings))
-    print("", table.to_string(index=False), "", tested, *lines, sep="\n")
-    print(f"{short(options.out, Path.cwd())}: head.pt, table.csv, per_class.csv, chosen.json, report.html")
+    print("", table.to_string(index=False), "", tested, *lines, sep="\n", flush=True)  # before a disk may be full
+    result.save(options.out)
+    write_text(options.out / "report.html", balance_report.html(result))
+    print(f"{short(options.out, Path.cwd())}: {', '.join(WRITTEN)}")

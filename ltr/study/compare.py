@@ -331,9 +331,9 @@ def main(arguments: Sequence[str]) -> None:
     settings = Comparison.of_command(arguments)
     for word in TUNED & {word.split("=")[0] for word in arguments}:
         raise InputError(f"{word}: must not be given, as the held-out images choose it")
-    check_writable(settings.out)
     print(settings, f"engine: {settings.engine}", sep="\n", flush=True)
     stages = first_stages(settings)
+    check_writable(settings.out)
     recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
     start = time.perf_counter()
     for features in (stages.held_out, stages.final):

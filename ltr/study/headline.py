@@ -172,7 +172,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--readme", type=file, help="a file whose rows are written anew")
     options = parser.parse_args(arguments)
     for path in filter(None, (options.results, options.comparison)):
-        if not path.exists():
+        if not path.is_file():
             raise InputError(f"results: there is no file {path}")
     needs, comparison = [*PLACE, "method", "all"], None
     if options.comparison is not None:
@@ -183,6 +183,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.readme is None:
         print(table.set_index("model").to_string())
         return
+    if not options.readme.is_file():
+        raise InputError(f"--readme: there is no file {options.readme}")
     made = {"headline": in_markdown(table), "findings": findings(results, options.stage1_epochs)}
     there = [name for name in made if block(name).search(options.readme.read_text("utf-8"))] or list(made)
     write_text(options.readme, replaced(options.readme, {name: made[name] for name in there}))

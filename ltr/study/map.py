@@ -93,8 +93,8 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
     """
     run = runs.Result.read(path)
     settings = run.config["settings"]
-    if not settings["hold_out"]:
-        raise InputError(f"RUN: must be trained with --hold-out, {path.name} saw all images")
+    if settings["hold_out"] < 2:
+        raise InputError(f"RUN: must be trained with --hold-out 2 or more, {path.name} has {settings['hold_out']}")
     data = tested_images(settings, root)
     if data.describe()["fingerprint"] != run.config["data"]["fingerprint"]:
         raise InputError(f"--data-root: must hold the images of {path.name}, got others")

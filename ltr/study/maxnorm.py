@@ -23,6 +23,7 @@ from ltr import metrics, recipes, regularizers, runs
 from ltr.balance import fit_temperature
 from ltr.metrics import Predictions
 from ltr.runtime.options import ROOT, option, short, whole
+from ltr.runtime.process import check_writable
 from ltr.runtime.storage import table_text, write_text
 from ltr.settings import SecondStage
 from ltr.stack import Grid
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str]) -> None:
     own = [] if any(word.split("=")[0] == "--out" for word in arguments) else ["--out", str(ROOT / "exp")]
     settings = Question.of_command(["--base", "shipped", *own, *arguments])
     print(settings, flush=True)
-    settings.out.mkdir(parents=True, exist_ok=True)
+    check_writable(settings.out)
     rows = open_rows(settings, None)
     table = measure(settings, rows)
     write_text(settings.out / NAME, table_text(table))

@@ -542,7 +542,7 @@ def tables(path: Path) -> dict[str, str]:
     Raises:
         InputError: there is no such file, or it is no table.
     """
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"results: there is no file {path}")
     table = read_table(path, "results")
     if "ours_s" in table:
@@ -569,6 +569,8 @@ def replaced(path: Path, made: dict[str, str]) -> str:
     Raises:
         InputError: it has no place for one.
     """
+    if not path.is_file():
+        raise InputError(f"--readme: there is no file {path}")
     text = path.read_text("utf-8")
     for name, table in made.items():
         place = block(name).search(text)

@@ -25,7 +25,9 @@ LARGEST = 12 * 10**6  # bytes of a file
 
 
 def half(features: Tensor) -> np.ndarray:
-    """Features as float16 on the CPU."""
+    """Features as float16 on the CPU; raises InputError where they are too large for it."""
+    if float(features.abs().max()) > np.finfo(np.float16).max:
+        raise InputError("--stage1: must be a network whose features fit half precision, got larger ones")
     return features.cpu().numpy().astype(np.float16)
 
 

@@ -9,6 +9,7 @@ them finished. With `--hold-out` the held-out images take the place of the test 
 """
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -16,14 +17,14 @@ import pandas as pd
 import torch
 
 from ltr import datasets, first_stage, models, runs, training
-from ltr.errors import InputError
+from ltr.errors import InputError, TrainingError
 from ltr.runtime.options import Parser, real, whole
 from ltr.settings import FirstStage
 
 AT_ONCE = {"resnet32": 8, "resnet32-wide": 4, "resnet34": 2}  # on CUDA; a CPU gains nothing by sharing its cores
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
     """One run of the grid, and the images it learns from."""
 
@@ -58,13 +59,24 @@ def grid(settings: FirstStage, seeds: Sequence[int], weight_decays: Sequence[flo
     return cells
 
 
-def train(cells: Sequence[Cell], at_once: int) -> Iterator[runs.Result]:
-    """Train what is not finished, some side by side, and give all runs in their order."""
+def train(cells: Sequence[Cell], at_once: int) -> Iterator[Cell]:
+    """Train what is not finished, some side by side; give the cells whose training diverged.
+
+    Of a group of which one diverges each is trained alone.
+    """
     retrain = cells[0].settings.retrain
     waiting = [cell for cell in cells if retrain or not cell.run.finished]
-    for start in range(0, len(waiting), at_once):
-        train_together(waiting[start : start + at_once], retrain)
-    return (cell.run.load() for cell in cells)
+    groups = deque(waiting[start : start + at_once] for start in range(0, len(waiting), at_once))
+    while groups:
+        group = groups.popleft()
+        try:
+            train_together(group, retrain)
+        except TrainingError as error:
+            if len(group) == 1:
+                print(f"{group[0].run.name}: {error}", flush=True)
+                yield group[0]
+            else:
+                groups.extend([cell] for cell in group)
 
 
 def train_together(cells: Sequence[Cell], retrain: bool) -> None:
@@ -108,11 +120,17 @@ def main(arguments: Sequence[str]) -> None:
     seeds, decays = (list(dict.fromkeys(each)) for each in (options.seeds or [settings.seed], options.weight_decays))
     usual = AT_ONCE.get(settings.backbone, 1) if settings.device.startswith("cuda") else 1
     at_once = usual if options.at_once is None else options.at_once
-    if min(seeds) < 0 or min(decays) < 0 or at_once < 1:
-        raise InputError("--seeds, --weight-decays: must be at least 0, and --at-once at least 1")
+    if min(seeds) < 0 or max(seeds) >= 2**32:
+        raise InputError("--seeds: must be from 0 to 4294967295")
+    if min(decays) < 0 or at_once < 1:
+        raise InputError("--weight-decays: must be at least 0, and --at-once at least 1")
     if settings.hold_out:
         settings = dataclasses.replace(settings, out=settings.out / "tuning")
     print(settings, f"engine: {settings.engine}", sep="\n", flush=True)
-    results = list(train(grid(settings, seeds, decays), at_once))
-    print(summary(results).to_string())
-    runs.append_results(settings.out / "results.csv", results)
+    cells = grid(settings, seeds, decays)
+    diverged = list(train(cells, at_once))
+    if results := [cell.run.load() for cell in cells if cell not in diverged]:
+        print(summary(results).to_string())
+        runs.append_results(settings.out / "results.csv", results)
+    if diverged:
+        raise TrainingError(f"training diverged: {', '.join(cell.run.name for cell in diverged)}; try a smaller --lr")

@@ -15,6 +15,7 @@ from typing import Any
 
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT, Parser, folder, short
+from ltr.runtime.process import check_writable
 from ltr.runtime.storage import write_text
 
 TITLE = "Long-tailed recognition by weight balancing"
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
         path = ROOT / "notebooks" / f"{name}.ipynb"
         if not path.exists():
             raise InputError(f"tutorial: must be run in a clone of the repository, there is no {path}")
-        out.mkdir(parents=True, exist_ok=True)
+        check_writable(out)
         notebook = nbformat.read(path, 4)
         write_text(out / f"{name}.html", page(HTMLExporter(), notebook, Path(os.path.relpath(ROOT, out)).as_posix()))
         chapters.append(entry(name, notebook))
