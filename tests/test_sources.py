@@ -396,3 +396,12 @@ def test_synthetic_images_all_differ():
         for split in ("train", "test")
     ]
     assert len({image.tobytes() for image in np.concatenate(drawn)}) == 20 * 2 * 2 * 5
+
+
+def test_files_that_are_no_images_by_their_names_are_warned_of(tmp_path, images):
+    root = write_tree(tmp_path / "tree", images)
+    classes = sorted(path for path in (root / "train").iterdir())
+    (classes[0] / "notes.txt").write_text("mine")
+    (classes[1] / "photo.heic").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"train: 2 files are left out, no images by their names \(\.heic, \.txt\)$"):
+        read_folder(root)
