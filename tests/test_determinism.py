@@ -10,7 +10,7 @@ import forked
 import pytest
 import torch
 
-RUNS = 2 + 6  # networks and classifiers
+RUNS = 2 + 7  # networks and classifiers
 OPTIONS = ["--epochs 2", "--epochs 2 --stage1-epochs 2"]
 RUN = """
 import runpy, sys
