@@ -107,7 +107,7 @@ def flag(name: str) -> str:
 
 def nearest(text: str, names: Sequence[str]) -> str:
     """Words that name the valid name nearest to a wrong one, if there is one near."""
-    near = difflib.get_close_matches(text.lower(), names, 1, 0.5)
+    near = difflib.get_close_matches(text.lower(), names, 1, 0.6)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
