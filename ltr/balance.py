@@ -247,7 +247,7 @@ class Balanced:
             error, in points of the score; edge (values at an end of their grid), seconds.
         best: the method with the best validation score, of equals the first.
         warnings: what to be careful about, a line each.
-        names, class_counts: of the classes, [C].
+        classes: what they are called in the labels; names: how to call them; class_counts: their training images; [C] each.
         score: "macro" or "micro".
         tested_on: "test", or "validation" where there is no test set: then figures are of the images that chose.
         heads: weight [C, D] and bias [C] or None by method, of the owner's type.
@@ -259,6 +259,7 @@ class Balanced:
     table: pd.DataFrame
     best: str
     warnings: tuple[str, ...]
+    classes: np.ndarray
     names: tuple[str, ...]
     class_counts: np.ndarray
     score: str
@@ -308,7 +309,7 @@ class Balanced:
                 known = ", ".join(name for name, part in modules.items() if isinstance(part, nn.Linear)) or "none here"
                 raise InputError(f"layer: must be a linear layer of the model ({clip(known)}), got {clip(layer)}")
             model = modules[layer]
-        embeddings.write(model, *self.parts(method))
+        embeddings.write(model, *self.parts(method), self.classes)
 
     @property
     def verdict(self) -> tuple[str, ...]:
@@ -527,7 +528,9 @@ def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, scor
     )
     where, layer = "test" if problem.has_test else "validation", problem.head.layer if problem.head else ""
     told = {"best": best, "score": score, "tested_on": where, "warnings": notes} | about(problem, tuned, recipe)
-    return Balanced(pd.DataFrame(rows), best, notes, names, counts, score, where, heads, predictions, told, layer)
+    return Balanced(
+        pd.DataFrame(rows), best, notes, problem.classes, names, counts, score, where, heads, predictions, told, layer
+    )
 
 
 def about(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe) -> dict[str, Any]:

@@ -791,8 +791,13 @@ def test_a_head_is_written_into_an_estimator_of_its_shape_alone(head, result):
     mine = estimator(weight.copy(), bias.copy(), np.arange(C))
     result.write_into(mine)
     np.testing.assert_allclose(mine.coef_, result.parts()[0].numpy())
-    with pytest.raises(InputError, match=r"^layer: must be \[12, \d+\], got coef_ \[3, 5\]$"):
+    with pytest.raises(InputError, match="^layer: must have the 12 classes of the head, got 0, 1, 2$"):
         result.write_into(estimator(np.zeros((3, 5)), np.zeros(3), np.arange(3)))
+    with pytest.raises(InputError, match=r"^layer: must be \[12, \d+\], got coef_ \[12, 5\]$"):
+        result.write_into(estimator(np.zeros((12, 5)), np.zeros(12), np.arange(12)))
+    turned = estimator(weight.copy(), bias.copy(), np.arange(C)[::-1])
+    result.write_into(turned)
+    np.testing.assert_allclose(turned.coef_[::-1], mine.coef_)
 
 
 def test_a_head_with_negative_strides_and_features_of_any_size(head, sets, result):

@@ -345,14 +345,24 @@ def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
     return found
 
 
-def write(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
+def write(layer: Any, weight: Tensor, bias: Tensor | None, classes: np.ndarray) -> None:
     """Put a head into the layer or the estimator that it is for, in place and in its type.
 
+    Args:
+        classes: what its rows are called in the labels, [C]; an estimator gets them in the order of its own.
+
     Raises:
-        InputError: it is no linear layer of this shape with plain weights, or has no place for the bias.
+        InputError: it is no linear layer of this shape with plain weights, has no place for the bias, or other classes.
     """
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     if hasattr(layer, "coef_"):
+        row = {name: row for row, name in enumerate(classes.tolist())}
+        wanted = np.asarray(getattr(layer, "classes_", classes)).tolist()
+        if set(wanted) != row.keys():
+            raise InputError(
+                f"layer: must have the {len(row)} classes of the head, got {clip(', '.join(map(str, wanted)))}"
+            )
+        weight, bias = (each[[row[name] for name in wanted]] for each in (weight, bias))
         if layer.coef_.shape != tuple(weight.shape):
             raise InputError(f"layer: must be {list(weight.shape)}, got coef_ {list(layer.coef_.shape)}")
         layer.coef_, layer.intercept_ = (each.cpu().numpy().astype(layer.coef_.dtype) for each in (weight, bias))
@@ -381,7 +391,7 @@ class Problem:
         train, validation: what is learned from and chosen by, scaled.
         tested: as they came, the test images, or the validation ones where there are no others (`has_test`).
         scale: of the features.
-        names: of the classes, [C].
+        classes: what the head's rows are called in the labels, [C]; names: what to call them, [C].
         repeated: test images that stand in another set too.
     """
 
@@ -391,6 +401,7 @@ class Problem:
     tested: Embeddings
     has_test: bool
     scale: float
+    classes: np.ndarray
     names: tuple[str, ...]
     repeated: int
 
@@ -438,7 +449,7 @@ def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Pro
     repeated, scale = check_apart(sets), sets["train"].scale()
     scaled = (sets[name].scaled(scale) for name in ("train", "validation"))
     tested = sets.get("test", sets["validation"])
-    return Problem(found, *scaled, tested, "test" in sets, scale, names, repeated)
+    return Problem(found, *scaled, tested, "test" in sets, scale, order, names, repeated)
 
 
 # --- features of a model --------------------------------------------------------------------------------------
