@@ -247,7 +247,7 @@ class Balanced:
             error, in points of the score; edge (values at an end of their grid), seconds.
         best: the method with the best validation score, of equals the first.
         warnings: what to be careful about, a line each.
-        classes: what they are called in the labels; names: how to call them; class_counts: their training images; [C] each.
+        classes, names, class_counts: what labels call the classes, what to call them, and their training images, [C].
         score: "macro" or "micro".
         tested_on: "test", or "validation" where there is no test set: then figures are of the images that chose.
         heads: weight [C, D] and bias [C] or None by method, of the owner's type.
