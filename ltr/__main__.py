@@ -15,7 +15,7 @@ COMMANDS = {
     "tune": "values of every row of Table 1, chosen on held-out images",
     "compare": "every second-stage method in one table, tuned on held-out images",
     "ship": "write the features that come with the package",
-    "pack": "make the runs of a folder small enough to be committed",
+    "pack": "make the runs of a folder small enough to be committed: most weights and features are deleted",
     "tutorial": "the chapters as a folder of HTML pages",
     "maxnorm": "what MaxNorm does, and whether a radius is more than a temperature",
     "report": "tables of results, benchmarks and comparisons",

@@ -14,8 +14,9 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -387,7 +388,8 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
         InputError: a name is not known, or a named method needs a bias.
     """
     family = FAMILIES.get(methods) if isinstance(methods, str) else None
-    wanted = family or (tuple(methods) if isinstance(methods, (list, tuple)) else (methods,))
+    several = isinstance(methods, Iterable) and not isinstance(methods, str)
+    wanted = family or (tuple(methods) if several else (methods,))
     for name in wanted:
         if not isinstance(name, str) or name not in BALANCERS:
             hint = nearest(str(name), [*FAMILIES, *BALANCERS])
@@ -455,8 +457,8 @@ def balance(
         validation: as `train`; its images must be others. They choose settings and temperatures.
         test: as `train`; nothing depends on it but the figures.
         layer: the head's name in its state dict.
-        classes: [C], what the head's rows are called in the labels, in their order. Without it integers are the rows,
-            and strings stand in alphabetical order.
+        classes: [C], what the head's rows are called in the labels, in their order. Without it integers are the rows;
+            strings stand in alphabetical order, and in that of their numbers where all are whole numbers.
         names: [C], what to call the classes.
         score: "macro", the mean of the classes' accuracies, or "micro", the share of all images.
         methods: "fast" (in seconds), "all", or names of `methods.BALANCERS`.
@@ -471,7 +473,7 @@ def balance(
         hint = nearest(str(score), list(SCORES))
         raise InputError(f"score: must be one of {', '.join(SCORES)}, got {clip(score)}{hint}")
     given = {"train": train, "validation": validation, "test": test}
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
         raise InputError(f"seed: must be a whole number from 0 to 4294967295, got {clip(seed)}")
     options = {"layer": layer, "classes": classes, "names": names, "validation_share": validation_share, "seed": seed}
     problem = embeddings.read(head, given, options)
@@ -511,10 +513,38 @@ def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, scor
     heads = {name: problem.finished(one.classifier, one.temperature) for name, one in tuned.items()}
     if problem.head is not None:
         heads[FIRST] = problem.head.weight, problem.head.bias
-    counts, names, first = problem.train.class_counts, problem.names, in_float32(*heads[FIRST])
     predictions = {name: predict(in_float32(*parts), problem.tested) for name, parts in heads.items()}
-    (adjusted,) = logit_adjustment(first, problem.train, recipe, [{"tau": 1.0}])
+    (adjusted,) = logit_adjustment(in_float32(*heads[FIRST]), problem.train, recipe, [{"tau": 1.0}])
     baselines = dict(zip(BASELINES, (predictions[FIRST], predict(adjusted, problem.tested)), strict=True))
+    table = table_of(tuned, predictions, baselines, recipe, score, problem.train.class_counts)
+    best, where = max(tuned, key=lambda name: tuned[name].validation), "test" if problem.has_test else "validation"
+    notes = warnings_for(problem, tuned, table["class mean"].iloc[0])
+    told = {"best": best, "score": score, "tested_on": where, "warnings": notes} | about(problem, tuned, recipe)
+    return Balanced(
+        table=table,
+        best=best,
+        warnings=notes,
+        classes=problem.classes,
+        names=problem.names,
+        class_counts=problem.train.class_counts,
+        score=score,
+        tested_on=where,
+        heads=heads,
+        predictions=predictions,
+        about=told,
+        layer=problem.head.layer if problem.head else "",
+    )
+
+
+def table_of(
+    tuned: Mapping[str, Tuned],
+    predictions: Mapping[str, Predictions],
+    baselines: Mapping[str, Predictions],
+    recipe: Recipe,
+    score: str,
+    counts: np.ndarray,
+) -> pd.DataFrame:
+    """The table of `Balanced`, a row a method; `counts` [C] are the training images of each class."""
     rows = []
     for name, one in tuned.items():
         row = {"method": name, "hyper-parameters": describe(one.setting, recipe), "validation": one.figure()}
@@ -522,15 +552,7 @@ def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, scor
         for column, baseline in baselines.items():
             row[column], row[f"{column} ±"] = paired_gain(baseline, predictions[name], score)
         rows.append(row | {"edge": ", ".join(one.edge), "seconds": one.seconds})
-    best, notes = (
-        max(tuned, key=lambda name: tuned[name].validation),
-        warnings_for(problem, tuned, rows[0]["class mean"]),
-    )
-    where, layer = "test" if problem.has_test else "validation", problem.head.layer if problem.head else ""
-    told = {"best": best, "score": score, "tested_on": where, "warnings": notes} | about(problem, tuned, recipe)
-    return Balanced(
-        pd.DataFrame(rows), best, notes, problem.classes, names, counts, score, where, heads, predictions, told, layer
-    )
+    return pd.DataFrame(rows)
 
 
 def about(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe) -> dict[str, Any]:

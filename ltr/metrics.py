@@ -66,10 +66,15 @@ def group_accuracy(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -
     return accuracy_by_group(hits_of(logits, labels), labels, counts)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities [N, C], in float64 so that float16 logits do not overflow; NaN in rows that are not finite."""
+def below_largest(logits: np.ndarray) -> np.ndarray:
+    """Logits [N, C] less their row's largest, in float64 so that no exponential overflows; NaN in rows not finite."""
     logits = np.where(np.isfinite(logits).all(1, keepdims=True), logits, np.nan).astype(np.float64)
-    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return logits - logits.max(1, keepdims=True)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities [N, C] in float64; NaN in rows that are not finite."""
+    exponentials = np.exp(below_largest(logits))
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
@@ -78,8 +83,7 @@ def log_likelihood(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     NaN in rows that are not finite.
     """
-    logits = np.where(np.isfinite(logits).all(1, keepdims=True), logits, np.nan).astype(np.float64)
-    logits = logits - logits.max(1, keepdims=True)
+    logits = below_largest(logits)
     return logits[np.arange(len(labels)), labels] - np.log(np.exp(logits).sum(1))
 
 

@@ -775,7 +775,7 @@ def lr_wd_map(table: pd.DataFrame, before: str = "first stage alone", after: str
     panels[0].set_ylabel("weight decay")
     fig.colorbar(image, ax=panels, label="accuracy on held-out images (%)")
     handle = Rectangle((0, 0), 1, 1, **FRAME)
-    _legend_below(fig, [handle], ["learning rate × weight decay = 0.00005, the paper's"])
+    _legend_below(fig, [handle], [f"learning rate × weight decay = {MAP_PRODUCT:.5f}, the paper's"])
     return fig
 
 

@@ -116,7 +116,7 @@ STAGE2 = {
 
 # "4.1" is the paper's section 4.1, "Kang" the released configurations of Kang et al. 2020
 # (facebookresearch/classifier-balancing), "start" a start for tuning: a value that was never published.
-LARGE_SETS = {"profile": "as-is", "normalization": "imagenet"}  # long-tailed as they came; torchvision's statistics
+LARGE_SHARED = {"profile": "as-is", "normalization": "imagenet"}  # long-tailed as they came; torchvision's statistics
 LARGE_FIRST_STAGE: dict[str, dict[str, Any]] = {
     "imagenet-lt": {
         "backbone": "resnext50",  # 4.1
@@ -177,7 +177,7 @@ def of_images(dataset: str) -> dict[str, Any]:
         return {"normalization": "cifar10"}
     if dataset in OWN_IMAGES:
         return {"profile": "as-is"}
-    return LARGE_SETS if dataset in LARGE_FIRST_STAGE else {}
+    return LARGE_SHARED if dataset in LARGE_FIRST_STAGE else {}
 
 
 def first_stage(preset: str, dataset: str | None = None, backbone: str | None = None) -> dict[str, Any]:

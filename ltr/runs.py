@@ -280,7 +280,11 @@ class Result:
         return read_file(self.path / "weights.pt", lambda path: storage.read_weights(path, device))
 
     def cached(
-        self, name: str, make: Callable[[], pd.DataFrame] | None, settings: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        make: Callable[[], pd.DataFrame] | None,
+        settings: Mapping[str, Any] | None = None,
+        into: Path | None = None,
     ) -> pd.DataFrame | None:
         """A further table of this run: read from its folder, or made and written there, also in place of a damaged one.
 
@@ -288,16 +292,20 @@ class Result:
             name: of the file, without its end.
             make: makes the table; None where that cannot be done here.
             settings: what the table depends on beside the run; each has a file of its own.
+            into: a folder to write to where the run's own is only read, as that of one which ships.
 
         Returns:
             None where it is neither there nor can be made.
         """
         name = name if settings is None else f"{name}-{digest(settings)}"
         path, group = self.path / f"{name}.csv", distributed.current()
+        if into is not None and not path.exists():
+            path = into / self.path.name / path.name
         if not group.broadcast(storage.is_table(path)):
             if make is None:
                 return None
             table = make()  # together, since features are
+            group.on_main(lambda: path.parent.mkdir(parents=True, exist_ok=True))
             group.on_main(lambda: storage.write_text(path, storage.table_text(table)))
         return storage.read_table(path)
 

@@ -193,6 +193,8 @@ class Grid:
         radius = radius.nan_to_num(torch.inf, torch.inf)
         self.projected, self.checked = torch.zeros_like(self.lr), torch.zeros_like(self.lr)
         every = self.settings.max_norm_every
+        if unknown := set(every.dropna()) - {*EVERY}:
+            raise ValueError(f"max_norm_every: must be step or epoch, got {unknown.pop()}")
         # The radius that holds after each step, or epoch; infinite for classifiers that are not projected then.
         self.radii = {
             when: torch.where(torch.tensor((every == when).to_numpy()).to(radius.device), radius, torch.inf)

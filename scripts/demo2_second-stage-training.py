@@ -269,6 +269,7 @@ if rows.naive is not None and not rows.sources.shipped:  # its features do not s
     naive_balanced = rows.normalised("naive + tau-norm", own_tau, rows.naive)
     for name, result in {"naive": naive_balanced, "WD": table["WD + tau-norm"]}.items():
         print(f"{name:5} + tau-norm: {in_words(result.accuracy())}")
+    chapter.keep([naive_balanced])
     control = difference(naive_balanced, table["WD + tau-norm"])
     chapter.claim(
         f"balanced alike, the features of weight decay are worth {control} over all classes",

@@ -276,3 +276,10 @@ def test_each_classifier_of_a_stack_gets_the_gradient_of_its_own_loss(name):
         own = logits[:, i].clone().requires_grad_()
         loss(own, labels).backward()
         torch.testing.assert_close(sent_back[:, i], own.grad)
+
+
+def test_a_grid_knows_when_to_project(data):
+    frozen = second_stage.FrozenFeatures(network(), data, "cpu", batch_size=8)
+    row = {"loss": "ce", "lr": 0.1, "weight_decay": 0.0, "max_norm": 1.0, "max_norm_every": "batch"}
+    with pytest.raises(ValueError, match="^max_norm_every: must be step or epoch, got batch$"):
+        stack.Grid(models.copy_classifier(network()), frozen, recipes.Recipe(1, 8), pd.DataFrame([row]))

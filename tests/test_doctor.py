@@ -65,3 +65,14 @@ def test_steps_that_differ_are_seen():
 def test_an_unknown_option_is_one_line():
     with pytest.raises(InputError, match="^--backbone: must be one of"):
         doctor.main(["--backbone", "resnet33"])
+
+
+def test_the_hours_are_those_of_the_job_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(doctor, "trained", lambda *_: (None, 0.1))
+    asked = ("", "--naive skip", "--imbalance-factor 1", "--epochs 400")
+    whole, half, long_tailed, twice = (
+        doctor.hours_of_the_job(FirstStage.parse(f"--preset paper --device cpu {words}".split())) for words in asked
+    )
+    assert half == pytest.approx(whole / 2)
+    assert twice == pytest.approx(2 * whole)
+    assert long_tailed == pytest.approx(whole * 50_000 / 10_847)

@@ -303,3 +303,15 @@ def test_a_graph_is_captured_where_a_failed_capture_does_no_harm(monkeypatch, re
     assert chosen.graph == captured
     assert len(chosen.notices) == said
     assert all("--graph on" in notice for notice in chosen.notices)
+
+
+@pytest.mark.parametrize("warns", [True, False])
+def test_the_callers_deterministic_algorithms_come_back(warns):
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=warns)
+        with engine.Engine(deterministic=not warns).backend():
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled() == warns
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warns
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -17,7 +17,7 @@ COMMITTED = sorted((ROOT / "exp").glob("demo_1/*/config.json"))
 @pytest.mark.parametrize(("stage", "table"), STAGES)
 def test_the_paper_preset_takes_the_recipe(stage, table, dataset):
     settings = stage.parse(["--preset", "paper", "--dataset", dataset])
-    for name, value in {**recipes.LARGE_SETS, **table[dataset]}.items():
+    for name, value in {**recipes.LARGE_SHARED, **table[dataset]}.items():
         assert getattr(settings, name) == value
     assert settings.imbalance_factor == 1
 

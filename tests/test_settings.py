@@ -416,3 +416,12 @@ def test_committed_settings_are_those_of_the_run_that_ships():
     shipped = {path.parent.name for path in (ROOT / "exp" / "demo_1").glob("*/features.npz")}
     label, _ = first.run_key("WD", first.weight_decay)
     assert {name.rsplit("-", 1)[0] for name in shipped} == {label}
+
+
+def test_paths_are_shortened_where_they_begin(tmp_path):
+    assert options.short(f"--out {tmp_path}/a, /b{tmp_path}/c", tmp_path) == f"--out a, /b{tmp_path}/c"
+
+
+def test_a_command_checks_what_one_process_can_do():
+    with pytest.raises(InputError, match="^--sync-batch-norm: must be given to several processes"):
+        FirstStage.of_command(["--preset", "demo", "--device", "cpu", "--sync-batch-norm"])

@@ -405,3 +405,12 @@ def test_files_that_are_no_images_by_their_names_are_warned_of(tmp_path, images)
     (classes[1] / "photo.heic").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"train: 2 files are left out, no images by their names \(\.heic, \.txt\)$"):
         read_folder(root)
+
+
+def test_caches_of_several_sizes_stay_beside_each_other(tmp_path, images):
+    root = write_tree(tmp_path / "tree", images)
+    for size in (None, 16, 8, 16):
+        read_folder(root, size)
+    kept = sorted(path.name.rpartition("-")[2] for path in root.glob(".ltr-train-*.npz"))
+    assert len(kept) == 3
+    assert {"16.npz", "8.npz"} <= set(kept)

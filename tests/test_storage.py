@@ -1,6 +1,7 @@
 """Files written whole or not at all; tables whose words stay words; checkpoints that notice damage."""
 
 import io
+import os
 
 import numpy as np
 import pandas as pd
@@ -159,3 +160,22 @@ def test_removing_takes_both(tmp_path):
     save_checkpoint(path, state(2))
     remove_checkpoint(path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take rights there")
+def test_what_a_link_leads_to_is_written(tmp_path):
+    (tmp_path / "target.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")
+    storage.write_text(tmp_path / "link.csv", "new")
+    assert (tmp_path / "target.csv").read_text() == "new"
+    assert (tmp_path / "link.csv").is_symlink()
+
+
+def test_rows_are_replaced_and_others_stay(tmp_path):
+    path, rows = tmp_path / "t.csv", pd.DataFrame({"run": ["a", "b"], "all": [1.0, 2.0]})
+    for new in (rows, rows.assign(run=["b", "c"])):
+        storage.update_table(path, new, lambda old, new: old.run.isin(new.run), ["run"], ["run"])
+    assert storage.read_table(path).to_numpy().tolist() == [["a", 1.0], ["b", 1.0], ["c", 2.0]]
+    path.write_text("x,y\n1,2\n")
+    with pytest.raises(InputError, match="must have a column run, got x, y$"):
+        storage.update_table(path, rows, lambda old, new: old.run.isin(new.run), ["run"])

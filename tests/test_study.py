@@ -165,7 +165,10 @@ def test_the_demo_trains_what_is_missing_and_no_claim_stops_it(tmp_path):
 @pytest.mark.slow
 def test_shipped_features_do_in_the_place_of_images(tmp_path):
     places = ("--out", str(tmp_path), "--data-root", str(tmp_path / "none"))
+    before = {path: path.stat().st_mtime_ns for path in (ROOT / "exp").rglob("*")}
     done = run("study", "--base", "shipped", "--epochs", "2", *places)
     assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in (ROOT / "exp").rglob("*")} == before  # what ships is only read
+    assert len(list(tmp_path.glob("landscape/*/landscape-*.csv"))) == 1
     assert "holds: (b) each has" in done.stdout
     assert "not measured here: under the released code's loss" in done.stdout

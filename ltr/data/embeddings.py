@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ltr.data.loader import epoch_generator
 from ltr.errors import InputError, clip
 from ltr.models import linear
+from ltr.regularizers import row_norms
 
 MEAN_SQUARE = 176.0  # of the features that the grids of `BALANCERS` were made on, ResNet-32's of CIFAR100-LT
 
@@ -64,11 +65,8 @@ class Embeddings:
 
     def scale(self) -> float:
         """What brings the features to a mean squared norm of `MEAN_SQUARE`."""
-        largest = float(self.features.abs().max())
-        if not largest:
-            return 1.0
-        square = (self.features / largest).square().sum(1)  # squares of large features would overflow
-        return math.sqrt(MEAN_SQUARE / float(square.cpu().double().mean())) / largest  # Apple's GPUs have no float64
+        square = float(row_norms(self.features).cpu().double().square().mean())  # Apple's GPUs have no float64
+        return math.sqrt(MEAN_SQUARE / square) if square else 1.0
 
     def scaled(self, factor: float) -> "Embeddings":
         """The same images with their features times a factor."""
@@ -168,16 +166,13 @@ def labelled(x: Tensor, labels: np.ndarray, classes: np.ndarray, name: str, like
     rows = np.array([position.get(label, -1) for label in labels.tolist()])
     unknown = np.flatnonzero(rows < 0)
     if len(unknown):
-        label, row = labels[unknown[0]], unknown[0]
-        if labels.dtype.kind != classes.dtype.kind:
-            raise InputError(
-                f"{name}: labels must be {'text' if classes.dtype.kind == 'U' else 'integers'}, as in train"
-            )
-        known = f"of the {len(classes)} classes of training"
-        if classes.dtype.kind != "U" and (classes == np.arange(len(classes))).all():
+        text, row, known = classes.dtype.kind == "U", unknown[0], f"of the {len(classes)} classes of training"
+        if text != (labels.dtype.kind == "U"):
+            raise InputError(f"{name}: labels must be {'text' if text else 'integers'}, as in train")
+        if not text and (classes == np.arange(len(classes))).all():
             known = f"rows of the head, 0 to {len(classes) - 1}"
-        shown = repr(clip(label)) if classes.dtype.kind == "U" else label
-        raise InputError(f"{name}: labels must be {known}, got {shown} in row {row}")
+        got = repr(clip(labels[row])) if text else labels[row]
+        raise InputError(f"{name}: labels must be {known}, got {got} in row {row}")
     return Embeddings(x.to(like.device), torch.from_numpy(rows).to(like.device), len(classes))
 
 

@@ -10,9 +10,7 @@ from typing import NoReturn
 from ltr.data.images import SPLITS, Listing, Parts, check_root, read_pair
 from ltr.errors import InputError, printable
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".avif", ".ppm", ".pgm", ".bmp", ".tif", ".tiff"),
-)
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".avif", ".ppm", ".pgm", ".bmp", ".tif", ".tiff")
 # What systems put beside one's own folders, in lower case: macOS into archives, Synology (small copies of the images),
 # Windows, and Linux.
 IGNORED = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")

@@ -86,6 +86,8 @@ def read_part(path: Path, read: Callable[[Path], Any]) -> Any:
     """
     try:
         return read(path)
+    except InputError:  # which says what is wrong
+        raise
     except Exception as error:  # a damaged file raises whatever its damage leads to
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(f"--out: {path} cannot be read: {reason}") from error
@@ -111,9 +113,14 @@ def read_table(path: Path | io.StringIO, option: str = "--out", needs: Sequence[
     except ValueError as error:  # of pandas' parser, or of text that is not UTF-8
         reason = " ".join(str(error).split())
         raise InputError(f"{option}: {path} must be a table of comma-separated values ({reason})") from error
+    check_columns(table, path, option, needs)
+    return table
+
+
+def check_columns(table: pd.DataFrame, path: Path | io.StringIO, option: str, needs: Sequence[str]) -> None:
+    """Raises InputError where a file's table lacks a column."""
     if lacking := [name for name in needs if name not in table]:
         raise InputError(f"{option}: {path} must have a column {lacking[0]}, got {clip(', '.join(table))}")
-    return table
 
 
 def update_table(

@@ -26,7 +26,6 @@ from ltr.study.report import where
 from ltr.study.rows import Rows, open_rows
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]
-CELL = ["lr", "batch", "warm-up"]  # what networks of one weight decay each must share
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
 
 
@@ -244,6 +243,17 @@ def tuning(settings: SecondStage) -> pd.DataFrame:
     return longest(settings.out / "tuning" / "comparison.csv", [*columns, *wanted, "stage1_epochs"], **wanted)
 
 
+def cells_of_map(settings: FirstStage) -> pd.DataFrame:
+    """Rows of the map of learning rates that differ from a first stage in weight decay alone, before balancing."""
+    path = settings.out / "tuning" / "lr_wd.csv"
+    if not path.exists():
+        return pd.DataFrame(columns=["weight decay"])
+    alike = {"lr": settings.lr, "batch": settings.batch_size, "warm-up": settings.warm_up}
+    table = where(read_table(path), classifier="first stage alone", **alike)
+    network = f"_{settings.backbone}_if{settings.imbalance_factor:g}_"  # in a run's name
+    return table[table.further.isna() & table.run.str.contains(network, regex=False)]
+
+
 def tuning_runs(settings: FirstStage) -> pd.DataFrame:
     """First stages of several weight decays, trained without the held-out images and tested on these, a row each.
 
@@ -252,17 +262,13 @@ def tuning_runs(settings: FirstStage) -> pd.DataFrame:
     Returns:
         columns stage1_weight_decay, stage1_epochs, many, medium, few, all; last epoch, plain, percent.
     """
-    folder, columns = settings.out / "tuning", ["stage1_weight_decay", "stage1_epochs", *metrics.GROUPS, "all"]
-    path = folder / "lr_wd.csv"
-    mapped = read_table(path) if path.exists() else pd.DataFrame(columns=["run", *CELL, "classifier", "further"])
-    mapped = where(mapped, **dict(zip(CELL, (settings.lr, settings.batch_size, settings.warm_up), strict=True)))
-    mapped = where(mapped[mapped.further.isna()], classifier="first stage alone")
-    alike = mapped.run.astype(str).str.contains(f"_{settings.backbone}_if{settings.imbalance_factor:g}_", regex=False)
-    mapped = mapped[alike].rename(columns={"weight decay": columns[0], "epochs": columns[1]})
-    if mapped.reindex(columns=columns)[columns[0]].nunique() > 1:
+    columns = ["stage1_weight_decay", "stage1_epochs", *metrics.GROUPS, "all"]
+    mapped = cells_of_map(settings).rename(columns={"weight decay": columns[0], "epochs": columns[1]})
+    if mapped[columns[0]].nunique() > 1:
         return mapped[columns]
     wanted = {"backbone": settings.backbone, "imbalance_factor": settings.imbalance_factor, "lr": settings.lr}
-    return longest(folder / "results.csv", runs.COLUMNS, **wanted, selection="last", tta="none")[columns]
+    path = settings.out / "tuning" / "results.csv"
+    return longest(path, runs.COLUMNS, **wanted, selection="last", tta="none")[columns]
 
 
 def accuracy_table(results: Mapping[str, runs.Result | None]) -> pd.DataFrame:

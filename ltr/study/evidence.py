@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from ltr import metrics, models, regularizers, runs
 from ltr.methods import METHODS
+from ltr.runtime.options import ROOT
 from ltr.second_stage import Features
+from ltr.settings import SHIPPED
 from ltr.stack import Grid
 from ltr.study import maxnorm, published
 from ltr.study.report import has_max_norm, without_max_norm
@@ -238,7 +240,10 @@ def landscape(case: Evidence) -> pd.DataFrame | None:
         asked = asked.assign(loss=settings.loss, lr=lr, max_norm_every="step")
         return Grid(sources.classifier, orders, recipe, asked).fit().table()
 
-    return case.rows.base.cached("landscape", every_pair if case.features else None, recipe.describe())
+    into = None
+    if settings.base == SHIPPED or settings.committed:  # the run's folder is the package's own
+        into = (ROOT / "build" if settings.committed else settings.out) / "landscape"
+    return case.rows.base.cached("landscape", every_pair if case.features else None, recipe.describe(), into)
 
 
 def best_radii(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ Last epoch, plain test, tuned values; means where there are several seeds. Witho
 has places for the rows, `<!-- headline -->`, for the sentences, `<!-- findings -->`, or for both.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +94,10 @@ def alone(rows: pd.DataFrame, loss: str) -> pd.DataFrame:
 
 
 def findings(results: pd.DataFrame, epochs: int | None = None) -> str:
-    """What the rows on one first stage come to, a sentence each; arguments as of `five_rows`."""
+    """What the rows on one first stage come to, a sentence each in Markdown; a dash for what is not there.
+
+    Arguments as of `five_rows`.
+    """
     place = network(where(results, selection="last", tta="none"), epochs)
     rows = report.headline(results)
     rows = rows.assign(mode=rows["mode"].fillna("paper"), chosen=rows["best"] - rows["all"])
@@ -108,7 +112,7 @@ def findings(results: pd.DataFrame, epochs: int | None = None) -> str:
         f"**The way of counting.** Mirrored test images add {mirrored} points, to choose the epoch on the test "
         f"set up to {most.chosen:.2f}: {most.method} ({most['mode']}) ends at {most['all']:.2f} %."
     )
-    return "".join(f"- {line}\n" for line in lines)
+    return re.sub(r"[+-]?\bnan\b", "–", "".join(f"- {line}\n" for line in lines))
 
 
 def what_helps(tuned: pd.DataFrame, naive: pd.Series) -> list[str]:

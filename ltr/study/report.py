@@ -21,7 +21,7 @@ from ltr import metrics, recipes, runs
 from ltr.errors import InputError
 from ltr.methods import METHODS
 from ltr.runtime.options import Parser, file
-from ltr.runtime.storage import read_table, write_text
+from ltr.runtime.storage import check_columns, read_table, write_text
 from ltr.study import published
 from ltr.study.bench import BALANCE, FEATURES, GRID, STAGE_1
 
@@ -553,7 +553,7 @@ def tables(path: Path) -> dict[str, str]:
         return {path.stem: question_markdown(table)}
     if "largest / smallest" in table:
         return {path.stem: norms_markdown(table)}
-    table = read_table(path, "results", ("dataset", "method", "mode", "selection", "tta"))
+    check_columns(table, path, "results", ("dataset", "method", "mode", "selection", "tta"))
     made = {"table-1": table_1(table), "table-2": table_2(table), "released": table_of_released(table)}
     return made | {"max-norm": max_norm_table(table), path.stem: markdown(table)}
 

@@ -230,11 +230,8 @@ class Rows:
             return read_table(shipped, needs=["method"]).set_index("method")
         if settings.tuned_on in (None, SHIPPED):
             return pd.DataFrame(index=pd.Index([], name="method"))
-        table = (
-            read_table(path, "--tuned-on", ["tuning_run", "method"])
-            if path.exists()
-            else pd.DataFrame(columns=["tuning_run", "method"])
-        )
+        needs = ["tuning_run", "method"]
+        table = read_table(path, "--tuned-on", needs) if path.exists() else pd.DataFrame(columns=needs)
         named = [settings.tuned_on]
         if settings.tuned_on == AUTO:
             firsts = filter(None, (self.base, self.naive))

@@ -71,6 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     run, sources = rows.base, rows.sources
     features = sources.extract(sources.network(run), "paper")
     passes = write(run.path / FEATURES, features, settings.epochs)
+    (run.path / TUNED).unlink(missing_ok=True)  # of features from before
     if len(rows.tuned):
         write_text(run.path / TUNED, table_text(rows.tuned.reset_index()))
     size = (run.path / FEATURES).stat().st_size / 1e6
