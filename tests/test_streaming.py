@@ -303,7 +303,7 @@ def test_both_scripts_run_on_a_benchmark(root, tmp_path):
         assert of_the_first == (script == forked.SCRIPTS[0])
     table = pd.read_csv(tmp_path / "out" / "results.csv")
     assert set(table.dataset) == {"imagenet-lt"}
-    assert len(table) == 4 * (2 + 6)  # networks and classifiers
+    assert len(table) == 4 * (2 + 1 + 6)  # networks, the naive one with tau-normalisation, classifiers
     assert set(table.profile) == {"as-is"}
 
 
