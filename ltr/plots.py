@@ -346,10 +346,14 @@ def regions(
 
 
 @_styled
-def projections(before: np.ndarray, after: dict[str, np.ndarray], radius: float) -> Figure:
-    """Vectors [C, 2] in the plane before and after each of some rules, a panel a rule, with a ball's edge."""
+def projections(before: np.ndarray, after: dict[str, np.ndarray], radius: float, names: Sequence[str] = ()) -> Figure:
+    """Vectors [C, 2] in the plane before and after each of some rules, a panel a rule, with a ball's edge.
+
+    Args:
+        names: of the C vectors, for the legend.
+    """
     every = np.concatenate([before, *after.values(), radius * np.array([[-1, -1], [1, 1]])])
-    low, high = every.min(0) - 0.15, every.max(0) + 0.15
+    low, high = every.min(0) - 0.3, every.max(0) + 0.3
     size = (2.7 * len(after), 2.7 * (high - low)[1] / (high - low)[0] + 0.7)
     fig, grid = plt.subplots(1, len(after), figsize=size, sharex=True, sharey=True)
     arrow = {"arrowstyle": "-|>", "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
@@ -362,8 +366,10 @@ def projections(before: np.ndarray, after: dict[str, np.ndarray], radius: float)
         axes.set(title=_literal(title), xticks=[], yticks=[], aspect="equal")
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         axes.spines[:].set_visible(False)
+    rows = [Line2D([], [], color=COLORS[index % len(COLORS)]) for index in range(len(names))]
     old = Line2D([], [], marker="o", color="0.3", markerfacecolor="none", linestyle="")
-    _legend_below(fig, [old, ball], ["where the row was", f"ball of radius {radius:g}"])
+    labels = [*map(_literal, names), "where the row was", f"ball of radius {radius:g}"]
+    _legend_below(fig, [*rows, old, ball], labels)
     return fig
 
 
@@ -456,8 +462,9 @@ def class_logits(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
     The table is of one model alone.
     """
     kinds = {"own": "images of the class", "others": "images of other classes"}
-    long = table.melt(["class_index"], list(kinds), "model", "logit")
-    fig = _class_lines(long.replace({"model": kinds}), "logit", "mean logit of the class", counts, log=False)
+    long = table.melt(["class_index"], list(kinds), "model", "logit").replace({"model": kinds})
+    long["model"] = pd.Categorical(long["model"], ["naive", "WD", *kinds.values()])  # in no network's colour
+    fig = _class_lines(long, "logit", "mean logit of the class", counts, log=False)
     axes = fig.axes[0]
     axes.axhline(0, color="0.3", linewidth=1)
     axes.set_ylim(auto=True)
@@ -529,7 +536,7 @@ def weight_rays(norms: dict[str, np.ndarray], epoch: int) -> Figure:
     for axes, (name, values) in zip(np.atleast_1d(panels), norms.items(), strict=True):
         classes = values.shape[1]
         angles = 2 * np.pi * np.arange(classes) / classes
-        colors = plt.get_cmap("viridis", 5)(np.linspace(0, 1, classes))  # few colours keep an animation small
+        colors = plt.get_cmap("viridis", 12)(np.linspace(0, 1, classes))  # few colours keep an animation small
         lengths = values[min(epoch, len(values) - 1)]
         axes.vlines(angles, 0, np.where(np.isfinite(lengths), lengths, 0), colors=colors, linewidth=2)
         if not np.isfinite(lengths).any():
@@ -542,7 +549,7 @@ def weight_rays(norms: dict[str, np.ndarray], epoch: int) -> Figure:
         axes.set_theta_direction(-1)
         axes.spines["polar"].set_color("0.8")
     ends = Line2D([], [], color=colors[0], linewidth=3), Line2D([], [], color=colors[-1], linewidth=3)
-    _legend_below(fig, ends, ["common", "rare"])
+    _legend_below(fig, ends, ["the most common class", "the rarest"])
     fig.suptitle(f"epoch {epoch}", size=9)
     return fig
 
@@ -621,7 +628,12 @@ def _log_settings(axes: Axes, values: pd.Series) -> None:
 
 @_styled
 def sweep(
-    table: pd.DataFrame, x: str, xlabel: str, best: float | dict[str, float] | None = None, log: bool = False
+    table: pd.DataFrame,
+    x: str,
+    xlabel: str,
+    best: float | dict[str, float] | None = None,
+    log: bool = False,
+    images: str = "",
 ) -> Figure:
     """Accuracy of each group over a swept setting; a vertical line marks the choice.
 
@@ -632,6 +644,7 @@ def sweep(
         xlabel: the name of the setting, with its unit.
         best: the chosen value; or several, by what they are.
         log: a log axis; where a value is 0 (no weight decay), linear below the smallest positive value.
+        images: which ones the accuracy is of, such as "held-out".
     """
     rows = table.sort_values(x)
     fig, axes = plt.subplots(figsize=(5.6, 3.6))
@@ -646,7 +659,7 @@ def sweep(
     for name, value in marks.items():
         axes.axvline(value, color="0.5", linewidth=1, zorder=0)
         axes.text(value, 1.01, f"{name}: {value:g}", transform=axes.get_xaxis_transform(), ha="center", size=8)
-    axes.set(xlabel=xlabel, ylabel=ACCURACY_AXIS)
+    axes.set(xlabel=xlabel, ylabel=f"{images} {ACCURACY_AXIS}".strip())
     axes.grid(axis="y")
     _legend_below(fig)
     return fig
@@ -911,7 +924,7 @@ def _in_a_page() -> bool:
 
 
 def _give(data: bytes, path: Path | None) -> None:
-    """Write a picture's bytes if it has a path, its folder too; show them in a notebook, a PNG at half its size."""
+    """Write a picture's bytes if it has a path, its folder too; show them in a notebook, at half their size."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -921,7 +934,7 @@ def _give(data: bytes, path: Path | None) -> None:
 
         with Image.open(io.BytesIO(data)) as picture:
             kind, width = picture.format.lower(), picture.width // 2
-        display(Picture(data=data, format=kind, width=width if kind == "png" else None))
+        display(Picture(data=data, format=kind, width=width))
 
 
 def show_picture(path: Path) -> None:
@@ -938,7 +951,7 @@ def show_animation(figures: Iterable[Figure], path: Path | None) -> None:
         return
     frames = []
     for fig in figures:
-        frames.append(Image.open(io.BytesIO(_png(fig, DPI))).convert("RGB").quantize(12, dither=Image.Dither.NONE))
+        frames.append(Image.open(io.BytesIO(_png(fig))).convert("RGB").quantize(32, dither=Image.Dither.NONE))
         plt.close(fig)
     times = [300] * (len(frames) - 1) + [1800]  # milliseconds
     with io.BytesIO() as file:

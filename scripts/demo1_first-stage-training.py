@@ -13,7 +13,7 @@
 # 
 # **Contents**: [the tail](#The-tail) · [a training step](#A-training-step) · [why the tail fails](#Why-the-tail-fails,-in-the-plane) · [naive training](#Naive-training) · [weight decay](#Weight-decay) · [the classifier's weights](#The-classifier's-weights) · [filters and features](#Filters-and-features) · [choosing λ](#Choosing-λ) · [take-aways](#Take-aways) · [exercises](#Exercises)
 # 
-# *Running all cells* shows the runs that come with the package: no images, no GPU. To train anew, name a preset in the cell below: `--preset demo` takes minutes on an embedded set, `--preset paper` does the paper's job on a GPU. Scripts take the same words on their command line. Lines that begin with *holds* are claims that a cell checks against the runs at hand.
+# *Running all cells* shows the runs that come with the package: no images, no GPU. To train anew, write a preset into the cell below: `options = "--preset demo"` takes minutes on an embedded set, `options = "--preset paper"` does the paper's job on a GPU. Scripts take the same words on their command line. Lines that begin with *holds* are claims that a cell checks against the runs at hand. The text between speaks of the committed runs; of others, trust these lines.
 
 options = ""
 
@@ -24,7 +24,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ltr import analysis, datasets, losses, metrics, models, plots
+from ltr import analysis, datasets, losses, metrics, models, plots, training
+from ltr.data import loader
+from ltr.recipes import Recipe
 from ltr.settings import FirstStage
 from ltr.study import published
 from ltr.study.chapter import (
@@ -104,13 +106,23 @@ chapter.picture("demo1_montage.png", examples)
 
 # **Augmentation.** Each time an image is used it is padded by four pixels, cropped at a random place, and mirrored half of the time. It is the only augmentation here: an image has 9 · 9 · 2 = 162 views, so a class of five images has 810 in all.
 
-def crop_and_flip(image: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """One random view of an image [H, W, 3]."""
+def view(image: np.ndarray, top: int, left: int, mirrored: bool) -> np.ndarray:
+    """One of the 162 views of an image [H, W, 3]."""
     height, width, _ = image.shape
-    top, left = draw.integers(0, 9, size=2)
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
-    view = padded[top : top + height, left : left + width]
-    return view[:, ::-1] if draw.random() < 0.5 else view
+    crop = padded[top : top + height, left : left + width]
+    return crop[:, ::-1] if mirrored else crop
+
+
+def crop_and_flip(image: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """A view, drawn at random."""
+    return view(image, *draw.integers(0, 9, size=2), draw.random() < 0.5)
+
+
+toy = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
+padded = torch.as_tensor(np.pad(toy, ((4, 4), (4, 4), (0, 0))))[None]
+theirs = loader.crop_and_flip(padded, torch.tensor([[2, 7]]), torch.tensor([True]), (32, 32))
+assert (view(toy, 2, 7, True) == theirs[0].numpy()).all()
 
 
 def augmented() -> plots.Figure:
@@ -172,22 +184,22 @@ def descend(
         w.grad = None
 
 
-mine, theirs = (torch.tensor([[1.0, -2.0], [0.5, 3.0]], requires_grad=True) for _ in range(2))
-momenta, optimizer = (
-    [torch.zeros_like(mine)],
-    torch.optim.SGD([theirs], 0.1, 0.9, weight_decay=0.01),
-)
+start = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+mine, theirs = torch.nn.Parameter(start), models.linear(start, None)
+momenta = [torch.zeros_like(mine)]
+recipe = Recipe(epochs=1, lr=0.1, weight_decay=0.01)
+optimizer = training.sgd(theirs, recipe, torch.device("cpu"))
 for _ in range(5):
     (mine**3).sum().backward()
     descend([mine], momenta, 0.1, 0.01)
     optimizer.zero_grad()
-    (theirs**3).sum().backward()
+    (theirs.weight**3).sum().backward()
     optimizer.step()
-torch.testing.assert_close(mine, theirs)
-print("five steps by hand and five of torch.optim.SGD end at the same weights")
+torch.testing.assert_close(mine, theirs.weight)
+print("five steps by hand and five of the library's optimizer end at the same weights")
 
 
-# The library's own step is [`TrainingStep.update`](../ltr/training.py): the same lines, with room for mixed precision, several GPUs and MaxNorm.
+# The library's own optimizer is `torch.optim.SGD`, and its step [`TrainingStep.update`](../ltr/training.py): the same lines, with room for mixed precision, several GPUs and MaxNorm.
 # 
 # ## Why the tail fails, in the plane
 # 
@@ -337,7 +349,7 @@ chapter.claim(
 )
 
 
-# A surprise, if you expected balance: weight decay by itself does not serve the rare classes. (*±* is the standard error of the difference, paired over test images: how much other test images would change it. It does not say what another seed would change.) In the paper's own table they hardly gain either:
+# A surprise, if you expected balance: weight decay by itself does not serve the rare classes. (*±* is the standard error of the difference, paired over test images: how much other test images would change it. It does not say what another seed would change; and how much rare classes lose depends on the learning rate, as [the study](study_paper-versus-code.ipynb#8-Weight-decay,-or-learning-rate-times-weight-decay?) shows.) In the paper's own table they hardly gain either:
 
 theirs = {name: published.TABLE_1[name] for name in ("naive", "WD")}
 for name, (*_, few, overall) in theirs.items():
@@ -404,7 +416,7 @@ chapter.claim(
 
 # It is the ratio that counts: one factor for all rows changes how confident the classifier is but, biases aside, none of its answers. So in this run (one network, one seed) the paper's premise, that weight decay balances norms, does not hold: it shrinks them all, and in relation most those of the rare classes, presumably because hardly any image pulls these the other way.
 # 
-# What do norms do to the logits? For each class, the mean logit over its own test images, and over all others:
+# What do norms do to the logits? Of the network with weight decay, for each class the mean logit over its own test images, and over all others:
 
 table = chapter.of_images("mean-logits", decayed, mean_logits)
 if table is not None:
@@ -417,9 +429,19 @@ if table is not None:
         f"that of other images hardly does ({others:.2f})",
         own > 0.5 > abs(others),
     )
+    logit = table.own.groupby(classes["group"]).mean()
+    per_norm = (table.own / norms["WD"]).groupby(classes["group"]).mean()
+    (many, few), (many_unit, few_unit) = (
+        each.reindex(["many", "few"]) for each in (logit, per_norm)
+    )
+    chapter.claim(
+        f"but norms are not all: own logits are {many:.1f} of many-shot classes, {few:.1f} of "
+        f"few-shot ones, per unit of norm still {many_unit:.1f} and {few_unit:.1f}",
+        few_unit < many_unit,
+    )
 
 
-# So an image of a rare class gets a smaller logit for its own class than an image of a common one, and loses to the others more often. When do the norms begin to differ? (Each panel has its own scale of colours.)
+# So an image of a rare class gets a smaller logit for its own class than an image of a common one, and loses to the others more often: its row is shorter, and fits the class's test images less well, having been learned from few. When do the norms begin to differ? (Each panel has its own scale of colours.)
 
 evolution = {result.label: result.norms[:, order] for result in both}
 chapter.show(
@@ -433,7 +455,7 @@ chapter.claim(
 )
 
 
-epochs = np.unique([0, *np.geomspace(1, settings.epochs, 14).round().astype(int)])
+epochs = np.unique([0, *np.geomspace(1, settings.epochs, 8).round().astype(int)])
 frames = (plots.weight_rays(evolution, epoch) for epoch in epochs)
 chapter.animate(frames, "demo1_weights.gif")
 
@@ -492,13 +514,18 @@ if all(table is not None for table in tables.values()):
 tuned = tuning_runs(settings)
 if tuned.stage1_weight_decay.nunique() > 1:
     figure = plots.sweep(
-        tuned, "stage1_weight_decay", "weight decay", settings.weight_decay, log=True
+        tuned, "stage1_weight_decay", "weight decay", settings.weight_decay, True, "held-out"
     )
     chapter.show(figure, "demo1_weight-decay-sweep.png")
     images, best = 20 * len(classes), tuned["all"].max() / 100
     error = 100 * (best * (1 - best) / images) ** 0.5
     print(f"{images:,} held-out images, {tuned.stage1_epochs.max()} epochs each", end="; ")
     print(f"the best has {100 * best:.1f} ± {error:.1f} %")
+    best = {
+        g: tuned.loc[tuned[g].idxmax(), "stage1_weight_decay"] for g in ("all", "many", "few")
+    }
+    alike = "one λ serves all" if len({*best.values()}) == 1 else "one λ does not serve all"
+    print(f"{alike}: best are", ", ".join(f"{λ:g} for {g}" for g, λ in best.items()))
 else:
     print("python -m ltr sweep --hold-out 20 --weight-decays 0 0.001 0.005 trains such networks")
 

@@ -21,7 +21,6 @@ from nbconvert.preprocessors import ExecutePreprocessor
 
 from ltr import metrics, plots
 from ltr.data.synthetic import SYNTHETIC
-from ltr.recipes import Recipe
 from ltr.runtime.options import ROOT
 from ltr.study import evidence
 
@@ -40,15 +39,6 @@ def run(script: str, *words: str) -> subprocess.CompletedProcess:
 
 
 # ---- what it measures
-
-
-def test_weight_decay_alone_leaves_what_its_formula_says():
-    recipe = Recipe(10, lr=0.01)
-    left = evidence.left_of_a_weight(0.01, recipe, 170)
-    rates = 170 * sum(recipe.learning_rate(epoch) for epoch in range(10))
-    assert len(left) == 11
-    assert left[0] == 1
-    assert left[-1] == pytest.approx(np.exp(-0.01 / (1 - 0.9) * rates), rel=0.01)
 
 
 def test_the_error_without_predictions_is_that_of_the_images():

@@ -27,6 +27,7 @@ from ltr.study.rows import Rows, open_rows
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
+NETWORK = ("backbone", "imbalance_factor", "profile")  # what tables of several networks are told apart by
 
 
 def train_network(
@@ -238,9 +239,22 @@ def tuning(settings: SecondStage) -> pd.DataFrame:
         a row a setting of a method: method, tau, weight decay, lr, ..., and many, medium, few, all in percent.
     """
     columns = ["method", "tau", "weight decay", "lr", "radius / mean norm", "all", "tuned_on", "chosen"]
-    names = ("backbone", "imbalance_factor", "profile", "stage1_weight_decay")
-    wanted = {name: getattr(settings, name) for name in names}
+    wanted = {name: getattr(settings, name) for name in (*NETWORK, "stage1_weight_decay")}
     return longest(settings.out / "tuning" / "comparison.csv", [*columns, *wanted, "stage1_epochs"], **wanted)
+
+
+def compared(settings: SecondStage, method: str) -> pd.DataFrame:
+    """What `ltr compare` measured of a method on networks like this first stage, by their weight decay.
+
+    Returns:
+        columns many, medium, few, all in percent; index the first stage's weight decay.
+    """
+    columns = ["stage1_weight_decay", "method", *metrics.GROUPS, "all"]
+    path, epochs = settings.out / "comparison.csv", settings.stage1_epochs
+    table = read_table(path) if path.exists() else pd.DataFrame(columns=[*columns, *NETWORK, "stage1_epochs", "seed"])
+    alike = {name: getattr(settings, name) for name in (*NETWORK, "seed")}
+    found = where(table, **alike, method=method, stage1_epochs=epochs)
+    return found.drop_duplicates(columns[0], keep="last").set_index(columns[0])[columns[2:]]
 
 
 def cells_of_map(settings: FirstStage) -> pd.DataFrame:

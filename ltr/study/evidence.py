@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,11 +16,10 @@ from ltr.second_stage import Features
 from ltr.settings import SHIPPED
 from ltr.stack import Grid
 from ltr.study import maxnorm, published
-from ltr.study.report import has_max_norm, without_max_norm
+from ltr.study.report import SETTINGS, has_max_norm, without_max_norm
 from ltr.study.rows import Rows
 from ltr.study.tune import TAUS
 
-SETTINGS = {"": "tuned", "paper": "tuned", "published": "published values", "released": "released code"}
 AS_IT_IS_AND_SCALED = {
     **{"all": "all", "T": "temperature", "ECE": "ece", "ECE at T": "ece scaled"},
     **{"NLL": "nll", "NLL at T": "nll scaled"},
@@ -275,14 +273,3 @@ def in_text(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
     names = [", ".join([row["method"], row["setting"]]) if "method" in row else "" for row in rows]
     cells = {head: [form.format(**row) for row in rows] for head, form in forms.items()}
     return pd.DataFrame(cells, index=names)
-
-
-def left_of_a_weight(decay: float, recipe: Any, steps: int) -> np.ndarray:
-    """What weight decay alone leaves of a weight that starts at 1, after each epoch of so many steps: [epochs + 1]."""
-    weight, velocity, kept = 1.0, 0.0, [1.0]
-    for epoch in range(recipe.epochs):
-        for _ in range(steps):
-            velocity = recipe.momentum * velocity + decay * weight
-            weight -= recipe.learning_rate(epoch) * velocity
-        kept.append(weight)
-    return np.array(kept)

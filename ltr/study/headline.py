@@ -110,7 +110,7 @@ def findings(results: pd.DataFrame, epochs: int | None = None) -> str:
     mirrored, most = between(ours.flip - ours["all"]), ours.loc[ours.chosen.idxmax()]
     lines.append(
         f"**The way of counting.** Mirrored test images add {mirrored} points, to choose the epoch on the test "
-        f"set up to {most.chosen:.2f}: {most.method} ({most['mode']}) ends at {most['all']:.2f} %."
+        f"set up to {most.chosen:.2f}: {most.method} ({report.SETTINGS[most['mode']]}) ends at {most['all']:.2f} %."
     )
     return re.sub(r"[+-]?\bnan\b", "–", "".join(f"- {line}\n" for line in lines))
 
@@ -144,7 +144,7 @@ def what_max_norm_does(tuned: pd.DataFrame) -> list[str]:
 
 
 def what_is_not_tuned(published: pd.DataFrame, released: pd.DataFrame) -> list[str]:
-    """Where published values and the released mode end, from rows by method; nothing where there are none."""
+    """Where published values and the released code end, from rows by method; nothing where there are none."""
     lines = []
     if {"WD + tau-norm", BEST} <= {*published.index}:
         tau, decay = published.loc["WD + tau-norm"], published.loc[BEST]
@@ -157,7 +157,7 @@ def what_is_not_tuned(published: pd.DataFrame, released: pd.DataFrame) -> list[s
     if BEST in released.index:
         row = released.loc[BEST]
         lines.append(
-            f"**The released mode**, whose loss is a mean over all classes: {BEST} ends at {row['all']:.2f} % "
+            f"**The released code**, whose loss is a mean over all classes: {BEST} ends at {row['all']:.2f} % "
             f"(few-shot {row.few:.2f} %); MaxNorm moves a row in {100 * row.max_norm_fired:.2f} % of the checks."
         )
     return lines

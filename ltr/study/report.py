@@ -33,6 +33,8 @@ MODEL = ["stage1_weight_decay", "method", "mode", "loss", "lr", "weight_decay", 
 MEASURES = ["many", "medium", "few", "all", "flip", "best", "both", "ece"]
 COMPARED = ["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"]
 NETWORKS = {"resnet32": "narrow ResNet-32", "resnet32-wide": "wide ResNet-32", "resnet34": "ResNet-34"}
+SETTINGS = {"": "tuned", "paper": "tuned", "published": "published values", "released": "released code"}  # of a mode
+LOSSES = {"cb-ce": "CB", "ce": "CE"}  # as rows are named by them
 NOT_MEASURED = "not measured"
 Column = list[str]  # a head, then a cell a line
 
@@ -144,7 +146,7 @@ def models_of(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     rows = rows.assign(mode=rows["mode"].astype(object).fillna(""), position=position)
     rows = rows.sort_values(["mode", "position"], kind="stable")
     for (_, method, mode, *_), model in rows.groupby(MODEL, sort=False, dropna=False):
-        title = f"{method} ({mode})" if mode else method
+        title = f"{method} ({SETTINGS[mode]})" if mode else method
         if not model.seed.duplicated().any():
             yield title, model
             continue
@@ -247,14 +249,15 @@ def beside_theirs(
 
 def table_1(results: pd.DataFrame, factor: float = 100) -> str:
     """The paper's Table 1 beside ours: a row a model; for each network, and each way of training its first stage, the
-    paper's mode with tuned and with published values, and the released mode. Last epoch, plain test.
+    paper's mode with tuned and with published values, and the released code's. Last epoch, plain test.
     """
 
     def modes(head: str, rows: pd.DataFrame) -> list[Column]:
-        name = head.split(",")[0]
-        heads = {"paper": f"{head}: tuned", "published": f"{name}: published values"}
-        heads |= {"released": f"{name}: released mode"}
-        return [[text, *(table_1_cell(rows, row, mode) for row in published.TABLE_1)] for mode, text in heads.items()]
+        name, columns = head.split(",")[0], []
+        for mode in ("paper", "published", "released"):
+            text = f"{head if mode == 'paper' else name}: {SETTINGS[mode]}"
+            columns.append([text, *(table_1_cell(rows, row, mode) for row in published.TABLE_1)])
+        return columns
 
     best = [metrics.percent(values[-1]) for values in published.TABLE_1.values()]
     theirs = [["model", *published.TABLE_1], ["paper (ResNet-34, values tuned on the test set)", *best]]
@@ -265,10 +268,11 @@ def table_2(results: pd.DataFrame) -> str:
     """The paper's Table 2 beside ours: accuracy at three imbalance factors in a cell, in the paper's mode, tuned."""
 
     def one(head: str, rows: pd.DataFrame) -> list[Column]:
-        parts = [where(rows, imbalance_factor=factor) for factor in published.FACTORS]
+        factors = [factor for factor in published.FACTORS if factor in set(rows.imbalance_factor)]
+        parts = [where(rows, imbalance_factor=factor) for factor in factors]
         cells = [[table_1_cell(part, method, "paper") for part in parts] for method in published.TABLE_2]
         texts = (" / ".join("–" if cell == NOT_MEASURED else cell for cell in each) for each in cells)
-        return [[head, *texts]]
+        return [[f"{head}: imbalance factor {' / '.join(map(str, factors))}", *texts]]
 
     head = f"paper (ResNet-34), imbalance factor {' / '.join(map(str, published.FACTORS))}"
     theirs = [" / ".join(map(metrics.percent, values)) for values in published.TABLE_2.values()]
@@ -363,7 +367,7 @@ def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
     pairs = limited.merge(plain, on=keys, suffixes=("", " without"))
     pairs["gain"] = pairs["all"] - pairs["all without"]
     return pd.DataFrame(
-        [gain_line(f"{model} ({mode})", own) for (mode, model), own in pairs.groupby(["mode", "model"])]
+        [gain_line(f"{model} ({SETTINGS[mode]})", own) for (mode, model), own in pairs.groupby(["mode", "model"])]
     )
 
 
@@ -445,7 +449,8 @@ def comparison_part(rows: pd.DataFrame) -> str:
         *(f"tuned on {images}" for images in rows.tuned_on.dropna().head(1)),
     ]
     note = f"\nNot measured; `python -m ltr sweep` trains the network: {', '.join(absent)}.\n" if absent else ""
-    known = rows.dropna(subset=["all", "few", "ECE"])
+    known = rows.dropna(subset=["all", "few", "ECE", "first stage"])
+    known = known[known["first stage"].str.startswith(first.stage1_run)]  # not another network that stands beside them
     said = ""
     if len(known):
         near, few, sure = int((known["all"] > known["all"].max() - 1).sum()), known.few.idxmax(), known.ECE.idxmin()
@@ -486,7 +491,8 @@ def limited_line(rows: pd.DataFrame) -> list[str]:
     radius = ["none", "–"] if pd.isna(one.max_norm) else [f"{one.max_norm:.2f}", f"each {one.max_norm_every}"]
     fired = or_dash(100 * rows.max_norm_fired.mean(), ".1f")
     calibration = [or_dash(rows[name].mean(), ".2f") for name in ("ece", "temperature", "ece scaled")]
-    return [one.loss, f"{one.weight_decay:g}", *radius, fired, spread(rows["all"], ".2f"), *gain, *calibration, *nats]
+    loss = LOSSES.get(one.loss, one.loss)
+    return [loss, f"{one.weight_decay:g}", *radius, fired, spread(rows["all"], ".2f"), *gain, *calibration, *nats]
 
 
 def beyond(rows: pd.DataFrame, name: str) -> float:
