@@ -57,7 +57,8 @@ def mean_cosine(features: Tensor, labels: Tensor) -> dict[str, float]:
 
     Source: Hasegawa and Sato 2024, section 4.
     """
-    unit = nn.functional.normalize(features.cpu().double())
+    features = features.cpu().double()
+    unit = nn.functional.normalize(features, eps=torch.finfo(features.dtype).tiny)  # small ones have directions too
     labels = labels.cpu().unique(return_inverse=True)[1]
     counts = labels.bincount().double()
     sums = torch.zeros(len(counts), unit.shape[1], dtype=torch.float64).index_add_(0, labels, unit)

@@ -62,9 +62,9 @@ FAMILIES = {"fast": (FIRST, "tau-norm", ADJUSTMENT, "NCM"), "all": tuple(BALANCE
 STEPS = 500  # of a training at least, where ten epochs have fewer
 STEPS_AN_EPOCH = 200  # about, by larger batches; with small ones, writing the weights would take most of the time
 LARGE = 2e12  # floating-point operations of a grid from which it is thinned
-KEPT = 10  # one in so many settings is trained to the end then
+ONE_IN = 10  # settings is trained to the end then
 ROOM = 2**28  # numbers that a stack of classifiers may hold at once
-FEW = 5  # validation images of a class below which its part in a choice is mostly chance
+TOO_FEW = 5  # validation images of a class below which its part in a choice is mostly chance
 # Plain cross-entropy from zeros, where there is no head yet: the class-balanced method, told another loss.
 PLAIN = Balancer(class_balanced, combinations(weight_decay=[0.0, 5e-4, 5e-3], lr=LEARNING_RATES))
 
@@ -134,7 +134,7 @@ class Tuned:
 
 
 def successive_halving(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, score: str) -> Settings:
-    """A method's settings, of a large grid those that are best after a single epoch: one in `KEPT`, two at least.
+    """A method's settings, of a large grid those that are best after a single epoch: one in `ONE_IN`, two at least.
 
     Source: Jamieson and Talwalkar 2016 (successive halving), with a single round.
     """
@@ -144,7 +144,7 @@ def successive_halving(method: Balancer, first: nn.Linear, problem: Problem, rec
         return settings
     short = dataclasses.replace(recipe, epochs=1)
     scores = [validate(each, problem.validation, score) for each in fit(method, first, data, short, settings)]
-    best = sorted(range(len(scores)), key=lambda i: -scores[i])[: max(2, len(scores) // KEPT)]
+    best = sorted(range(len(scores)), key=lambda i: -scores[i])[: max(2, len(scores) // ONE_IN)]
     return [settings[i] for i in sorted(best)]
 
 
@@ -219,7 +219,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 def predict(head: nn.Linear, data: Embeddings) -> Predictions:
     """What a head says of images."""
-    return Predictions.of(head(data.features).detach().cpu().numpy(), data.labels.cpu().numpy())
+    logits = head.to(data.features.device)(data.features)
+    return Predictions.of(logits.detach().cpu().numpy(), data.labels.cpu().numpy())
 
 
 def figures_of(made: Predictions, counts: np.ndarray) -> dict[str, float]:
@@ -283,14 +284,14 @@ class Balanced:
         return self.heads[method]
 
     def head(self, method: str | None = None) -> nn.Linear:
-        """A method's head as a layer for the features as they came, its temperature folded in."""
+        """A method's head as a layer for the features as they came, on the CPU, its temperature folded in."""
         return linear(*self.parts(method))
 
     def state(self, method: str | None = None) -> dict[str, Tensor]:
         """A method's head under the owner's own keys, for `load_state_dict(..., strict=False)`."""
         prefix = f"{self.layer}." if self.layer else ""
         values = zip(("weight", "bias"), self.parts(method), strict=True)
-        return {prefix + name: value.cpu() for name, value in values if value is not None}
+        return {prefix + name: value for name, value in values if value is not None}
 
     def write_into(self, model: Any, layer: str | None = None, method: str | None = None) -> None:
         """Put a method's head into a model, in place and in the layer's type.
@@ -405,10 +406,10 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
 def warnings_for(problem: Problem, tuned: Mapping[str, Tuned], before: float) -> tuple[str, ...]:
     """What a reader of the table should know, a line each; `before` is the class mean of the head as it was."""
     lines, counts = [], problem.validation.class_counts
-    if counts.min() < FEW:
-        rarest, number = problem.names[int(counts.argmin())], int((counts < FEW).sum())
+    if counts.min() < TOO_FEW:
+        rarest, number = problem.names[int(counts.argmin())], int((counts < TOO_FEW).sum())
         lines.append(
-            f"{number} of {len(counts)} classes have fewer than {FEW} validation images ({clip(rarest)} has "
+            f"{number} of {len(counts)} classes have fewer than {TOO_FEW} validation images ({clip(rarest)} has "
             f"{counts.min()}): what is chosen on them is mostly chance"
         )
     edges = [f"{name} ({', '.join(one.edge)})" for name, one in tuned.items() if one.edge]
@@ -498,7 +499,7 @@ def run(
             found = dataclasses.replace(found, temperature=fit_temperature(logits, problem.validation.labels))
         tuned[name] = found
         words = describe(found.setting, recipe)
-        say(f"{name}: validation {found.validation:.2f} % {words} ({found.seconds:.1f} s)")
+        say(f"{name}: validation {metrics.percent(found.figure())} % {words} ({found.seconds:.1f} s)")
     return summarise(problem, tuned, recipe, score)
 
 
@@ -514,7 +515,8 @@ def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, scor
     if problem.head is not None:
         heads[FIRST] = problem.head.weight, problem.head.bias
     predictions = {name: predict(in_float32(*parts), problem.tested) for name, parts in heads.items()}
-    (adjusted,) = logit_adjustment(in_float32(*heads[FIRST]), problem.train, recipe, [{"tau": 1.0}])
+    first = in_float32(*heads[FIRST]).to(problem.train.features.device)
+    (adjusted,) = logit_adjustment(first, problem.train, recipe, [{"tau": 1.0}])
     baselines = dict(zip(BASELINES, (predictions[FIRST], predict(adjusted, problem.tested)), strict=True))
     table = table_of(tuned, predictions, baselines, recipe, score, problem.train.class_counts)
     best, where = max(tuned, key=lambda name: tuned[name].validation), "test" if problem.has_test else "validation"

@@ -182,8 +182,8 @@ def split_indices(
         if choice == "random":
             members = np.random.default_rng([seed, k]).permutation(members)
         train.append(members[: counts[k]])
-    kept = np.concatenate(train)
-    return np.sort(kept) if profile == "as-is" else kept, np.concatenate(validation)
+    chosen = np.concatenate(train)
+    return np.sort(chosen) if profile == "as-is" else chosen, np.concatenate(validation)
 
 
 def check_enough(available: np.ndarray, counts: np.ndarray, hold_out: int, names: list[str]) -> None:
@@ -232,12 +232,12 @@ def load(
         return load_large_set(source, Path(root), hold_out, normalization, workers)
     own = source in OWN_IMAGES
     train, test, names = READERS[source](Path(root), **({"resize": resize} if own else {}))
-    kept, held = split_indices(train.labels, names, imbalance_factor, profile, choice, hold_out, seed)
+    chosen, held = split_indices(train.labels, names, imbalance_factor, profile, choice, hold_out, seed)
     name = Path(root).resolve().name if own else source
     if test.fingerprint() == CIFAR100_TEST:
         name = "cifar100"
     mean, std = STATISTICS[normalization]
-    return LongTailed(name, names, train.take(kept), test, train.take(held) if hold_out else None, mean, std)
+    return LongTailed(name, names, train.take(chosen), test, train.take(held) if hold_out else None, mean, std)
 
 
 def check_options(source: str, profile: str, resize: int | None) -> None:
@@ -264,6 +264,6 @@ def load_large_set(source: str, root: Path, hold_out: int, normalization: str, w
         raise InputError(f"--hold-out: must be 0 with {source}, which has a validation list, got {hold_out}")
     train, test, names, validation = large_sets.read(source, root)
     if hold_out:
-        kept, held = split_indices(train.labels, names, 1.0, "as-is", hold_out=hold_out)
-        train, validation = train.take(kept), train.take(held)
+        chosen, held = split_indices(train.labels, names, 1.0, "as-is", hold_out=hold_out)
+        train, validation = train.take(chosen), train.take(held)
     return LongTailed(source, names, train, test, validation, *STATISTICS[normalization], workers)

@@ -32,13 +32,14 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def in_float64(counts: Tensor) -> Tensor:
-    """Class counts [C] in float64, on the CPU: Apple's GPU has no such numbers.
+def by_class(counts: Tensor) -> Tensor:
+    """Class counts [C] as a tensor; of a pandas Series in the order of its index: `value_counts` has them by size."""
+    return torch.as_tensor(counts.sort_index().to_numpy(copy=True) if hasattr(counts, "sort_index") else counts)
 
-    Of a pandas Series in the order of its index: `value_counts` has them by size.
-    """
-    counts = counts.sort_index().to_numpy(copy=True) if hasattr(counts, "sort_index") else counts
-    return torch.as_tensor(counts).cpu().double()
+
+def in_float64(counts: Tensor) -> Tensor:
+    """Class counts [C] in float64, on the CPU: Apple's GPU has no such numbers."""
+    return by_class(counts).cpu().double()
 
 
 def class_balanced_weights(counts: Tensor, beta: float = BETA) -> Tensor:
@@ -135,7 +136,7 @@ def adjust_logits(logits: Tensor, counts: Tensor, tau: float) -> Tensor:
     logits = at_least_float32(logits)
     if tau == 0:
         return logits  # of a class without images too, whose prior has no logarithm
-    counts = torch.as_tensor(counts, dtype=logits.dtype, device=logits.device)
+    counts = by_class(counts).to(logits.device, logits.dtype)
     return logits - tau * (counts / counts.sum()).log()
 
 

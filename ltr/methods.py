@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltr.data.loader import epoch_generator
-from ltr.losses import adjust_logits, at_least_float32
+from ltr.losses import adjust_logits, at_least_float32, by_class
 from ltr.models import linear
 from ltr.recipes import Recipe
 from ltr.regularizers import Constraint, L2Norm, MaxNorm, max_norm_project, row_norms, tau_normalize
@@ -313,7 +313,7 @@ def multiply_logits(values: Tensor, counts: np.ndarray, gamma: float) -> Tensor:
     Source: Kim and Kim 2020; Hasegawa and Sato 2024, whose factor n_k^-gamma differs by one that all classes share.
     """
     values = at_least_float32(values)
-    counts = torch.as_tensor(counts, dtype=values.dtype, device=values.device)
+    counts = by_class(counts).to(values.device, values.dtype)
     return values * (counts.max() / counts) ** gamma
 
 
@@ -469,3 +469,8 @@ METHODS = {
     "last 2 layers, CB + WD + MaxNorm": Method("CB", "stage 2", "MaxNorm", layers=2),
     "last 5 layers, CB + WD + MaxNorm": Method("CB", "stage 2", "MaxNorm", layers=5),
 }
+
+
+def of_loss(loss: str) -> tuple[str, ...]:
+    """The rows whose classifier alone learns, under CE or CB."""
+    return tuple(name for name, own in METHODS.items() if own.loss == loss and own.layers == 1)

@@ -4,6 +4,7 @@ Everything is NumPy. Accuracies are percentages. An empty group is NaN and shows
 figure of a model that gives a logit which is not finite: an argmax would make a class of it all the same.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -303,10 +304,19 @@ def best_rows(hits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         labels: [N], see `mean_and_error`.
     """
     hits = np.asarray(hits, float)
-    means = [mean_and_error(row, labels)[0] for row in hits]
-    best = hits[np.argmax(np.nan_to_num(means, nan=-1.0))]
+    best = hits[best_index([mean_and_error(row, labels)[0] for row in hits])]
     behind = np.array([mean_and_error(best - row, labels) for row in hits])
     return behind[:, 0] <= 2 * behind[:, 1]
+
+
+def best_index(scores: Sequence[float]) -> int:
+    """Of the largest score, of equals the first; one that is NaN is never chosen before one that is not."""
+    return int(np.where(np.isnan(scores), -np.inf, scores).argmax())
+
+
+def with_dashes(text: str) -> str:
+    """A sentence or a cell whose missing numbers are en dashes."""
+    return re.sub(r"[+-]?\bnan\b", "–", text)
 
 
 def percent(value: float) -> str:

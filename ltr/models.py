@@ -101,7 +101,8 @@ class CosineClassifier(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [B, D] to [B, C]."""
-        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+        tiny = torch.finfo(torch.float32).tiny  # the default would change the direction of small rows
+        return self.scale * F.linear(F.normalize(features, eps=tiny), F.normalize(self.weight, eps=tiny))
 
 
 class Trunk(nn.Module):

@@ -436,9 +436,11 @@ def find_naive(folder: Path, base: Result) -> Result | None:
 
     alike = {run: each for run, each in configs.read_configs(folder).items() if shared(each) == shared(base.config)}
     found = [run for run, each in alike.items() if each["settings"].get("stage1_weight_decay") == 0]
+    tested = base.config["settings"].get("test_every")  # decides no weight; of several the one of the same command
+    found = [run for run in found if alike[run]["settings"].get("test_every") == tested] or found
     if len(found) > 1:
         names = ", ".join(run.name for run in found)
-        raise InputError(f"--out: must hold one naive run beside {base.path.name}, there are {names}")
+        raise InputError(f"--out: must hold one naive run beside {base.path.name}, there are {names}; move others away")
     return Result.read(found[0]) if found else None
 
 

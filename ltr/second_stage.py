@@ -244,6 +244,8 @@ class FrozenFeatures(Features):
         if key not in self.tested:
             if self.mode == "released":
                 self.model.load_state_dict(self.up_to(epoch).buffers, strict=False)
+                if self.on_host:  # of ten epochs they would take several gigabytes, and one is tested at a time
+                    self.tested.clear()
             self.tested[key] = self.keep(self.extract_all(self.test, flip))
         return self.tested[key].to(self.train.device)
 

@@ -85,6 +85,8 @@ def uncut(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, floa
 class Common:
     """Options of both stages."""
 
+    shipped = False  # whether features come with the package, in place of images
+
     preset: str = option(
         None,
         "demo: a few minutes on a CPU; laptop: real images in half an hour; paper: the paper's job; committed: reads "
@@ -238,7 +240,7 @@ def announce(settings: Common, words: Sequence[str], processes: int) -> None:
         return
     if not {settings.preset, f"--preset={settings.preset}"} & {*words}:  # none was given, or it gave way
         reason = "CUDA is there" if settings.preset == "paper" else "CUDA is not there"
-        if getattr(settings, "base", "trained") == "shipped":
+        if settings.shipped:
             reason = "the shipped features are of its job"
         print(f"--preset {settings.preset}, as {reason}")
     print(settings)
@@ -380,9 +382,14 @@ class SecondStage(Common):
         return super().filled(given)
 
     @property
+    def shipped(self) -> bool:
+        """Whether features come with the package, in place of images."""
+        return self.base == SHIPPED
+
+    @property
     def first_stages(self) -> Path:
         """The folder of the first stage's runs."""
-        return shipped_stages() if self.base == SHIPPED else self.out / "demo_1"
+        return shipped_stages() if self.shipped else self.out / "demo_1"
 
     @property
     def base_settings(self) -> dict[str, Any]:

@@ -335,7 +335,7 @@ accuracies = pd.DataFrame([{"model": result.label, **result.accuracy()} for resu
 chapter.show(plots.group_bars(accuracies), "demo1_groups.png")
 for group in ("all", "many", "medium", "few"):
     before, after = (result.accuracy()[group] for result in both)
-    print(f"{group:6}: {after - before:+.1f} points")
+    print(metrics.with_dashes(f"{group:6}: {after - before:+.1f} points"))
 
 
 gain = difference(naive, decayed)
@@ -511,13 +511,14 @@ if all(table is not None for table in tables.values()):
 # 
 # Never on the test set. 20 images of each class are held out before the tail is cut, a network is trained on the others for each $\lambda$, and the held-out images say which is best (the paper's figure 4). *What do you expect*: does the best $\lambda$ for common classes also serve the rare ones?
 
+HELD_OUT = 20  # images of each class
 tuned = tuning_runs(settings)
 if tuned.stage1_weight_decay.nunique() > 1:
     figure = plots.sweep(
         tuned, "stage1_weight_decay", "weight decay", settings.weight_decay, True, "held-out"
     )
     chapter.show(figure, "demo1_weight-decay-sweep.png")
-    images, best = 20 * len(classes), tuned["all"].max() / 100
+    images, best = HELD_OUT * len(classes), tuned["all"].max() / 100
     error = 100 * (best * (1 - best) / images) ** 0.5
     print(f"{images:,} held-out images, {tuned.stage1_epochs.max()} epochs each", end="; ")
     print(f"the best has {100 * best:.1f} ± {error:.1f} %")

@@ -57,7 +57,8 @@ def accuracy(head: torch.nn.Linear) -> dict[str, float]:
 
 def in_words(figures: dict[str, float]) -> str:
     """Groups and accuracies, to one decimal."""
-    return ", ".join(f"{name} {figures[name]:.1f}" for name in ("many", "medium", "few", "all"))
+    said = (f"{name} {figures[name]:.1f}" for name in ("many", "medium", "few", "all"))
+    return metrics.with_dashes(", ".join(said))
 
 
 print("as the first stage left it:", in_words(accuracy(first)))
@@ -255,7 +256,7 @@ chapter.claim(
 others = {
     name: difference(result, best)
     for name, result in table.items()
-    if "CB" in name and result is not best
+    if result in learned.values() and result is not best
 }
 if others:
     widest = max(others, key=lambda name: abs(others[name].points))

@@ -52,6 +52,8 @@ def test_mean_cosines_by_hand():
     cosines = analysis.mean_cosine(features, torch.tensor([0, 0, 1]))
     assert cosines["within"] == pytest.approx(0.5**0.5)
     assert cosines["between"] == pytest.approx((0 + 0.5**0.5) / 2)
+    small = analysis.mean_cosine(1e-30 * features, torch.tensor([0, 0, 1]))
+    assert small == pytest.approx(cosines)
 
 
 def test_filter_norms_by_hand():

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from elsewhere import no_float64
 from gaussians import Gaussians
 from hypothesis import given
 from hypothesis import strategies as st
@@ -405,8 +406,22 @@ def test_a_method_that_diverges_has_no_figures_and_stops_nothing(head, sets, mon
         return [linear(first.weight * np.nan, first.bias) for _ in settings]
 
     monkeypatch.setitem(BALANCERS, "NCM", Balancer(diverges, [{"metric": "cosine"}]))
-    row = balance(head, **sets).table.set_index("method").loc["NCM"]
+    said = []
+    row = balance(head, **sets, say=said.append).table.set_index("method").loc["NCM"]
+    assert any(line.startswith("NCM: validation – %") for line in said)
     assert row[["validation", "all", "few", "ECE", "gain", "gain over LA ±"]].isna().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_head_needs_no_float64_on_the_device_of_the_features(head, sets, dtype):
+    parts = head.weight.to(dtype), head.bias.to(dtype)
+    here = balance(parts, **sets)
+    with no_float64() as device:
+        there = balance(parts, **{name: (x.to(device), y) for name, (x, y) in sets.items()})
+        assert there.best == here.best
+        for one, other in zip(there.parts(), here.parts(), strict=True):
+            assert (one.device.type, one.dtype) == ("cpu", dtype)
+            torch.testing.assert_close(one, other)
 
 
 def test_a_large_grid_is_thinned_and_a_small_one_is_not(head, sets, monkeypatch):

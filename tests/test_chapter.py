@@ -28,6 +28,23 @@ def test_a_claim_about_committed_runs_is_asserted_and_of_others_it_is_said(capsy
     ]
 
 
+def test_a_table_that_cannot_be_read_is_left_out(tmp_path):
+    assert chapter.table_at(tmp_path / "none.csv", ["a"]).empty
+    for text, said in (("a\n1\n1,2,3\n", "left out: --out: "), ("b\n1\n", "must have a column a")):
+        (tmp_path / "broken.csv").write_text(text)
+        with pytest.warns(UserWarning, match=said):
+            table = chapter.table_at(tmp_path / "broken.csv", ["a"])
+        assert table.empty
+        assert [*table] == ["a"]
+    (tmp_path / "whole.csv").write_text("a,b\n1,2\n")
+    assert chapter.table_at(tmp_path / "whole.csv", ["a"]).a.tolist() == [1]
+
+
+def test_sentences_to_remember_have_dashes_for_what_is_missing(capsys):
+    chapter.take_aways(f"few-shot {np.nan:+.1f} points")
+    assert capsys.readouterr().out == "1. few-shot – points\n"
+
+
 def result(label: str, hits: np.ndarray) -> SimpleNamespace:
     """A run of two classes, with 200 and 5 training images."""
     labels = np.arange(len(hits)) % 2

@@ -124,6 +124,14 @@ def test_what_stays_on_the_host_leaves_the_device(data, monkeypatch):
     assert all(moved.count(shape) >= shapes.count(shape) for shape in shapes)
 
 
+def test_on_the_host_the_released_mode_keeps_the_test_of_one_epoch(data):
+    frozen = second_stage.FrozenFeatures(network(), data, "cpu", "released", on_host=True)
+    first = frozen.test_features(0, False)
+    frozen.test_features(1, False)
+    assert [*frozen.tested] == [(1, False)]
+    assert torch.equal(frozen.test_features(0, False), first)  # made again
+
+
 def test_only_the_released_mode_drifts(data):
     released = second_stage.FrozenFeatures(network(), data, "cpu", "released")
     paper = second_stage.FrozenFeatures(network(), data, "cpu", "paper")

@@ -152,7 +152,7 @@ def test_networks_trained_from_scratch_are_measured_where_a_run_is_there(demo):
     assert not rows.index.duplicated().any()
 
 
-@pytest.mark.parametrize("method", compare.WHOLE_NETWORK)
+@pytest.mark.parametrize("method", compare.FROM_SCRATCH)
 def test_the_option_of_an_unmeasured_row_trains_that_method(method):
     option = compare.trained_by(method)
     if method == "naive":
@@ -167,7 +167,7 @@ def test_a_method_that_is_not_here_says_so():
 
 @pytest.mark.slow
 def test_what_is_printed_is_the_table(demo):
-    for name in (*BALANCERS, *compare.WHOLE_NETWORK):
+    for name in (*BALANCERS, *compare.FROM_SCRATCH):
         assert name in demo.both
     assert "standard error up to 7.9 points" in demo.both
     assert "forward 50" in demo.both

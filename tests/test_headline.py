@@ -45,8 +45,17 @@ def test_a_row_is_the_mean_of_its_seeds():
     assert [row[0] for row in before] == [row[0] for row in after]
     assert len(before) == 4
     for old, new in zip(before, after, strict=True):
-        assert float(new[4]) == pytest.approx(float(old[4]) + 1, abs=0.011)
-        assert new[1:4] == old[1:4]
+        assert float(new[4].split(" ± ")[0]) == pytest.approx(float(old[4]) + 1, abs=0.011)
+        assert new[4].endswith(f" ± {2**0.5:.2f}")
+        assert new[1:4] == [f"{value} ± 0.00" for value in old[1:4]]
+
+
+def test_a_seed_that_diverged_is_left_out_and_counted():
+    results = read_table(FILES[0])
+    nothing = dict.fromkeys(("many", "medium", "few", "all", "ece"), float("nan"))
+    rows = headline.five_rows(pd.concat([results, results.assign(seed=1, **nothing)]), None)
+    before = headline.five_rows(results, None)
+    assert [row[4] for row in rows] == [f"{row[4]} (1 of 2 seeds)" for row in before]
 
 
 def test_without_a_naive_network_its_row_is_left_out():

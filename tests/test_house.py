@@ -4,8 +4,9 @@ import ast
 from pathlib import Path
 
 import pytest
+import yaml
 
-from ltr.runtime.options import PACKAGE
+from ltr.runtime.options import PACKAGE, ROOT
 
 GROUND = {"errors", "recipes", "models", "losses", "regularizers", "metrics", "analysis"}
 WINGS = ("data", "runtime", "study")
@@ -72,6 +73,15 @@ def test_only_settings_looks_at_the_command_line_and_the_environment():
             if whole in ("sys.argv", "os.environ"):
                 looking.add(name)
     assert looking <= {"settings", "__main__", "runtime.process"}
+
+
+def test_the_workflow_says_when_where_and_what():
+    tests = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text("utf-8"))
+    assert tests[True] == ["push", "pull_request"]  # YAML's `on`
+    for job in tests["jobs"].values():
+        assert {"runs-on", "timeout-minutes", "steps"} <= job.keys()
+        assert all(("uses" in step) != ("run" in step) for step in job["steps"])
+    assert tests["jobs"]["linux"]["steps"][-1]["run"] == "bash .ci/run"
 
 
 def test_there_are_no_circles():

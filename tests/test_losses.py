@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from ltr import losses
+from ltr.methods import multiply_logits
 
 # logits whose softmax is known: (1/2, 1/4, 1/4) with label 0 and (1/4, 1/4, 1/2) with label 1
 LOGITS = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]], dtype=torch.float64).log() + 3
@@ -251,6 +252,14 @@ def test_adjusted_logits_by_hand_of_more_images_than_float16_can_count(dtype):
 def test_tau_zero_leaves_the_logits_of_a_class_without_images_too():
     logits = torch.tensor([[1.0, -2.0, 3.0]])
     assert torch.equal(losses.adjust_logits(logits, torch.tensor([5, 0, 3]), 0.0), logits)
+
+
+def test_counts_by_size_stand_in_the_order_of_their_classes():
+    counts, logits, labels = pd.Series([50, 30, 5], index=[2, 0, 1]), torch.zeros(2, 3), torch.tensor([0, 2])
+    ordered = torch.tensor([30, 5, 50])
+    assert torch.equal(losses.adjust_logits(logits, counts, 1.0), losses.adjust_logits(logits, ordered, 1.0))
+    assert losses.balanced_softmax(logits, labels, counts) == losses.balanced_softmax(logits, labels, ordered)
+    assert torch.equal(multiply_logits(logits + 1, counts, 0.5), multiply_logits(logits + 1, ordered, 0.5))
 
 
 @pytest.mark.parametrize("counts", [[81, 16, 1], torch.tensor([81, 16, 1]), torch.tensor([81.0, 16, 1]).double()])

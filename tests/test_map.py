@@ -24,6 +24,14 @@ def test_settings_are_scored_on_the_half_that_did_not_choose_them():
     assert hits.mean(1).max() > lr_wd.cross_fitted(hits, halves).mean()  # what choosing on the same images claims
 
 
+def test_a_setting_that_diverged_is_chosen_by_no_half():
+    halves, nan = np.array([0, 0, 1, 1]), np.full(4, np.nan)
+    assert lr_wd.cross_fitted(np.stack([nan, [1, 0, 1, 0]]), halves).tolist() == [1, 0, 1, 0]
+    assert np.isnan(lr_wd.cross_fitted(np.stack([nan, nan]), halves)).all()
+    figures = lr_wd.Scored({}, nan, np.array(["many"] * 4)).accuracies(nan)
+    assert np.isnan([*figures.values()]).all()  # no figure, rather than 0.00 ± 0.00
+
+
 def test_errors_are_those_of_a_mean_over_images():
     groups = np.array(["many"] * 8 + ["few"] * 2)
     figures = lr_wd.Scored({}, np.ones(10), groups).accuracies(np.array([1, 0, 1, 0, 1, 0, 1, 0, 1, 1.0]))

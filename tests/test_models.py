@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ltr.models import BACKBONES, BasicBlock, LastLayers, Trunk, build_model, count_parameters
+from ltr.models import BACKBONES, BasicBlock, CosineClassifier, LastLayers, Trunk, build_model, count_parameters
 
 PARAMETERS = {
     # By hand, 3x3 convolutions of a and b channels having 9ab weights and batch-norm 2b:
@@ -200,3 +200,12 @@ def test_more_blocks_than_needed_learn_no_more():
 def test_layers_that_are_not_there_are_refused(layers):
     with pytest.raises(ValueError, match="layers: must be 1 to 31"):
         LastLayers(build_model("resnet32", 4), layers)
+
+
+def test_small_rows_have_the_cosines_of_large_ones():
+    classifier = CosineClassifier(8, 3)
+    features = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    expected = classifier(features)
+    with torch.no_grad():
+        classifier.weight.mul_(1e-15)
+    torch.testing.assert_close(classifier(1e-15 * features), expected)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -409,9 +410,11 @@ def test_a_naive_run_is_of_the_same_images_and_the_only_one(stages, tmp_path, ou
     finished(tmp_path, outcome, other, "naive", **settings)
     assert runs.find_naive(tmp_path, base).path == naive.path
     again = finished(tmp_path, outcome, data, "naive", **settings | {"test_every": 2})
+    assert runs.find_naive(tmp_path, base).path == naive.path  # tested as often as the base
+    rarely = dataclasses.replace(base, config=base.config | {"settings": base.config["settings"] | {"test_every": 5}})
     with pytest.raises(InputError, match=r"^--out: must hold one naive run beside wd-\w+, there are ") as caught:
-        runs.find_naive(tmp_path, base)
-    assert {naive.path.name, again.path.name} <= set(str(caught.value).replace(",", "").split())
+        runs.find_naive(tmp_path, rarely)
+    assert {naive.path.name, again.path.name} <= set(re.split(r"[,;]? ", str(caught.value)))
 
 
 def test_where_there_are_no_images_either_both_causes_are_said(tmp_path):

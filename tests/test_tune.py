@@ -29,7 +29,7 @@ def tuned(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"DECAYS": (1e-3, 1e-2), "RADII": (1.0, 0.5), "TAUS": (0.0, 0.5, 1.0)}.items():
             patch.setattr(tune, name, value)
-        patch.setattr(tune, "FEW", {"weight_decay": (1e-3,), "radius": (1.0,)})
+        patch.setattr(tune, "COARSE", {"weight_decay": (1e-3,), "radius": (1.0,)})
         tune.main(f"--preset demo --epochs 1 --lr 0.02 --out {out / 'tuning'} --stage1 {run.path.name}".split())
     return out, run.path.name
 
@@ -112,3 +112,13 @@ def test_a_row_that_diverges_with_every_setting_is_left_out(monkeypatch):
     monkeypatch.setattr(tune.training, "fit", diverge)
     assert method.constraint == "L2norm"
     assert tune.one_at_a_time(SimpleNamespace(settings=settings, sources=sources), "CB + L2norm") is None
+
+
+def test_a_row_that_diverges_in_all_of_a_grid_is_left_out(tuned, monkeypatch, capsys):
+    out, name = tuned
+    words = f"--preset demo --epochs 1 --lr 1e30 --out {out / 'tuning'} --stage1 {name}".split()
+    settings = SecondStage.parse(words)
+    data = datasets.load(**settings.data).for_tuning()
+    rows = open_rows(settings, data)
+    assert not [row for row in tune.in_a_grid(rows, rows.sources.features["paper"]) if row["method"] == "CE + WD"]
+    assert "CE + WD: training diverges with every setting; it keeps the preset's" in capsys.readouterr().out

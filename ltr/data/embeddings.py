@@ -233,9 +233,9 @@ def split(data: Embeddings, share: Any, names: Sequence[str], seed: int) -> tupl
     for row, count in enumerate(data.class_counts):
         wanted = min(max(1, round(share * int(count))), int(count) - 1)
         taken.append(order[data.labels[order] == row][:wanted])
-    kept = torch.ones(len(data), dtype=torch.bool, device=data.labels.device)
-    kept[torch.cat(taken)] = False
-    return data.at(kept), data.at(~kept)
+    train = torch.ones(len(data), dtype=torch.bool, device=data.labels.device)
+    train[torch.cat(taken)] = False
+    return data.at(train), data.at(~train)
 
 
 # --- heads ----------------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def split(data: Embeddings, share: Any, names: Sequence[str], seed: int) -> tupl
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier as its owner has it.
+    """A linear classifier as its owner has it, on the CPU.
 
     Attributes:
         weight: [C, D], of the owner's type.
@@ -312,9 +312,10 @@ def as_tensors(weight: Any, bias: Any) -> list[Tensor | None]:
 
 
 def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
-    """A head in any of the forms that `balance` takes, for features like these [N, D], on their device.
+    """A head in any of the forms that `balance` takes, for features like these [N, D].
 
-    It is apart from the caller's, who may write over what was brought.
+    It is apart from the caller's, who may write over what was brought, and on the CPU, as a type such as float64 is not
+    everywhere to be had.
     """
     if head is None:
         return None
@@ -333,7 +334,7 @@ def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
     else:
         forms = "a linear layer, (weight, bias or None), an estimator with coef_, or a state dict and a layer's name"
         raise InputError(f"head: must be {forms}, got {clip(type(head).__name__)}")
-    parts = (values if values is None else values.to(like.device, copy=True) for values in as_tensors(weight, bias))
+    parts = (values if values is None else values.to("cpu", copy=True) for values in as_tensors(weight, bias))
     found = Head(*parts, classes, layer or "")
     if found.weight.shape[1] != like.shape[1]:
         raise InputError(f"head: must take the {like.shape[1]} features of train, got {found.weight.shape[1]}")
@@ -406,14 +407,16 @@ class Problem:
             zeros = self.train.features.new_zeros(len(self.names), self.train.features.shape[1])
             return linear(zeros, zeros[:, 0])
         bias = None if self.head.bias is None else self.head.bias.float()
-        return linear(self.head.weight.float() / self.scale, bias)
+        return linear(self.head.weight.float() / self.scale, bias).to(self.train.features.device)
 
     def finished(self, classifier: nn.Linear, temperature: float) -> tuple[Tensor, Tensor | None]:
-        """A classifier of scaled features as the owner's head, of the owner's type, with a temperature folded in."""
-        weight = classifier.weight.detach() * (self.scale / temperature)
+        """A classifier of scaled features as the owner's head, of the owner's type and on the CPU, with a temperature
+        folded in."""
+        weight = classifier.weight.detach().cpu() * (self.scale / temperature)
         like = weight.dtype if self.head is None else self.head.weight.dtype
-        has_bias = self.head is None or self.head.bias is not None
-        return weight.to(like), (classifier.bias.detach() / temperature).to(like) if has_bias else None
+        if self.head is not None and self.head.bias is None:
+            return weight.to(like), None
+        return weight.to(like), (classifier.bias.detach().cpu() / temperature).to(like)
 
 
 def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Problem:

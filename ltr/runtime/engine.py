@@ -35,14 +35,20 @@ class Engine:
     graph: bool = False  # a step is captured once in a CUDA graph, then replayed
     deterministic: bool = False  # only algorithms that give the same bits each time
     processes: int = 1  # that share each batch
-    sync_batch_norm: bool = False  # normalises by the whole batch's statistics, not by those of a process's share
+    sync_batch_norm: bool = False  # normalises by the whole batch's statistics, not by those of a process's shard
     notices: tuple[str, ...] = ()  # what was wanted and is not to be had, a sentence each
 
     def __str__(self) -> str:
-        steps = "CUDA graph" if self.graph else "eager steps"
-        words = [str(self.device), self.precision, steps, *["torch.compile"] * self.compile]
-        words += ["deterministic"] * self.deterministic + [f"{self.processes} processes"] * (self.processes > 1)
-        return ", ".join(words + ["synchronised batch-norm"] * self.sync_batch_norm)
+        words = {
+            str(self.device): True,
+            self.precision: True,
+            "CUDA graph" if self.graph else "eager steps": True,
+            "torch.compile": self.compile,
+            "deterministic": self.deterministic,
+            f"{self.processes} processes": self.processes > 1,
+            "synchronised batch-norm": self.sync_batch_norm,
+        }
+        return ", ".join(word for word, said in words.items() if said)
 
     @property
     def exact(self) -> "Engine":

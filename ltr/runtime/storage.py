@@ -19,6 +19,7 @@ TEXT = (
     *("dataset", "profile", "backbone", "method", "loss", "max_norm_every", "mode", "selection", "tta", "run"),
     *("stage1_run", "network", "mix", "augmentation", "sampling", "precision", "commit"),
     *("device", "torch", "hyper-parameters", "source", "tuned_on", "tuning_run", "first stage", "metric"),
+    *("further", "classifier", "against"),
 )
 
 

@@ -153,7 +153,9 @@ def about_table(result: Balanced) -> str:
     """What was balanced."""
     told, counts = result.about, result.class_counts
     images = ", ".join(f"{number:,} {name}" for name, number in told["images"].items())
-    head = f"{told['features']:,} features, {len(counts):,} classes" + f", layer {result.layer}" * bool(result.layer)
+    head = f"{told['features']:,} features, {len(counts):,} classes"
+    if result.layer:
+        head += f", layer {result.layer}"
     rows = [
         ["head", head],
         ["images", images],

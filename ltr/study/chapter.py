@@ -4,7 +4,7 @@ A chapter without options reads the committed runs: it writes nothing, and shows
 would be needed. What it claims about them is asserted; of any other runs it says whether it holds.
 """
 
-import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ltr import analysis, datasets, metrics, models, plots, runs, training
+from ltr.errors import InputError
 from ltr.first_stage import ImageData
 from ltr.runtime import distributed, process
 from ltr.runtime.storage import read_table
@@ -52,7 +53,7 @@ class Chapter:
     def _images(self) -> tuple[datasets.LongTailed | None, datasets.Absent | None]:
         """The images, or why there are none."""
         settings = self.settings
-        if settings.committed or getattr(settings, "base", "trained") == "shipped":
+        if settings.committed or settings.shipped:
             return None, None
         try:
             return datasets.load(**settings.data), None
@@ -186,8 +187,8 @@ class Chapter:
         """
         if self.settings.committed and not holds:
             raise AssertionError(f"the committed runs do not say: {sentence}")
-        said, missing = re.subn(r"[+-]?\bnan\b", "–", sentence)
-        print(f"{'not measured here' if missing else 'holds' if holds else 'does not hold here'}: {said}")
+        said = metrics.with_dashes(sentence)
+        print(f"{'not measured here' if said != sentence else 'holds' if holds else 'does not hold here'}: {said}")
 
 
 def geometry(frozen: FrozenFeatures) -> pd.DataFrame:
@@ -222,10 +223,23 @@ def difference(before: runs.Result, after: runs.Result) -> metrics.Difference:
     return metrics.paired_difference(before.predictions.hits, after.predictions.hits)
 
 
+def table_at(path: Path, needs: Sequence[str]) -> pd.DataFrame:
+    """A table that a chapter can do without: no rows where there is none, or, with a warning, where it cannot be read.
+
+    Args:
+        needs: columns that it must have.
+    """
+    if path.exists():
+        try:
+            return read_table(path, "--out", needs)
+        except (InputError, OSError) as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return pd.DataFrame(columns=[*needs])
+
+
 def longest(path: Path, columns: Sequence[str], **wanted: Any) -> pd.DataFrame:
     """Rows of a tuning table that have these values, of the most epochs; none where there is no file."""
-    table = read_table(path) if path.exists() else pd.DataFrame(columns=columns)
-    table = where(table, **wanted)
+    table = where(table_at(path, columns), **wanted)
     return table[table.stage1_epochs == table.stage1_epochs.max()]
 
 
@@ -250,22 +264,19 @@ def compared(settings: SecondStage, method: str) -> pd.DataFrame:
         columns many, medium, few, all in percent; index the first stage's weight decay.
     """
     columns = ["stage1_weight_decay", "method", *metrics.GROUPS, "all"]
-    path, epochs = settings.out / "comparison.csv", settings.stage1_epochs
-    table = read_table(path) if path.exists() else pd.DataFrame(columns=[*columns, *NETWORK, "stage1_epochs", "seed"])
-    alike = {name: getattr(settings, name) for name in (*NETWORK, "seed")}
-    found = where(table, **alike, method=method, stage1_epochs=epochs)
+    alike = {name: getattr(settings, name) for name in (*NETWORK, "seed", "stage1_epochs")}
+    found = where(table_at(settings.out / "comparison.csv", [*columns, *alike]), **alike, method=method)
     return found.drop_duplicates(columns[0], keep="last").set_index(columns[0])[columns[2:]]
 
 
 def cells_of_map(settings: FirstStage) -> pd.DataFrame:
     """Rows of the map of learning rates that differ from a first stage in weight decay alone, before balancing."""
-    path = settings.out / "tuning" / "lr_wd.csv"
-    if not path.exists():
-        return pd.DataFrame(columns=["weight decay"])
     alike = {"lr": settings.lr, "batch": settings.batch_size, "warm-up": settings.warm_up}
-    table = where(read_table(path), classifier="first stage alone", **alike)
+    alike |= {"classifier": "first stage alone"}
+    columns = [*alike, "further", "run", "weight decay", "epochs", *metrics.GROUPS, "all"]
+    table = where(table_at(settings.out / "tuning" / "lr_wd.csv", columns), **alike)
     network = f"_{settings.backbone}_if{settings.imbalance_factor:g}_"  # in a run's name
-    return table[table.further.isna() & table.run.str.contains(network, regex=False)]
+    return table[table.further.isna() & table.run.astype(str).str.contains(network, regex=False)]
 
 
 def tuning_runs(settings: FirstStage) -> pd.DataFrame:
@@ -342,7 +353,7 @@ def take_aways(*sentences: str) -> None:
     """End a chapter with what to remember: a numbered list."""
     if not distributed.current().is_main:
         return
-    numbered = "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
+    numbered = "\n".join(f"{number}. {metrics.with_dashes(text)}" for number, text in enumerate(sentences, 1))
     if not process.in_ipython():
         print(numbered)
         return

@@ -43,8 +43,8 @@ PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs
 NO_FULL_RUN = "tuning network, no full run"
 KEY = [*PROTOCOL, "stage1_run"]  # what a comparison is one of: its table is replaced by a later one
 FIGURES = ["many", "medium", "few", "all", "ECE"]
-TUNED = {"--weight-decay", "--max-norm", "--tau", "--naive-tau"}  # options of the second script that have no place here
-WHOLE_NETWORK = ("naive", "mixup", *NAMES.values())  # trained from scratch
+CHOSEN_HERE = {"--weight-decay", "--max-norm", "--tau", "--naive-tau"}  # options that the second script has
+FROM_SCRATCH = ("naive", "mixup", *NAMES.values())
 
 
 def trained_by(method: str) -> str:
@@ -76,7 +76,7 @@ def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Se
     candidates = method.fit(models.copy_classifier(held_out.model), held_out, recipe, method.settings)
     logits = (held_out.test_logits(each, 0) for each in candidates)
     rows = [metrics.group_accuracy(each, held_out.test_labels, held_out.class_counts) for each in logits]
-    best = max(range(len(rows)), key=lambda i: -np.inf if np.isnan(rows[i]["all"]) else rows[i]["all"])
+    best = metrics.best_index([row["all"] for row in rows])
     settings = [absolute(setting, recipe) for setting in method.settings]
     tried = pd.DataFrame([setting | row for setting, row in zip(settings, rows, strict=True)])
     return method.settings[best], tried.assign(chosen=tried.index == best)
@@ -151,8 +151,8 @@ def compare(
     if figures:
         draw_reliability(bins, figures)
     settings = pd.concat(tried, names=["method", "number"]).reset_index("method")
-    figures = ["all", *metrics.GROUPS, "chosen"]
-    return pd.DataFrame(rows), settings[[*settings.columns.difference(figures, sort=False), *figures]]
+    last = ["all", *metrics.GROUPS, "chosen"]
+    return pd.DataFrame(rows), settings[[*settings.columns.difference(last, sort=False), *last]]
 
 
 # --- first stages of a folder, and the table's other columns -----------------------------------------------------
@@ -261,7 +261,9 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
         if any(settings.get(name) != value for name, value in same.items()):
             continue
         words = f"weight decay {settings['stage1_weight_decay']:g}, {settings['stage1_epochs']} epochs"
-        method = settings["method"] + ", whole network" * (settings["method"] in BALANCERS)
+        method = settings["method"]
+        if method in BALANCERS:
+            method += ", whole network"
         row, plain = {"method": method, "hyper-parameters": words, "tuned_on": ""}, result.accuracy()
         try:
             row |= figures_of(result.predictions, result.class_counts)
@@ -274,15 +276,15 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
 def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stages: Stages) -> pd.DataFrame:
     """One table of the methods of `compare`, of `finished_networks`, and of those that are not measured."""
     protocol = stages.protocol
-    figures = published.methods(*(protocol[name] for name in PROTOCOL[:4]))
+    others = published.methods(*(protocol[name] for name in PROTOCOL[:4]))
     rows = [protocol | row for row in [*measured.to_dict("records"), *networks]]
     names = {row["method"] for row in rows}
     if not protocol["stage1_weight_decay"]:
         names.add("naive")  # it is the first stage alone
-    absent = [name for name in dict.fromkeys((*WHOLE_NETWORK, *figures)) if name not in names]
+    absent = [name for name in dict.fromkeys((*FROM_SCRATCH, *others)) if name not in names]
     rows += [protocol | absent_row(name) for name in absent]
     for row in rows:
-        row["published"], row["source"] = figures.get(row["method"], (np.nan, ""))
+        row["published"], row["source"] = others.get(row["method"], (np.nan, ""))
     first = [*(name for name in KEY if name in protocol), "method", "hyper-parameters", *FIGURES]
     first += ["published", "source", "validation", "seconds", "tuned_on", "first stage"]
     return pd.DataFrame(rows)[list(dict.fromkeys((*first, *rows[0])))]
@@ -329,7 +331,7 @@ def main(arguments: Sequence[str]) -> None:
         InputError: an option is not allowed, or there is no first stage to tune on.
     """
     settings = Comparison.of_command(arguments)
-    for word in TUNED & {word.split("=")[0] for word in arguments}:
+    for word in CHOSEN_HERE & {word.split("=")[0] for word in arguments}:
         raise InputError(f"{word}: must not be given, as the held-out images choose it")
     print(settings, f"engine: {settings.engine}", sep="\n", flush=True)
     stages = first_stages(settings)

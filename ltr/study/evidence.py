@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltr import metrics, models, regularizers, runs
-from ltr.methods import METHODS
+from ltr.methods import of_loss
 from ltr.runtime.options import ROOT
 from ltr.second_stage import Features
-from ltr.settings import SHIPPED
 from ltr.stack import Grid
 from ltr.study import maxnorm, published
 from ltr.study.report import SETTINGS, has_max_norm, without_max_norm
@@ -25,6 +24,7 @@ AS_IT_IS_AND_SCALED = {
     **{"NLL": "nll", "NLL at T": "nll scaled"},
 }
 DECAYS = (0, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5)
+NORMALISED = ("WD", "WD + L2norm", "WD + tau-norm")  # rows on the same features, whose classifier is not retrained
 Row = tuple[str, str]  # method and setting
 
 
@@ -78,7 +78,7 @@ class Evidence:
     def logits(self, row: Row) -> Tensor | None:
         """[N, C] on the test features; None of a row that is not there, or has a backbone of its own."""
         result = self.found.get(row)
-        shares = METHODS[row[0]].layers == 1 if row[0] in METHODS else not row[0].startswith("naive")
+        shares = row[0] in (*of_loss("CE"), *of_loss("CB"), *NORMALISED)
         if result is None or self.features is None or not shares or row[1] == "released code":
             return None
         if row[0] == "WD":
@@ -150,7 +150,7 @@ def cell(case: Evidence, row: Row, bold: set[Row]) -> str:
         return ""
     figures, error = case.found[row].accuracy(), case.error(row)
     value = metrics.percent(figures["all"])
-    below = [f"±{error:.2f}"] * bool(np.isfinite(error)) + [f"few {figures['few']:.1f}".replace("nan", "–")]
+    below = [f"±{error:.2f}"] * bool(np.isfinite(error)) + [metrics.with_dashes(f"few {figures['few']:.1f}")]
     return f"{f'<b>{value}</b>' if row in bold else value}<br><small>{', '.join(below)}</small>"
 
 
@@ -239,7 +239,7 @@ def landscape(case: Evidence) -> pd.DataFrame | None:
         return Grid(sources.classifier, orders, recipe, asked).fit().table()
 
     into = None
-    if settings.base == SHIPPED or settings.committed:  # the run's folder is the package's own
+    if settings.shipped or settings.committed:  # the run's folder is the package's own
         into = (ROOT / "build" if settings.committed else settings.out) / "landscape"
     return case.rows.base.cached("landscape", every_pair if case.features else None, recipe.describe(), into)
 
@@ -261,10 +261,10 @@ def best_radii(pairs: pd.DataFrame) -> pd.DataFrame:
     return best.sort_index().reset_index()
 
 
-def of_loss(table: pd.DataFrame, loss: str) -> pd.DataFrame:
+def rows_of(table: pd.DataFrame, loss: str) -> pd.DataFrame:
     """Rows of `temperatures` that differ in norms alone: of a loss, tuned, and MaxNorm at each radius."""
     limited = table.method == f"{loss} + MaxNorm"
-    return table[table.method.str.startswith(loss) & ((table.setting == "tuned") | limited)]
+    return table[table.method.isin(of_loss(loss)) & ((table.setting == "tuned") | limited)]
 
 
 def in_text(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:

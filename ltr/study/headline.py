@@ -6,7 +6,6 @@ Last epoch, plain test, tuned values; means where there are several seeds. Witho
 has places for the rows, `<!-- headline -->`, for the sentences, `<!-- findings -->`, or for both.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,8 @@ import pandas as pd
 
 from ltr import recipes
 from ltr.errors import InputError
-from ltr.methods import METHODS
-from ltr.metrics import percent
+from ltr.methods import METHODS, of_loss
+from ltr.metrics import percent, with_dashes
 from ltr.runtime.options import Parser, file, whole
 from ltr.runtime.storage import read_table, write_text
 from ltr.study import published, report
@@ -49,9 +48,9 @@ def network(results: pd.DataFrame, epochs: int | None = None) -> dict[str, Any]:
 
 
 def line(title: str, rows: pd.DataFrame, paper: float = float("nan")) -> list[str]:
-    """A row's cells: means over seeds, and the paper's accuracy."""
+    """A row's cells: means over seeds, see `report.cell`, and the paper's accuracy."""
     figures = rows.rename(columns={"ECE": "ece"})
-    return [title, *(percent(figures[name].mean()) for name in MEASURES), percent(paper)]
+    return [title, *(report.cell(figures[name]) for name in MEASURES), percent(paper)]
 
 
 def five_rows(results: pd.DataFrame, comparison: pd.DataFrame | None, epochs: int | None = None) -> list[list[str]]:
@@ -88,11 +87,6 @@ def between(values: pd.Series) -> str:
     return f"{values.min():.2f} to {values.max():.2f}"
 
 
-def alone(rows: pd.DataFrame, loss: str) -> pd.DataFrame:
-    """Those rows whose classifier alone learns, under CE or CB."""
-    return rows[rows.index.isin([name for name, own in METHODS.items() if own.loss == loss and own.layers == 1])]
-
-
 def findings(results: pd.DataFrame, epochs: int | None = None) -> str:
     """What the rows on one first stage come to, a sentence each in Markdown; a dash for what is not there.
 
@@ -112,12 +106,12 @@ def findings(results: pd.DataFrame, epochs: int | None = None) -> str:
         f"**The way of counting.** Mirrored test images add {mirrored} points, to choose the epoch on the test "
         f"set up to {most.chosen:.2f}: {most.method} ({report.SETTINGS[most['mode']]}) ends at {most['all']:.2f} %."
     )
-    return re.sub(r"[+-]?\bnan\b", "–", "".join(f"- {line}\n" for line in lines))
+    return with_dashes("".join(f"- {line}\n" for line in lines))
 
 
 def what_helps(tuned: pd.DataFrame, naive: pd.Series) -> list[str]:
     """What the stages do to rare classes and to all, from rows by method."""
-    wd, best, ce, cb = tuned.loc["WD"], tuned.loc[BEST], alone(tuned, "CE"), alone(tuned, "CB")
+    wd, best, (ce, cb) = tuned.loc["WD"], tuned.loc[BEST], (tuned[tuned.index.isin(of_loss(x))] for x in ("CE", "CB"))
     return [
         f"**Rare classes.** Few-shot accuracy goes from {naive.few:.2f} % (naive) to {best.few:.2f} % ({BEST}, "
         f"tuned), accuracy over all classes from {naive['all']:.2f} to {best['all']:.2f} %. Against the network with "

@@ -33,7 +33,7 @@ from ltr.second_stage import FrozenFeatures
 from ltr.study.pack import tested_images
 
 BEFORE, AFTER = "first stage alone", "logit adjustment"  # the map's two sides
-TUNED = ("tau-norm", "CB + WD")
+BALANCED = ("tau-norm", "CB + WD")
 MEASURES = ("all", *metrics.GROUPS)
 PASSES = 1  # over cropped, flipped training images, which each epoch of CB + WD takes in an order of its own
 CELL = ("lr", "weight decay", "lr x wd", "batch", "warm-up", "epochs")
@@ -55,8 +55,7 @@ class Scored:
         figures = {}
         for name in MEASURES:
             own = 100.0 * (values if name == "all" else values[self.groups == name])
-            figures[name] = float(own.mean()) if len(own) else np.nan
-            figures[f"{name} ±"] = float(own.std(ddof=1) / len(own) ** 0.5) if len(own) > 1 else np.nan
+            figures[name], figures[f"{name} ±"] = metrics.mean_and_error(own) if len(own) else (np.nan, np.nan)
         return figures
 
 
@@ -64,10 +63,10 @@ def cross_fitted(hits: np.ndarray, halves: np.ndarray) -> np.ndarray:
     """Hits [N] of settings that are chosen on one half of the images and scored on the other.
 
     Args:
-        hits: [S, N], of each setting; of equals the first is chosen.
+        hits: [S, N], of each setting, NaN where it diverged; of equals the first is chosen.
         halves: [N], 0 or 1.
     """
-    chosen = [int(hits[:, halves != half].mean(1).argmax()) for half in (0, 1)]
+    chosen = [metrics.best_index(hits[:, halves != half].mean(1)) for half in (0, 1)]
     return np.where(halves == 0, hits[chosen[0]], hits[chosen[1]])
 
 
@@ -103,12 +102,12 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
     engine = Engine(model.classifier.weight.device)
     features = FrozenFeatures(model, data, device, seed=recipe.seed, engine=engine, augmented=PASSES)
     labels, groups = features.test_labels, metrics.group_of(run.class_counts)[features.test_labels]
-    for name in (BEFORE, AFTER, *TUNED):
+    for name in (BEFORE, AFTER, *BALANCED):
         tried = [{"tau": 1.0}] if name == AFTER else BALANCERS[name].settings
         found = BALANCERS[name].fit(models.copy_classifier(model), features, recipe, tried)
         logits = (features.test_logits(classifier, 0) for classifier in found)
-        hits = np.stack([(each.argmax(1) == labels) & np.isfinite(each).all() for each in logits]).astype(float)
-        own = cross_fitted(hits, halves_of(labels)) if name in TUNED else hits[0]
+        hits = np.stack([metrics.hits_of(each, labels) for each in logits])
+        own = cross_fitted(hits, halves_of(labels)) if name in BALANCED else hits[0]
         yield Scored(cell(settings, path.name) | {"classifier": name}, own, groups)
 
 
@@ -162,7 +161,8 @@ def main(arguments: Sequence[str]) -> None:
     set_up_libraries(deterministic=False)
     for path in run_folders(options.runs):
         found += scored(path, options.data_root, device)
-        figures = {each.about["classifier"]: f"{100 * each.hits.mean():.2f}" for each in found[-2 - len(TUNED) :]}
+        own = found[-2 - len(BALANCED) :]
+        figures = {each.about["classifier"]: metrics.percent(100 * each.hits.mean()) for each in own}
         print(f"{path.name}: " + ", ".join(f"{name} {value} %" for name, value in figures.items()), flush=True)
     write_text(options.table, table_text(tabulate(found)))
     print(short(f"table: {options.table}"))

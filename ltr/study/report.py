@@ -313,15 +313,15 @@ def table_of_released(results: pd.DataFrame) -> str:
 # ---- what a way of counting, and what MaxNorm adds
 
 
-def counting_gains(results: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
-    """What the ways of counting add to the headline of some runs, in points over all classes, as text.
+def counting_gains(results: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """What the ways of counting add to the headline of the runs of these names, in points over all classes, as text.
 
     Returns:
         a row a way: mean, least and most over the runs.
     """
-    rows = headline(results[results.run.isin(runs)])
-    names = {"flip": "mirrored images", "best": "best epoch on the test set", "both": "both"}
-    gains = rows[[*names]].sub(rows["all"], axis=0).rename(columns=names)
+    rows = headline(results[results.run.isin(names)])
+    ways = {"flip": "mirrored images", "best": "best epoch on the test set", "both": "both"}
+    gains = rows[[*ways]].sub(rows["all"], axis=0).rename(columns=ways)
     return gains.agg(["mean", "min", "max"]).T.map(or_dash, form="+.2f")
 
 
@@ -534,7 +534,7 @@ def question_markdown(table: pd.DataFrame) -> str:
 
 def norms_markdown(table: pd.DataFrame) -> str:
     """How even the norms of the first stages' classifiers are, a row a network."""
-    shown = table.assign(**{name: table[name].map("{:.2f}".format) for name in table.columns[2:]})
+    shown = table.assign(**{name: table[name].map(metrics.percent) for name in table.columns[2:]})
     shown["weight_decay"] = shown.weight_decay.map("{:g}".format)
     return in_markdown(shown.rename(columns={"stage1_run": "first stage", "weight_decay": "weight decay"}))
 

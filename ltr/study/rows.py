@@ -45,7 +45,7 @@ class Sources:
     @property
     def shipped(self) -> bool:
         """Whether features come with the package, in place of images."""
-        return self.settings.base == "shipped"
+        return self.settings.shipped
 
     @property
     def streamed(self) -> bool:

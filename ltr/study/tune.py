@@ -34,16 +34,18 @@ from ltr.study.rows import VALUES, Rows, open_rows
 LR = (1.0, 10.0)  # times --lr
 DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RADII = (1.5, 1.25, 1.0, 0.85, 0.7, 0.5, 0.35, 0.25)  # times the mean norm
-FEW = {"weight_decay": (1e-3, 1e-2), "radius": (1.0, 0.7)}  # of rows with more layers, which train one at a time
+COARSE = {"weight_decay": (1e-3, 1e-2), "radius": (1.0, 0.7)}  # of rows with more layers, which train one at a time
 TAUS = np.arange(0, 3.01, 0.1).round(1)
+DIVERGED = "{}: training diverges with every setting; it keeps the preset's"
 
 
 def candidates(method: Method, stage1_weight_decay: float) -> Iterator[dict[str, Any]]:
     """Learning rates, weight decays and radii that a row is tuned over, the simplest first."""
-    few = method.layers > 1
-    decays = {"none": (0.0,), "stage 1": (stage1_weight_decay,), "stage 2": FEW["weight_decay"] if few else DECAYS}
-    radii = (FEW["radius"] if few else RADII) if method.constraint == "MaxNorm" else (np.nan,)
-    for lr, decay, radius in product(LR[:1] if few else LR, decays[method.weight_decay], radii):
+    alone = method.layers > 1
+    decays = {"none": (0.0,), "stage 1": (stage1_weight_decay,)}
+    decays["stage 2"] = COARSE["weight_decay"] if alone else DECAYS
+    radii = (COARSE["radius"] if alone else RADII) if method.constraint == "MaxNorm" else (np.nan,)
+    for lr, decay, radius in product(LR[:1] if alone else LR, decays[method.weight_decay], radii):
         yield {"lr": lr, "weight_decay": decay, "radius": radius}
 
 
@@ -62,7 +64,10 @@ def in_a_grid(rows: Rows, held_out: Features) -> Iterator[dict[str, Any]]:
     grid = Grid(rows.sources.classifier, held_out, recipe, told).fit()
     scored = grid.table()[["all"]].join(told.assign(radius=table.radius))
     for name, each in scored.groupby("method", sort=False):
-        best = each["all"].fillna(-np.inf).idxmax()
+        if each["all"].isna().all():
+            print(DIVERGED.format(name), flush=True)
+            continue
+        best = each["all"].idxmax()
         logits = held_out.test_logits(grid.classifier(best), 0)
         yield best_of([{"method": name, **each.loc[best].drop("method").to_dict(), "logits": logits}], held_out)
 
@@ -98,7 +103,7 @@ def best_of(found: Sequence[dict[str, Any]], held_out: Features) -> dict[str, An
     """The best on the held-out images, of equals the first: its values, accuracies and best temperature."""
     labels, counts = held_out.test_labels, held_out.class_counts
     rows = [each | metrics.group_accuracy(each["logits"], labels, counts) for each in found]
-    best = max(rows, key=lambda row: -np.inf if np.isnan(row["all"]) else row["all"])
+    best = rows[metrics.best_index([row["all"] for row in rows])]
     logits = torch.as_tensor(best.pop("logits"))
     return best | {"temperature": fit_temperature(logits, torch.as_tensor(labels))}
 
@@ -118,7 +123,7 @@ def chosen(rows: Rows) -> Iterator[dict[str, Any]]:
         if method.layers > 1 or method.constraint == "L2norm":
             row = one_at_a_time(rows, name)
             if row is None:
-                print(f"{name}: training diverges with every setting; it keeps the preset's", flush=True)
+                print(DIVERGED.format(name), flush=True)
             else:
                 yield row
 
