@@ -432,6 +432,9 @@ def class_differences(table: pd.DataFrame, base: str, counts: pd.DataFrame) -> F
     """Accuracy (percent) of each class less that of the model `base`: who gains, and who pays.
 
     Bars are the classes of one model, points where there are several; lines are moving averages.
+
+    Raises:
+        ValueError: `base` is none of the models.
     """
     if base not in set(table["model"]):
         raise ValueError(f"base: must be one of the models, got {base}")

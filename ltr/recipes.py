@@ -97,7 +97,10 @@ PUBLISHED_DECAY = 0.1  # of the released notebooks' second stage
 PUBLISHED_TAU = {"naive + tau-norm": 1.0, "WD + tau-norm": 1.9}
 RELEASED_FRACTION = 0.1  # radius: min + 0.1 (max - min) of the first stage's norms
 # The released second stage; its binary cross-entropy of the softmax probabilities is a mean over all classes.
-RELEASED = {"loss": "cb-bce", "lr": 0.01, "weight_decay": 0.1, "schedule": "released", "max_norm_every": "epoch"}
+RELEASED = {
+    **{"loss": "cb-bce", "lr": 0.01, "weight_decay": PUBLISHED_DECAY},
+    **{"schedule": "released", "max_norm_every": "epoch"},
+}
 STAGE1_DECAY = {
     **dict.fromkeys(("resnet32", "resnet32-wide", "resnet34"), 5e-3),
     **dict.fromkeys(("resnext50", "resnet50", "resnet152"), 5e-4),  # a start for images of no recipe below
@@ -165,7 +168,7 @@ LARGE_SECOND_STAGE: dict[str, dict[str, Any]] = {
     },
 }
 # All start: weight decay is the released code's on CIFAR100-LT, the naive network's tau the paper's there.
-LARGE_START = {"weight_decay": 0.1, "max_norm": 1.0, "naive_tau": 1.0}
+LARGE_START = {"weight_decay": PUBLISHED_DECAY, "max_norm": 1.0, "naive_tau": 1.0}
 
 
 # ---- a preset's values

@@ -5,6 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
+from ltr import losses
 from ltr.models import BACKBONES, BasicBlock, CosineClassifier, LastLayers, Trunk, build_model, count_parameters
 
 PARAMETERS = {
@@ -200,6 +201,10 @@ def test_more_blocks_than_needed_learn_no_more():
 def test_layers_that_are_not_there_are_refused(layers):
     with pytest.raises(ValueError, match="layers: must be 1 to 31"):
         LastLayers(build_model("resnet32", 4), layers)
+
+
+def test_the_cosines_are_scaled_as_ldams_margins():
+    assert CosineClassifier.scale == losses.SCALE
 
 
 def test_small_rows_have_the_cosines_of_large_ones():

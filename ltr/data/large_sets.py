@@ -127,8 +127,10 @@ def agreed_names(named: Mapping[Path, list[str] | None]) -> list[str] | None:
 
 
 def check_images(root: Path, file: Path, rows: list[Row]) -> None:
-    """Every image must be there. Folders are listed, one after another, which costs far less than a look at each
-    file; the message names the first that is absent and says how many are there."""
+    """Raises InputError where an image is absent: it names the first, and says how many are there.
+
+    Folders are listed, one after another, which costs far less than a look at each file.
+    """
     members = defaultdict(list)
     for number, row in enumerate(rows):
         folder, name = os.path.split(row.path)
@@ -179,7 +181,7 @@ def read_json(root: Path, file: Path, num_classes: int) -> tuple[list[Row], list
 
 
 def load_json(file: Path) -> dict[str, list]:
-    """A JSON file with the three lists, none of them empty."""
+    """A JSON file with the three lists, none of them empty; raises InputError where it is none."""
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
@@ -193,7 +195,7 @@ def load_json(file: Path) -> dict[str, list]:
 
 
 def field(where: str, entry: Any, key: str, kind: type) -> Any:
-    """What a JSON entry has under a key; it must be of this kind."""
+    """What a JSON entry has under a key; raises InputError where it is not of this kind."""
     value = entry.get(key) if isinstance(entry, dict) else None
     if type(value) is not kind:
         what = "a whole number" if kind is int else "a text"

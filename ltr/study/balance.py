@@ -101,7 +101,11 @@ def read_state(path: Path) -> Mapping[str, Any]:
 
 
 def read_inputs(options: Options) -> dict[str, Any]:
-    """The arguments of `ltr.balance.balance` that come from files."""
+    """The arguments of `ltr.balance.balance` that come from files.
+
+    Raises:
+        InputError: an option is missing, or a file cannot be read.
+    """
     if options.train is None:
         raise InputError("--train: must be an npz file with arrays features and labels, got nothing")
     if options.layer is not None and options.head is None:
@@ -114,7 +118,7 @@ def read_inputs(options: Options) -> dict[str, Any]:
 
 
 def check_out(options: Options) -> None:
-    """The folder must be one that can be written to, without a file of the caller's own that would be replaced."""
+    """Raises InputError where the folder cannot be written to, or a file of the caller's own would be replaced."""
     out, shown = options.out, clip(short(options.out, Path.cwd()))
     place = next(each for each in (out, *out.parents) if each.exists())  # nothing is written yet
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
@@ -131,7 +135,7 @@ def check_out(options: Options) -> None:
 
 
 def run(options: Options) -> Balanced:
-    """Balance what the options name; an error's message begins with the option."""
+    """Balance what the options name; raises InputError whose message begins with the option."""
     inputs = read_inputs(options)
     check_out(options)
     told = {name: getattr(options, name) for name in ("layer", "score", "methods", "validation_share", "seed")}

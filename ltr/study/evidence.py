@@ -150,8 +150,8 @@ def cell(case: Evidence, row: Row, bold: set[Row]) -> str:
         return ""
     figures, error = case.found[row].accuracy(), case.error(row)
     value = metrics.percent(figures["all"])
-    below = [f"±{error:.2f}"] * bool(np.isfinite(error)) + [metrics.with_dashes(f"few {figures['few']:.1f}")]
-    return f"{f'<b>{value}</b>' if row in bold else value}<br><small>{', '.join(below)}</small>"
+    value = f"<b>{value}</b>" if row in bold else value
+    return metrics.with_dashes(f"{value}<br><small>±{error:.2f}, few {figures['few']:.1f}</small>")
 
 
 def max_norm_gains(case: Evidence) -> pd.DataFrame:

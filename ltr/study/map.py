@@ -13,6 +13,7 @@ common with the others (learning rate, weight decay, their product), with the pa
 Neither knows what another seed would give.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def tabulate(found: Sequence[Scored]) -> pd.DataFrame:
     rows = []
     for each in found:
         gains = each.accuracies(each.hits - against[each.about["classifier"]])
-        gains = {f"{name.split()[0]} gain{' ±' * name.endswith('±')}": value for name, value in gains.items()}
+        gains = {re.sub(r"^\w+", r"\g<0> gain", name): value for name, value in gains.items()}
         rows.append({**each.about, **each.accuracies(each.hits), **gains, "against": reference})
     table = pd.DataFrame(rows).sort_values(["batch", "warm-up", "epochs", "lr", "weight decay"], kind="stable")
     return table[[*table.columns.drop(["run", "against"]), "run", "against"]]
