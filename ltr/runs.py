@@ -32,8 +32,10 @@ from ltr.training import Outcome
 COLUMNS = (
     "dataset,imbalance_factor,profile,backbone,stage1_epochs,stage1_weight_decay,method,loss,weight_decay,"
     "max_norm,max_norm_every,max_norm_fired,tau,mode,seed,selection,tta,all,many,medium,few,ece,run,device,"
-    "torch,seconds,stage1_run,network,lr,batch_size,mix,augmentation,sampling,precision,commit"
+    "torch,seconds,stage1_run,network,lr,batch_size,mix,augmentation,sampling,further,precision,commit"
 ).split(",")
+# What else a first stage may differ in, and what is said only where it differs.
+FURTHER = {"schedule": "cosine", "momentum": 0.9, "warm_up": 0, "nesterov": False, "mix_alpha": None, "choice": "first"}
 COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 FIGURES = ("all", *GROUPS, "ece")
 # What a summary holds, as far as the package reads it.
@@ -114,8 +116,17 @@ class Run:
             for path in (self.path / "summary.json", *self.path.glob("*.csv"), *self.path.glob("*.np[yz]")):
                 path.unlink(missing_ok=True)
             remove_checkpoint(self.checkpoint)
-        config = {"settings": self.identity, "data": about, "environment": environment(device)}
+        config = {"settings": self.identity, "data": about, **self.environments(device)}
         storage.write_json(self.path / "config.json", config)
+
+    def environments(self, device: torch.device | str) -> dict[str, Any]:
+        """Where and by what the run was begun; of one that goes on from a checkpoint also where it did so."""
+        now = environment(device)
+        with contextlib.suppress(InputError):
+            if self.checkpoint.exists():
+                before = configs.read_config(self.path)
+                return {"environment": before["environment"], "resumed": [*before.get("resumed", []), now]}
+        return {"environment": now}
 
     def save(self, outcome: Outcome, counts: np.ndarray) -> None:
         """Write all files of a finished run, the summary last, drop the checkpoint and free the folder."""
@@ -335,6 +346,7 @@ class Result:
         shared |= {name: environment.get(name) for name in ("device", "torch", "commit")}
         shared |= {"run": self.path.name, "stage1_run": settings.get("stage1_run", self.path.name)}
         shared |= {"dataset": self.config["data"]["name"], "precision": self.precision}
+        shared["further"] = None if "stage1_run" in settings else further(settings) or None
         if shared["loss"] is None:  # nothing was learned
             shared |= {"lr": None, "batch_size": None}
         return [
@@ -349,6 +361,12 @@ def predictions_of(result: Result) -> Predictions | None:
         return result.predictions
     except InputError:
         return None
+
+
+def further(settings: Mapping[str, Any]) -> str:
+    """In what a first stage was not trained as usual, beyond what tables have columns for."""
+    differs = {name: settings.get(name, plain) for name, plain in FURTHER.items()}
+    return ", ".join(f"{name} {value}" for name, value in differs.items() if value != FURTHER[name])
 
 
 def digest(*parts: Any) -> str:

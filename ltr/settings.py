@@ -371,7 +371,13 @@ class SecondStage(Common):
 
     @classmethod
     def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """As the common one; from shipped features or a named run, what the first stage says that they are of."""
+        """As the common one; from shipped features or a named run, what the first stage says that they are of.
+
+        Raises:
+            InputError: a value is given beside a run of `ltr tune`, which has it.
+        """
+        if given.get("tuned_on") not in (None, SHIPPED) and (both := CHOSEN & given.keys()):
+            raise InputError(f"{flag(min(both))}: must not be given with --tuned-on, whose values rows take")
         if given.get("base") == SHIPPED:
             own = {"out": ROOT / "build" / "shipped"} | cls.of_shipped(given)
             return super().filled(own | given | {"preset": "paper"})

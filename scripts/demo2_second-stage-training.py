@@ -88,7 +88,7 @@ for tau in (0, 0.5, 1, 1.5):
 # 
 # Like every setting it is chosen on held-out images, with a network that was trained without them:
 
-tried = tuning(settings)
+tried = tuning(rows)
 curve = tried[tried.method == "tau-norm"]
 best_tau = rows.tau("WD + tau-norm", settings.tau)
 if len(curve) > 1:
@@ -284,7 +284,7 @@ if rows.naive is not None and not rows.sources.shipped:  # its features do not s
         f"balanced alike, the features of weight decay are worth {control} over all classes",
         control.points > 2 * control.error,
     )
-adjusted = compared(settings, "logit adjustment").reindex([0, settings.stage1_weight_decay])
+adjusted = compared(rows, "logit adjustment").reindex([0, settings.stage1_weight_decay])
 for name, (_, figures) in zip(("naive", "WD"), adjusted.iterrows(), strict=True):
     if figures["all"] > 0:
         print(f"{name:5} + logit adjustment: {in_words(figures)}")

@@ -494,7 +494,7 @@ chapter.claim(f"{words} {ce['ECE at T']['max']:.1f} %", high - low > 0.1)
 # The values of the column *tuned* were chosen on 20 images a class that were held out, by networks which never saw them. **What do
 # you expect?** Of the weight decays and radii that were tried, how many lie within the noise of so few images from the best?
 
-tried = tuning(settings)
+tried = tuning(chapter.rows)
 ratio = "radius / mean norm"
 grids = {
     "CB + WD": tried[tried.method == "CB + WD"],
@@ -581,12 +581,14 @@ chapter.claim(words, worst[1] == "released code" and flatter[worst] > 2)
 # you expect?** (Accuracies below are of 2,000 held-out images, each with an error of about a point; one seed.) Is it the weight decay that helps, the product, or the learning rate?
 
 places = ["lr", "weight decay", "classifier"]
-mapped = table_at(
-    settings.out / "tuning" / "lr_wd.csv", [*places, "batch", *metrics.GROUPS, "all"]
-)
+needs = [*places, "batch", "warm-up", "epochs", "further", *metrics.GROUPS, "all"]
+mapped = table_at(settings.out / "tuning" / "lr_wd.csv", needs)
 if len(mapped):
     chapter.show(plots.lr_wd_map(mapped), "study_lr-wd.png")
-    one = mapped[mapped.batch == settings.batch_size].set_index(places)
+    usual = mapped[(mapped.batch == settings.batch_size) & (mapped["warm-up"] == 0)]
+    one = usual[usual.further.isna() & (usual.epochs == mapped.epochs.mode()[0])].set_index(
+        places
+    )
 else:
     one = None
     print("no map yet: `ltr map` scores runs of several learning rates and weight decays")

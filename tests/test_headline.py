@@ -69,14 +69,33 @@ def test_without_a_naive_network_its_row_is_left_out():
     ]
 
 
-def test_several_balanced_networks_must_be_told_apart(tmp_path, capsys):
+def another_kind(results: pd.DataFrame, name: str, **first: object) -> pd.DataFrame:
+    """The same rows on a first stage of another run, which learned in another way."""
+    others = results.assign(stage1_run=results.stage1_run + name, run=results.run + name, all=results["all"] + 5)
+    firsts = others.run == others.stage1_run
+    return others.assign(**{column: others[column].where(~firsts, value) for column, value in first.items()})
+
+
+@pytest.mark.parametrize("first", [{"lr": 0.3}, {"mix": "mixup", "method": "mixup"}, {"further": "warm_up 5"}])
+def test_several_kinds_of_networks_are_told_apart_and_never_averaged(tmp_path, capsys, first):
     results = read_table(FILES[0])
-    both = pd.concat([results, results.assign(stage1_epochs=7)])
-    (tmp_path / "results.csv").write_text(table_text(both), "utf-8")
-    with pytest.raises(InputError, match=r"^--stage1-epochs: must choose one balanced network, there are "):
+    results = results.assign(further=results.get("further"))
+    other = another_kind(results, "-other", **first)
+    (tmp_path / "results.csv").write_text(table_text(pd.concat([results, other])), "utf-8")
+    with pytest.raises(InputError, match=r"^--stage1: must choose one kind of balanced network, there are "):
         headline.main([str(tmp_path / "results.csv")])
-    headline.main([str(tmp_path / "results.csv"), "--stage1-epochs", "7"])
-    assert "WD + CB & WD & MaxNorm" in capsys.readouterr().out
+    named = other.stage1_run[other.method == headline.BEST].iloc[0]
+    headline.main([str(tmp_path / "results.csv"), "--stage1", named])
+    text = capsys.readouterr().out
+    before = headline.five_rows(results, None)
+    assert all(f"{float(row[4]) + 5:.2f}" in text for row in before)
+    assert "±" not in text
+    shipped = tmp_path / "demo_1" / named.removesuffix("-other")
+    shipped.mkdir(parents=True)
+    (shipped / "features.npz").touch()
+    headline.main([str(tmp_path / "results.csv")])  # of those whose features ship
+    text = capsys.readouterr().out
+    assert all(row[4] in text for row in before)
 
 
 def test_a_file_that_is_absent_is_one_line(tmp_path):

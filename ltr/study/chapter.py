@@ -24,11 +24,10 @@ from ltr.runtime.storage import read_table
 from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage, SecondStage
 from ltr.study.report import where
-from ltr.study.rows import Rows, open_rows
+from ltr.study.rows import Rows, open_rows, tuned_like
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
-NETWORK = ("backbone", "imbalance_factor", "profile")  # what tables of several networks are told apart by
 
 
 def train_network(
@@ -237,36 +236,31 @@ def table_at(path: Path, needs: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(columns=[*needs])
 
 
-def longest(path: Path, columns: Sequence[str], **wanted: Any) -> pd.DataFrame:
-    """Rows of a tuning table that have these values, of the most epochs; none where there is no file."""
-    table = where(table_at(path, columns), **wanted)
-    return table[table.stage1_epochs == table.stage1_epochs.max()]
-
-
-def tuning(settings: SecondStage) -> pd.DataFrame:
-    """What `ltr compare` tried on held-out images, on the longest first stage like this one; no rows without any.
-
-    Args:
-        settings: whose images, network and first-stage weight decay count.
+def tuning(rows: Rows) -> pd.DataFrame:
+    """What `ltr compare` tried on held-out images, on the longest network that learned as this first stage; no rows
+    without any.
 
     Returns:
         a row a setting of a method: method, tau, weight decay, lr, ..., and many, medium, few, all in percent.
     """
     columns = ["method", "tau", "weight decay", "lr", "radius / mean norm", "all", "tuned_on", "chosen"]
-    wanted = {name: getattr(settings, name) for name in (*NETWORK, "stage1_weight_decay")}
-    return longest(settings.out / "tuning" / "comparison.csv", [*columns, *wanted, "stage1_epochs"], **wanted)
+    folder = rows.settings.out / "tuning"
+    table = table_at(folder / "comparison.csv", [*columns, "stage1_run", "stage1_epochs"])
+    table = table[table.stage1_run.isin(tuned_like(rows.base, folder / "demo_1", table.stage1_run))]
+    return table[table.stage1_epochs == table.stage1_epochs.max()]
 
 
-def compared(settings: SecondStage, method: str) -> pd.DataFrame:
-    """What `ltr compare` measured of a method on networks like this first stage, by their weight decay.
+def compared(rows: Rows, method: str) -> pd.DataFrame:
+    """What `ltr compare` measured of a method on this first stage and on the naive one, by their weight decay.
 
     Returns:
         columns many, medium, few, all in percent; index the first stage's weight decay.
     """
-    columns = ["stage1_weight_decay", "method", *metrics.GROUPS, "all"]
-    alike = {name: getattr(settings, name) for name in (*NETWORK, "seed", "stage1_epochs")}
-    found = where(table_at(settings.out / "comparison.csv", [*columns, *alike]), **alike, method=method)
-    return found.drop_duplicates(columns[0], keep="last").set_index(columns[0])[columns[2:]]
+    measures = [*metrics.GROUPS, "all"]
+    table = table_at(rows.settings.out / "comparison.csv", ["stage1_run", "stage1_weight_decay", "method", *measures])
+    firsts = [each.path.name for each in (rows.base, rows.naive) if each]
+    found = where(table[table.stage1_run.isin(firsts)], method=method)
+    return found.set_index("stage1_weight_decay")[measures]
 
 
 def cells_of_map(settings: FirstStage) -> pd.DataFrame:
@@ -292,8 +286,9 @@ def tuning_runs(settings: FirstStage) -> pd.DataFrame:
     if mapped[columns[0]].nunique() > 1:
         return mapped[columns]
     wanted = {"backbone": settings.backbone, "imbalance_factor": settings.imbalance_factor, "lr": settings.lr}
-    path = settings.out / "tuning" / "results.csv"
-    return longest(path, runs.COLUMNS, **wanted, selection="last", tta="none")[columns]
+    wanted |= {"selection": "last", "tta": "none"}
+    table = where(table_at(settings.out / "tuning" / "results.csv", [*columns, *wanted]), **wanted)
+    return table[table.stage1_epochs == table.stage1_epochs.max()][columns]
 
 
 def accuracy_table(results: Mapping[str, runs.Result | None]) -> pd.DataFrame:

@@ -38,12 +38,13 @@ from ltr.settings import MOST, FirstStage, SecondStage
 from ltr.settings import WHOLE_NETWORK as NAMES
 from ltr.study import published
 from ltr.study.report import NOT_MEASURED
+from ltr.study.rows import check_none_chosen
 
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
 NO_FULL_RUN = "tuning network, no full run"
 KEY = [*PROTOCOL, "stage1_run"]  # what a comparison is one of: its table is replaced by a later one
 FIGURES = ["many", "medium", "few", "all", "ECE"]
-CHOSEN_HERE = {"--weight-decay", "--max-norm", "--tau", "--naive-tau"}  # options that the second script has
+HELD_OUT = 20  # images of each class, unless told otherwise
 FROM_SCRATCH = ("naive", "mixup", *NAMES.values())
 
 
@@ -162,11 +163,16 @@ def compare(
 class Comparison(SecondStage):
     """Every post-hoc and second-stage method in one table, tuned on held-out images alone."""
 
-    hold_out: int = option(20, "images a class that choose the settings", whole, low=1)
+    hold_out: int = option(HELD_OUT, "images a class that choose the settings", whole, low=1)
     tuning_epochs: int = option(
         0, "of the first stage without these images; 0: --stage1-epochs", whole, low=0, high=MOST
     )
     figures: Path = option(None, "folder for reliability diagrams; without it none are drawn", folder)
+
+    @classmethod
+    def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """As the second script's, but for the images held out, which a named base has seen."""
+        return super().filled({"hold_out": HELD_OUT} | given)
 
     def command(self, epochs: int, hold_out: int) -> str:
         """The command that trains a first stage."""
@@ -194,9 +200,9 @@ class Comparison(SecondStage):
             raise runs.NoRun(f"{short(error)}; {made}") from error
 
     def find_tuned_like(self, base: runs.Result, epochs: int, data: datasets.LongTailed) -> runs.Result:
-        """The run that learned as a base did, without the held-out images."""
+        """The run that learned as a base did, without the held-out images; its seed may be another one."""
         told = {**base.config["settings"], "hold_out": self.hold_out, "stage1_epochs": epochs}
-        told.pop("test_every")
+        told = {name: value for name, value in told.items() if name not in ("test_every", "seed")}
         return runs.find(self.out / "tuning" / "demo_1", told, data.describe()["fingerprint"])
 
     def features(self, run: runs.Result, data: datasets.LongTailed) -> FrozenFeatures:
@@ -330,9 +336,8 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed, or there is no first stage to tune on.
     """
+    check_none_chosen(arguments)
     settings = Comparison.of_command(arguments)
-    for word in CHOSEN_HERE & {word.split("=")[0] for word in arguments}:
-        raise InputError(f"{word}: must not be given, as the held-out images choose it")
     print(settings, f"engine: {settings.engine}", sep="\n", flush=True)
     stages = first_stages(settings)
     check_writable(settings.out)

@@ -46,7 +46,10 @@ class Evidence:
                 tau = rows.tau("naive + tau-norm", settings.naive_tau)
                 results += rows.tau_normalised("naive + tau-norm", tau, naive, TAUS)
         results += rows.in_all_modes()
-        self.found: dict[Row, runs.Result] = {(each.row[0], SETTINGS[each.row[1]]): each for each in results}
+        first = {base.path: "WD", **({naive.path: "naive"} if naive else {})}  # whatever else they learned by
+        self.found: dict[Row, runs.Result] = {
+            (first.get(each.path, each.row[0]), SETTINGS[each.row[1]]): each for each in results
+        }
 
     def accuracy(self, method: str, setting: str = "tuned", measure: str = "all", selection: str = "last") -> float:
         """In percent; NaN where there is no such row."""

@@ -2,11 +2,12 @@
 
     python -m ltr headline exp/results.csv exp/comparison.csv --readme README.md
 
-Last epoch, plain test, tuned values; means where there are several seeds. Without `--readme` they are printed; a file
-has places for the rows, `<!-- headline -->`, for the sentences, `<!-- findings -->`, or for both.
+Last epoch, plain test, tuned values; means where there are several seeds. Where several kinds of first stages were
+balanced, the rows are of the one that `--stage1` names, or whose features ship. Without `--readme` they are printed; a
+file has places for the rows, `<!-- headline -->`, for the sentences, `<!-- findings -->`, or for both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,34 +17,48 @@ from ltr import recipes
 from ltr.errors import InputError
 from ltr.methods import METHODS, of_loss
 from ltr.metrics import percent, with_dashes
-from ltr.runtime.options import Parser, file, whole
+from ltr.runtime.options import Parser, file
 from ltr.runtime.storage import read_table, write_text
+from ltr.second_stage import FEATURES
 from ltr.study import published, report
 from ltr.study.report import block, in_markdown, replaced, where
 
 BEST = "CB + WD + MaxNorm"
 ADJUSTED = "logit adjustment"
 MEASURES = ("many", "medium", "few", "all", "ece")
-PLACE = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay"]
+PLACE = [*report.BASE, "stage1_weight_decay"]
 HEAD = ["model", "many", "medium", "few", "all", "ECE", "paper: all"]
 
 
-def network(results: pd.DataFrame, epochs: int | None = None) -> dict[str, Any]:
-    """The first stage that the rows are of: the only one whose classifier was balanced.
+def alike(rows: pd.DataFrame, place: Mapping[str, Any]) -> pd.DataFrame:
+    """Rows whose first stage is of this kind; what is missing in either must be missing in both."""
+    for name, value in place.items():
+        rows = rows[rows[name].isna() if pd.isna(value) else rows[name] == value]
+    return rows
+
+
+def networks(rows: pd.DataFrame, stage1: Sequence[str] = ()) -> pd.DataFrame:
+    """The kinds of first stages whose classifier was balanced, a row each; of the runs that are named, if any are."""
+    balanced = where(rows, method=BEST, mode="paper")
+    if stage1:
+        balanced = balanced[balanced.stage1_run.isin(stage1)]
+    return balanced[PLACE].drop_duplicates()
+
+
+def network(rows: pd.DataFrame, stage1: Sequence[str] = ()) -> dict[str, Any]:
+    """The kind of first stage that the rows are of; seeds do not tell kinds apart.
 
     Args:
-        results: of results.csv, last epoch, plain.
-        epochs: of the first stage; None for any.
+        rows: of `report.headline`.
+        stage1: names of its runs; none where there is one kind alone.
 
     Raises:
         InputError: there is none, or there are several.
     """
-    length = {} if epochs is None else {"stage1_epochs": epochs}
-    balanced = where(results, method=BEST, mode="paper", **length)
-    places = balanced[PLACE].drop_duplicates()
+    places = networks(rows, stage1)
     if len(places) != 1:
-        lengths = ", ".join(f"{value:g}" for value in places.stage1_epochs) or "none"
-        raise InputError(f"--stage1-epochs: must choose one balanced network, there are {lengths}")
+        names = ", ".join(sorted(set(where(rows, method=BEST, mode="paper").stage1_run.astype(str)))) or "none"
+        raise InputError(f"--stage1: must choose one kind of balanced network, there are {names}")
     return places.iloc[0].to_dict()
 
 
@@ -53,18 +68,18 @@ def line(title: str, rows: pd.DataFrame, paper: float = float("nan")) -> list[st
     return [title, *(report.cell(figures[name]) for name in MEASURES), percent(paper)]
 
 
-def five_rows(results: pd.DataFrame, comparison: pd.DataFrame | None, epochs: int | None = None) -> list[list[str]]:
+def five_rows(results: pd.DataFrame, comparison: pd.DataFrame | None, stage1: Sequence[str] = ()) -> list[list[str]]:
     """Naive, WD, tau-normalisation, logit adjustment, and the paper's own; those that are there.
 
     Args:
         results: of results.csv.
         comparison: of comparison.csv, which logit adjustment is in; None to go without.
-        epochs: see `network`.
+        stage1: see `network`.
     """
-    results = where(results, selection="last", tta="none")
-    place = network(results, epochs)
-    ours, decay = where(results, **place), place["stage1_weight_decay"]
-    naive = where(results, **place | {"stage1_weight_decay": 0, "method": "naive"})
+    rows = report.headline(results)
+    place = network(rows, stage1)
+    ours, decay = alike(rows, place), place["stage1_weight_decay"]
+    naive = where(alike(rows, place | {"stage1_weight_decay": 0}), method="naive")
     tau = where(ours[ours["mode"].isna()], method="WD + tau-norm")
     best = where(ours, method=BEST, mode="paper")
     values = f"weight decay {best.weight_decay.mean():g}, radius {best.max_norm.mean():.2f}"
@@ -74,9 +89,9 @@ def five_rows(results: pd.DataFrame, comparison: pd.DataFrame | None, epochs: in
         "WD + tau-norm": (f"WD + tau-norm (tau {tau.tau.mean():g})", tau),
         BEST: (f"WD + CB & WD & MaxNorm ({values})", best),
     }
-    lines = [line(title, rows, published.TABLE_1[method][-1]) for method, (title, rows) in named.items() if len(rows)]
+    lines = [line(title, own, published.TABLE_1[method][-1]) for method, (title, own) in named.items() if len(own)]
     if comparison is not None:
-        adjusted = where(comparison, **place, method=ADJUSTED)
+        adjusted = where(comparison[comparison.stage1_run.isin(ours.stage1_run)], method=ADJUSTED)
         value = adjusted["hyper-parameters"].iloc[0] if len(adjusted) else ""
         lines[-1:-1] = [line(f"WD + {ADJUSTED} ({value})", adjusted)] if len(adjusted) else []
     return lines
@@ -87,18 +102,18 @@ def between(values: pd.Series) -> str:
     return f"{values.min():.2f} to {values.max():.2f}"
 
 
-def findings(results: pd.DataFrame, epochs: int | None = None) -> str:
+def findings(results: pd.DataFrame, stage1: Sequence[str] = ()) -> str:
     """What the rows on one first stage come to, a sentence each in Markdown; a dash for what is not there.
 
     Arguments as of `five_rows`.
     """
-    place = network(where(results, selection="last", tta="none"), epochs)
     rows = report.headline(results)
+    place = network(rows, stage1)
     rows = rows.assign(mode=rows["mode"].fillna("paper"), chosen=rows["best"] - rows["all"])
-    ours = where(rows, **place)
+    ours = alike(rows, place)
     modes = {mode: own.groupby("method").mean(numeric_only=True) for mode, own in ours.groupby("mode")}
     tuned = modes["paper"]
-    naive = where(rows, **place | {"stage1_weight_decay": 0, "method": "naive"}).mean(numeric_only=True)
+    naive = where(alike(rows, place | {"stage1_weight_decay": 0}), method="naive").mean(numeric_only=True)
     lines = [*what_helps(tuned, naive), *what_max_norm_does(tuned)]
     lines += what_is_not_tuned(*(modes.get(name, tuned[:0]) for name in ("published", "released")))
     mirrored, most = between(ours.flip - ours["all"]), ours.loc[ours.chosen.idxmax()]
@@ -166,23 +181,28 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(prog="ltr headline", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=file, help="a results.csv")
     parser.add_argument("comparison", type=file, nargs="?", help="a comparison.csv, for logit adjustment")
-    parser.add_argument("--stage1-epochs", type=whole, help="of the first stage, where several were balanced")
+    parser.add_argument(
+        "--stage1", nargs="+", help="first-stage runs, where several were balanced (default: that ship)"
+    )
     parser.add_argument("--readme", type=file, help="a file whose rows are written anew")
     options = parser.parse_args(arguments)
     for path in filter(None, (options.results, options.comparison)):
         if not path.is_file():
             raise InputError(f"results: there is no file {path}")
-    needs, comparison = [*PLACE, "method", "all"], None
+    needs, comparison = [*report.SET, "stage1_weight_decay", "stage1_run", "method", "all"], None
     if options.comparison is not None:
         comparison = read_table(options.comparison, "comparison", [*needs, "hyper-parameters"])
-    results = read_table(options.results, "results", [*needs, "selection", "tta", "mode"])
-    rows = five_rows(results, comparison, options.stage1_epochs)
+    results = read_table(options.results, "results", [*needs, "selection", "tta", "mode", "run"])
+    stage1 = options.stage1 or ()
+    if not stage1 and len(networks(report.headline(results))) > 1:
+        stage1 = [path.parent.name for path in options.results.parent.glob(f"demo_1/*/{FEATURES}")]
+    rows = five_rows(results, comparison, stage1)
     table = pd.DataFrame(rows, columns=HEAD)
     if options.readme is None:
         print(table.set_index("model").to_string())
         return
     if not options.readme.is_file():
         raise InputError(f"--readme: there is no file {options.readme}")
-    made = {"headline": in_markdown(table), "findings": findings(results, options.stage1_epochs)}
+    made = {"headline": in_markdown(table), "findings": findings(results, stage1)}
     there = [name for name in made if block(name).search(options.readme.read_text("utf-8"))] or list(made)
     write_text(options.readme, replaced(options.readme, {name: made[name] for name in there}))

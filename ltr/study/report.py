@@ -27,7 +27,8 @@ from ltr.study.bench import BALANCE, FEATURES, GRID, STAGE_1
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
 # How a first stage was trained, beside its length: the columns of its own rows, by what they are called beside others'.
-FIRST = {f"first {name}": name for name in ("lr", "batch_size", "loss", "mix", "augmentation", "sampling", "network")}
+HOW = ("lr", "batch_size", "loss", "mix", "augmentation", "sampling", "network", "further")
+FIRST = {f"first {name}": name for name in HOW}
 BASE = [*SET, *FIRST]
 MODEL = ["stage1_weight_decay", "method", "mode", "loss", "lr", "weight_decay", "max_norm_every", "radius", "tau"]
 MEASURES = ["many", "medium", "few", "all", "flip", "best", "both", "ece"]
@@ -89,13 +90,16 @@ def headline(results: pd.DataFrame) -> pd.DataFrame:
     Returns:
         as further columns `flip` (logits averaged with the mirrored image), `best` (best epoch on the test set) and
         `both`; `radius`, which is MaxNorm's where it is a setting, as the released one is relative, another for each
-        seed; and those of `FIRST`, which say how the first stage was trained, empty where its row is not there.
+        seed; and those of `FIRST`, which say how the first stage was trained, empty where its row is not there. First
+        stages are called naive or WD, by their weight decay, whatever else they learned by.
     """
     ways = {"flip": ("last", "flip"), "best": ("best_test", "none"), "both": ("best_test", "flip")}
     results = results.reindex(columns=runs.COLUMNS)  # a table from before has fewer
     firsts = results[results.run == results.stage1_run].drop_duplicates("run").set_index("run")
     shown = where(results, selection="last", tta="none")
     shown = shown.assign(**{name: shown.stage1_run.map(firsts[own]) for name, own in FIRST.items()})
+    plain = shown.stage1_weight_decay.map(lambda decay: "WD" if decay else "naive")
+    shown["method"] = shown.method.where(shown.run != shown.stage1_run, plain)
     for name, (selection, tta) in ways.items():
         other = where(results, selection=selection, tta=tta).drop_duplicates("run").set_index("run")
         shown = shown.assign(**{name: shown.run.map(other["all"])})

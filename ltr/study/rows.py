@@ -1,6 +1,6 @@
 """The rows of the paper's Table 1 on one first stage: each is trained, or loaded where it is finished."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,14 @@ from ltr.first_stage import ImageData
 from ltr.methods import METHODS
 from ltr.runtime.configs import read_configs
 from ltr.runtime.engine import Engine
+from ltr.runtime.options import flag
 from ltr.runtime.storage import read_table
 from ltr.second_stage import FEATURES, Features, FrozenFeatures, read_features
-from ltr.settings import SHIPPED, SecondStage
+from ltr.settings import CHOSEN, SHIPPED, SecondStage
 
 VALUES = "values.csv"  # in a folder of tuning runs
 TUNED = "tuned.csv"  # beside features that ship
+VALUE = ("lr", "weight_decay", "radius", "tau", "temperature")  # columns of either
 AUTO = "auto"  # the tuning run that learned as the first stage did
 MAPS = 2  # last blocks, whose five layers are the most that a row trains
 
@@ -227,11 +229,10 @@ class Rows:
         settings, path = self.settings, self.settings.out / "tuning" / VALUES
         shipped = self.base.path / TUNED
         if settings.tuned_on == SHIPPED and shipped.exists():
-            return read_table(shipped, needs=["method"]).set_index("method")
+            return read_values(shipped, "--base").set_index("method")
         if settings.tuned_on in (None, SHIPPED):
             return pd.DataFrame(index=pd.Index([], name="method"))
-        needs = ["tuning_run", "method"]
-        table = read_table(path, "--tuned-on", needs) if path.exists() else pd.DataFrame(columns=needs)
+        table = read_values(path, "--tuned-on") if path.exists() else pd.DataFrame(columns=["tuning_run", "method"])
         named = [settings.tuned_on]
         if settings.tuned_on == AUTO:
             firsts = filter(None, (self.base, self.naive))
@@ -259,6 +260,25 @@ class Rows:
                 if not same and (method.layers == 1 or not one_layer):
                     yield self.learned(name, mode)
         self.sources.maps.clear()
+
+
+def check_none_chosen(arguments: Sequence[str]) -> None:
+    """Raises InputError where an option gives what held-out images are about to choose."""
+    for word in {flag(name) for name in (*CHOSEN - {"lr"}, "tuned_on")} & {word.split("=")[0] for word in arguments}:
+        raise InputError(f"{word}: must not be given, as the held-out images choose it")
+
+
+def read_values(path: Path, option: str) -> pd.DataFrame:
+    """A table of values that `ltr tune` wrote.
+
+    Raises:
+        InputError: it is no such table, or a value is no number.
+    """
+    table = read_table(path, option, ["tuning_run", "method", *VALUE])
+    for name in VALUE:
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise InputError(f"{option}: {path} must have numbers in column {name}")
+    return table
 
 
 def tuned_like(first: runs.Result, folder: Path, names: Iterable[str]) -> list[str]:

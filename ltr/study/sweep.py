@@ -113,11 +113,15 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = Parser(prog="ltr sweep", description=__doc__.splitlines()[0], epilog="All else: see the first script.")
     parser.add_argument("--seeds", nargs="+", type=whole, help="of weights, order, crops and flips (default: --seed)")
-    parser.add_argument("--weight-decays", nargs="+", type=real, default=[0, 0.005], help="0 is the naive model")
+    parser.add_argument("--weight-decays", nargs="+", type=real, help="0 is the naive model (default: by preset)")
     parser.add_argument("--at-once", type=whole, help="runs side by side (default: by backbone on CUDA, 1 on a CPU)")
     options, rest = parser.parse_known_args(arguments)
     settings = FirstStage.of_command(rest)
-    seeds, decays = (list(dict.fromkeys(each)) for each in (options.seeds or [settings.seed], options.weight_decays))
+    by_preset = [settings.weight_decay] if settings.naive == "skip" else [0, settings.weight_decay]
+    if options.weight_decays and any(word.split("=")[0] == "--weight-decay" for word in rest):
+        raise InputError("--weight-decay: must not be given beside --weight-decays")
+    chosen = options.seeds or [settings.seed], options.weight_decays or by_preset
+    seeds, decays = (list(dict.fromkeys(each)) for each in chosen)
     usual = AT_ONCE.get(settings.backbone, 1) if settings.device.startswith("cuda") else 1
     at_once = usual if options.at_once is None else options.at_once
     if min(seeds) < 0 or max(seeds) >= 2**32:

@@ -29,7 +29,7 @@ from ltr.runtime.storage import update_table
 from ltr.second_stage import Features
 from ltr.settings import SecondStage
 from ltr.stack import Grid
-from ltr.study.rows import VALUES, Rows, open_rows
+from ltr.study.rows import VALUES, Rows, check_none_chosen, open_rows
 
 LR = (1.0, 10.0)  # times --lr
 DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -134,6 +134,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed, or the first stage saw the images that would choose.
     """
+    check_none_chosen(arguments)
     settings = SecondStage.of_command(arguments)
     if not settings.hold_out:
         raise InputError("--stage1: must be a run that was trained with --hold-out, got one that saw all images")
