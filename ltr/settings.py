@@ -89,8 +89,8 @@ class Common:
 
     preset: str = option(
         None,
-        "demo: a few minutes on a CPU; laptop: real images in half an hour; paper: the paper's job; committed: reads "
-        "this package's own runs",
+        "demo: a few minutes on a CPU; laptop: real images in an hour of a CPU; paper: the paper's job; committed: "
+        "reads this package's own runs",
         choices=(*recipes.PRESETS, COMMITTED),
     )
     dataset: str = option(None, "where images come from", choices=datasets.SOURCES)
@@ -267,7 +267,7 @@ class FirstStage(Common):
     test_every: int = option(None, "epochs between two tests; the last is always tested", whole, low=1, high=MOST)
     loss: str = option("ce", "of the whole network", choices=losses.FIRST_STAGE)
     mix: str = option("none", "blend pairs of images", choices=augment.MIXES)
-    mix_alpha: float = option(None, "of the mixing's Beta distribution; mixup 0.2, cutmix 1", real, above=0)
+    mix_alpha: float = option(None, "of the mixing's Beta distribution; mixup 0.2, cutmix 1", real, above=0, high=1000)
     augmentation: str = option("none", "beyond crop and flip", choices=augment.AUGMENTATIONS)
     sampling: str = option("instance", "how often a class is seen", choices=tuple(augment.SAMPLINGS))
 

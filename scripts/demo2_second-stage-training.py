@@ -249,9 +249,10 @@ print("chosen on held-out images:", each_its_own if len(rows.tuned) else one_for
 wd, best = table["WD"], table["WD + CB & WD & MaxNorm"]
 gain = difference(wd, best)
 chapter.claim(f"balancing adds to weight decay alone {gain}", gain.points > 2 * gain.error)
-few, many = (best.accuracy()[group] - wd.accuracy()[group] for group in ("few", "many"))
+rare, common = (best.accuracy()[group] - wd.accuracy()[group] for group in ("few", "many"))
 chapter.claim(
-    f"few-shot classes gain {few:.1f} points, many-shot ones pay {-many:.1f}", few > 0 > many
+    f"few-shot classes gain {rare:.1f} points, many-shot ones pay {-common:.1f}",
+    rare > 0 > common,
 )
 others = {
     name: difference(result, best)
@@ -288,11 +289,11 @@ adjusted = compared(rows, "logit adjustment").reindex([0, settings.stage1_weight
 for name, (_, figures) in zip(("naive", "WD"), adjusted.iterrows(), strict=True):
     if figures["all"] > 0:
         print(f"{name:5} + logit adjustment: {in_words(figures)}")
-few = adjusted["few"].tolist()
+without, with_it = adjusted["few"]
 chapter.claim(
-    f"rare classes are no exception: by logit adjustment {few[0]:.1f} without weight decay, "
-    f"{few[1]:.1f} with it",
-    few[1] > few[0],
+    f"rare classes are no exception: by logit adjustment {without:.1f} without weight decay, "
+    f"{with_it:.1f} with it",
+    with_it > without,
 )
 
 
@@ -317,10 +318,10 @@ chapter.show(plots.group_bars(accuracies.astype(LOOKS)), "demo2_groups.png")
 by_name = per_class.pivot(index="class_index", columns="model", values="accuracy")
 change = by_name.sub(by_name["WD"], axis=0).loc[order[-10:]].mean().drop("WD")
 said = ", ".join(f"{name} {points:+.1f}" for name, points in change.items())
-chapter.claim(f"the ten rarest gain most by retraining: {said}", change.idxmax() == balanced)
-paid = (by_name[balanced] < by_name["WD"]).groupby(classes["group"]).sum()
-for group, number in classes.groupby("group", sort=False).size().items():
-    print(f"{group}: {paid[group]} of {number} classes lose by retraining")
+print(f"the ten rarest gain most by {change.idxmax()}: {said}")
+lose = (by_name[balanced] < by_name["WD"]).groupby(classes["group"]).sum()
+for name, number in classes.groupby("group", sort=False).size().items():
+    print(f"{name}: {lose[name]} of {number} classes lose by retraining")
 
 
 # And the rows' norms? L2-normalisation makes them equal by force. *Does* the class-balanced loss do so too?
@@ -351,8 +352,9 @@ radius = limited.summary["max_norm"]
 start, end = (limited.norms[epoch] > 0.999 * radius for epoch in (1, -1))
 on_it = pd.DataFrame({"after one epoch": start, "at the end": end})
 share = (100 * on_it.groupby(group).mean()).reindex(["many", "few"])
-for when, (many, few) in share.items():
-    print(f"{when}: {many:.0f} % of many-shot rows lie on the ball, {few:.0f} % of few-shot ones")
+for when, inside in share.items():
+    words = f"{inside['many']:.0f} % of many-shot rows lie on the ball"
+    print(metrics.with_dashes(f"{when}: {words}, {inside['few']:.0f} % of few-shot ones"))
 chapter.claim(
     f"it is the common classes that meet the ball (radius {radius:.2f}) first and most",
     bool((share.loc["many"] > share.loc["few"]).all()),
@@ -450,8 +452,8 @@ chapter.keep(list(table.values()))
 tau_gain = difference(wd, table["WD + tau-norm"])
 take_aways(
     f"Dividing by norms needs no training, and is worth {tau_gain} over all classes (τ-norm).",
-    f"Retraining the classifier with CB & WD & MaxNorm: {gain}; few-shot {few:+.1f}, "
-    f"many-shot {many:+.1f}.",
+    f"Retraining the classifier with CB & WD & MaxNorm: {gain}; few-shot {rare:+.1f}, "
+    f"many-shot {common:+.1f}.",
     "Among tuned methods with CB the accuracy hardly differs; the calibration does: ECE "
     f"{errors['WD + CB']:.1f} % of CB alone, {errors['WD + CB & WD']:.1f} % with weight decay, "
     f"{errors['WD + CB & MaxNorm']:.1f} % with MaxNorm, at this radius and learning rate.",

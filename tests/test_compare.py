@@ -1,7 +1,9 @@
 """The comparison: tuned without the test, end to end on the embedded set, every method in one table."""
 
 import contextlib
+import dataclasses
 import io
+import json
 import re
 import shlex
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pandas as pd
 import pytest
 from gaussians import Gaussians
 
-from ltr import metrics, models, runs, training
+from ltr import datasets, metrics, models, runs, training
 from ltr.balance import describe
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.errors import InputError
@@ -394,3 +396,18 @@ def test_a_network_that_cannot_be_read_is_passed_over(network):
 def test_bad_options_are_refused(bad, tmp_path):
     with pytest.raises(InputError, match="^--"):
         run(f"{bad} --preset demo --out {tmp_path}")
+
+
+@pytest.mark.slow
+def test_a_named_base_has_its_tuning_network_whatever_its_seed(demo):
+    (base,) = (run.name for run in (demo.out / "demo_1").iterdir() if run.name.startswith("wd_"))
+    words = f"--preset demo --imbalance-factor 120 --out {demo.out} --stage1 {base}".split()
+    assert compare.Comparison.parse(words).hold_out == compare.HELD_OUT  # and not the base's, which saw all images
+    settings = compare.Comparison.parse([*words, "--hold-out", "2"])
+    stages = compare.first_stages(settings)
+    assert stages.run.path.name == base
+    assert stages.tuned.config["settings"]["hold_out"] == 2
+    other = dataclasses.replace(stages.run, config=json.loads(json.dumps(stages.run.config)))
+    other.config["settings"]["seed"] = 7
+    cut = datasets.load(**settings.data).for_tuning()
+    assert settings.find_tuned_like(other, 1, cut).path == stages.tuned.path

@@ -1,5 +1,7 @@
 """`python -m ltr map`: learning rate x weight decay on held-out images, before and after balancing."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -82,10 +84,25 @@ def test_finished_runs_become_a_table(tuned, tmp_path, capsys):
 
 
 @pytest.mark.seconds
+def test_rows_of_other_runs_are_not_lost_and_runs_without_weights_are_passed_over(tuned, tmp_path):
+    table, every = tmp_path / "map.csv", runs.finished_runs(tuned / "tuning" / "demo_1")
+    table.write_text("run\nanother\n")
+    with pytest.raises(
+        InputError, match=r"^--table: must be another file, or another given too, whose rows map.csv holds"
+    ):
+        lr_wd.main([str(every[0].path), "--table", str(table)])
+    assert table.read_text() == "run\nanother\n"
+    shutil.copytree(tuned / "tuning" / "demo_1", tmp_path / "runs")
+    (tmp_path / "runs" / every[0].path.name / "weights.pt").unlink()
+    with pytest.warns(UserWarning, match=f"passed over, as their weights are not there: {every[0].path.name}"):
+        assert lr_wd.run_folders([tmp_path / "runs"]) == [tmp_path / "runs" / each.path.name for each in every[1:]]
+
+
+@pytest.mark.seconds
 def test_what_cannot_be_scored_is_one_line(tuned, tmp_path):
     sweep.main(f"{FIRST} --weight-decays 0 --out {tmp_path}".split())
     with pytest.raises(InputError, match="^RUN: must be trained with --hold-out 2 or more, "):
-        lr_wd.main([str(tmp_path / "demo_1")])
+        lr_wd.main([str(tmp_path / "demo_1"), "--table", str(tmp_path / "map.csv")])
     with pytest.raises(InputError, match="^RUN: must be a finished run or a folder of some, got "):
         lr_wd.main([str(tmp_path / "nowhere")])
 

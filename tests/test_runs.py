@@ -16,6 +16,7 @@ import torch
 from ltr import metrics, runs, training
 from ltr.datasets import LabelledImages, LongTailed
 from ltr.errors import InputError
+from ltr.runtime.storage import read_json
 
 COUNTS = np.array([300, 50, 5])
 
@@ -69,6 +70,36 @@ def test_what_is_saved_is_loaded(tmp_path, outcome, data):
     assert torch.equal(result.weights()["weight"], outcome.weights["weight"])
     assert result.config["data"]["class_counts"] == COUNTS.tolist()
     assert {"device", "torch", "commit", "python"} <= result.config["environment"].keys()
+
+
+def test_a_run_that_goes_on_keeps_where_it_was_begun(tmp_path, data, monkeypatch):
+    about, stamps = (
+        data.describe(),
+        iter(({"device": d, "torch": "2", "commit": c} for d, c in ("ax", "by", "cz", "dw"))),
+    )
+    monkeypatch.setattr(runs, "environment", lambda device: next(stamps))
+    run = runs.open_run(tmp_path, "wd", {"method": "WD"}, about["fingerprint"])
+    run.begin(about, "cpu")
+    run.begin(about, "cpu")  # it was killed before its first checkpoint: nothing of the first start is left
+    run.checkpoint.touch()
+    run.begin(about, "cpu")
+    config = read_json(run.path / "config.json", {})
+    assert (config["environment"]["commit"], [each["device"] for each in config["resumed"]]) == ("y", ["c"])
+    run.begin(about, "cpu", retrain=True)
+    config = read_json(run.path / "config.json", {})
+    assert config["environment"]["commit"] == "w"
+    assert "resumed" not in config
+
+
+def test_what_a_first_stage_did_otherwise_stands_in_its_rows(tmp_path, outcome, data):
+    plain = finished(tmp_path, outcome, data, "plain", schedule="cosine", warm_up=0)
+    other = finished(tmp_path, outcome, data, "other", warm_up=5, choice="random", mix="mixup", mix_alpha=0.4)
+    second = finished(tmp_path, outcome, data, "cb", warm_up=5, stage1_run=other.path.name)
+    assert [each.rows()[0]["further"] for each in (plain, other, second)] == [
+        None,
+        "warm_up 5, mix_alpha 0.4, choice random",
+        None,
+    ]
 
 
 def test_an_earlier_run_has_logits_in_place_of_predictions(tmp_path, outcome, data):

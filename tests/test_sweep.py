@@ -56,6 +56,19 @@ def test_the_seed_is_the_presets_and_none_is_trained_twice(tmp_path, monkeypatch
     assert asked == [([1], [0, 0.005]), ([0, 2], [0.005]), ([7], [0, 0.005])]
 
 
+def test_weight_decays_are_the_presets_or_those_given(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweep, "grid", lambda settings, seeds, decays: asked.append(decays) or [])
+    monkeypatch.setattr(sweep, "train", lambda cells, at_once: iter(()))
+    monkeypatch.setattr(sweep, "summary", lambda results: pd.DataFrame())
+    monkeypatch.setattr(sweep.runs, "append_results", lambda path, results: None)
+    for words in ("laptop", "paper", "paper --naive skip", "paper --weight-decay 0.03"):
+        sweep.main(["--device", "cpu", "--out", str(tmp_path), "--preset", *words.split()])
+    assert asked == [[5e-4], [0, 5e-3], [5e-3], [0, 0.03]]
+    with pytest.raises(InputError, match="^--weight-decay: must not be given beside --weight-decays$"):
+        sweep.main("--preset paper --weight-decays 0 --weight-decay 0.03".split())
+
+
 def test_a_run_that_diverges_is_named_and_hinders_no_other(tmp_path, capsys):
     words = f"--seeds 1 --weight-decays 1e30 0.01 --at-once 2 {OPTIONS} --out {tmp_path}"
     with pytest.raises(TrainingError, match=r"^training diverged: wd_wd1e\+30_\S+; try a smaller --lr$"):

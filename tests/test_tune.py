@@ -13,7 +13,7 @@ from ltr.methods import METHODS
 from ltr.runtime.storage import read_table
 from ltr.settings import SecondStage
 from ltr.study import ship, sweep, tune
-from ltr.study.rows import VALUES, open_rows
+from ltr.study.rows import VALUES, open_rows, read_values
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_shapes")]
 FIRST = "--preset demo --epochs 1 --lr 0.05 --imbalance-factor 40 --weight-decays 0.002 --seeds 1"
@@ -84,6 +84,26 @@ def test_values_ship_with_the_features(tuned, tmp_path, monkeypatch):
     assert shipped.tau("WD + tau-norm", 0.3) == table.tau["WD + tau-norm"]
     given = open_rows(SecondStage.parse([*asked, "--weight-decay", "0.7"]), None)
     assert given.values("CB + WD", "paper")["weight_decay"] == 0.7
+
+
+def test_what_was_chosen_is_not_given_too(tuned):
+    out, name = tuned
+    words = f"--preset demo --imbalance-factor 40 --stage1-epochs 1 --stage1-weight-decay 0.002 --out {out}".split()
+    with pytest.raises(InputError, match="^--tau: must not be given with --tuned-on, whose values rows take$"):
+        SecondStage.parse([*words, "--tuned-on", name, "--tau", "1.5"])
+    for option in ("--max-norm", "--tau", "--weight-decay", "--tuned-on"):
+        with pytest.raises(InputError, match=f"^{option}: must not be given, as the held-out images choose it$"):
+            tune.main([*words, "--stage1", name, option, "1"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"), [("lr", "rate", "a column lr"), ("0.02,", "fast,", "numbers in column lr")]
+)
+def test_a_table_of_other_values_is_one_line(tuned, tmp_path, old, new, said):
+    text = (tuned[0] / "tuning" / VALUES).read_text()
+    (tmp_path / VALUES).write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=f"^--tuned-on: .* must have {said}"):
+        read_values(tmp_path / VALUES, "--tuned-on")
 
 
 def test_a_run_without_values_is_one_line(tuned):

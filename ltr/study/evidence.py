@@ -187,7 +187,8 @@ def temperatures(case: Evidence) -> pd.DataFrame:
     """How sure each classifier is, as it is and after its own temperature; a row each, none without features.
 
     Columns method, setting, norm (mean over classes), all, T; norm / T; same (percent of the test images that CB
-    answers alike); ECE (percent) and NLL (nats), and both at the temperature, see `maxnorm.temperature_scaled`.
+    answers alike); ECE (percent) and NLL (nats), and both at the temperature, see `maxnorm.temperature_scaled`; T held
+    out, which `ltr tune` fitted on a tuning network, and ECE at it, NaN where there is none.
 
     Source: Guo et al. 2017.
     """
@@ -202,9 +203,18 @@ def temperatures(case: Evidence) -> pd.DataFrame:
             same = 100 * float((logits.argmax(1) == cb.argmax(1)).float().mean())
             line = {"method": method, "setting": setting, "norm": norm, "same": same}
             figures = maxnorm.measured(logits.numpy(), case.labels, case.rows.base.class_counts)
-            lines.append({**line, **{name: figures[key] for name, key in AS_IT_IS_AND_SCALED.items()}})
+            line |= {name: figures[key] for name, key in AS_IT_IS_AND_SCALED.items()}
+            lines.append(line | at_held_out_temperature(case, (method, setting), logits))
     table = pd.DataFrame(lines)
     return table.assign(**{"norm / T": table.norm / table["T"]})
+
+
+def at_held_out_temperature(case: Evidence, row: Row, logits: Tensor) -> dict[str, float]:
+    """The temperature that a tuned row got on held-out images, and its calibration error on the test images then."""
+    known = row[1] == "tuned" and "temperature" in case.rows.tuned and row[0] in case.rows.tuned.index
+    value = float(case.rows.tuned.temperature[row[0]]) if known else float("nan")
+    error = metrics.Predictions.of((logits / value).numpy(), case.labels).calibration_error() if known else value
+    return {"T held out": value, "ECE at T held out": error}
 
 
 def over_temperature(case: Evidence, rows: Mapping[str, Row], tried: np.ndarray) -> pd.DataFrame:

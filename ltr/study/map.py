@@ -14,6 +14,7 @@ Neither knows what another seed would give.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from ltr.runtime import configs
 from ltr.runtime.engine import Engine
 from ltr.runtime.options import ROOT, Parser, file, folder, short
 from ltr.runtime.process import check_writable, set_up_libraries, usable_device
-from ltr.runtime.storage import table_text, write_text
+from ltr.runtime.storage import read_table, table_text, write_text
 from ltr.second_stage import FrozenFeatures
 from ltr.study.pack import tested_images
 
@@ -131,25 +132,39 @@ def tabulate(found: Sequence[Scored]) -> pd.DataFrame:
     return table[[*table.columns.drop(["run", "against"]), "run", "against"]]
 
 
+def with_weights(folder: Path) -> list[Path]:
+    """The finished runs of a folder that can be scored; a warning names those whose weights are not there."""
+    every = configs.finished_runs(folder)
+    if without := [run.name for run in every if not (run / "weights.pt").exists()]:
+        warnings.warn(f"passed over, as their weights are not there: {', '.join(without)}", stacklevel=2)
+    return [run for run in every if run.name not in without]
+
+
 def run_folders(given: Sequence[Path]) -> list[Path]:
     """The runs that are named, and those of each folder that is named.
 
     Raises:
         InputError: there is no finished run.
     """
-    found = [
-        run for each in given for run in ([each] if (each / "summary.json").exists() else configs.finished_runs(each))
-    ]
+    found = [run for each in given for run in ([each] if (each / "summary.json").exists() else with_weights(each))]
     if not found:
         raise InputError(f"RUN: must be a finished run or a folder of some, got {short(given[0])}")
     return list(dict.fromkeys(found))
+
+
+def check_none_lost(table: Path, given: Sequence[Path]) -> None:
+    """Raises InputError where a table has rows of runs that are not given: all gains are over one cell."""
+    if table.is_file():
+        lost = sorted({*read_table(table, "--table", ["run"]).run} - {path.name for path in given})
+        if lost:
+            raise InputError(f"--table: must be another file, or {lost[0]} given too, whose rows {table.name} holds")
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command line.
 
     Raises:
-        InputError: see `scored` and `run_folders`.
+        InputError: see `scored`, `run_folders` and `check_none_lost`.
     """
     parser = Parser(prog="ltr map", description=__doc__.splitlines()[0])
     parser.add_argument("runs", metavar="RUN", nargs="+", type=folder, help="finished first stages, or folders of them")
@@ -158,9 +173,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     options = parser.parse_args(arguments)
     check_writable(options.table.parent, "--table")
-    device, found = usable_device(options.device), []
+    device, found, given = usable_device(options.device), [], run_folders(options.runs)
+    check_none_lost(options.table, given)
     set_up_libraries(deterministic=False)
-    for path in run_folders(options.runs):
+    for path in given:
         found += scored(path, options.data_root, device)
         own = found[-2 - len(BALANCED) :]
         figures = {each.about["classifier"]: metrics.percent(100 * each.hits.mean()) for each in own}

@@ -8,7 +8,7 @@ differs by MaxNorm alone, image by image: in accuracy, and in likelihood once ea
 fitted on one half of the test images and used on the other, in turn, so that no image says how sure to be of itself.
 
 The measurements go to `<out>/maxnorm.csv`, and what weight decay does to the norms of the first stage's classifiers to
-`<out>/norms.csv`. All other options are the second script's.
+`<out>/norms.csv`, in place of earlier ones of the same first stage. All other options are the second script's.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ltr import metrics, recipes, regularizers, runs
+from ltr import datasets, metrics, recipes, regularizers, runs
 from ltr.balance import fit_temperature
 from ltr.metrics import Predictions
 from ltr.runtime.options import ROOT, option, short, whole
 from ltr.runtime.process import check_writable
-from ltr.runtime.storage import table_text, write_text
-from ltr.settings import SecondStage
+from ltr.runtime.storage import update_table
+from ltr.settings import SHIPPED, SecondStage
 from ltr.stack import Grid
 from ltr.study.rows import Rows, open_rows
 
@@ -117,12 +117,15 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed, or there are no such features.
     """
-    own = [] if any(word.split("=")[0] == "--out" for word in arguments) else ["--out", str(ROOT / "exp")]
-    settings = Question.of_command(["--base", "shipped", *own, *arguments])
+    given = {word.split("=")[0] for word in arguments}
+    usual = {"--base": SHIPPED, "--out": str(ROOT / "exp")}
+    own = [word for name, value in usual.items() if name not in given for word in (name, value)]
+    settings = Question.of_command([*own, *arguments])
     print(settings, flush=True)
     check_writable(settings.out)
-    rows = open_rows(settings, None)
+    rows = open_rows(settings, None if settings.shipped else datasets.load(**settings.data))
     table = measure(settings, rows)
-    write_text(settings.out / NAME, table_text(table))
-    write_text(settings.out / NORMS, table_text(evenness(filter(None, (rows.base, rows.naive)))))
+    found = {NAME: table, NORMS: evenness(filter(None, (rows.base, rows.naive)))}
+    for name, own in found.items():
+        update_table(settings.out / name, own, lambda old, new: old.stage1_run.isin(new.stage1_run), ["stage1_run"])
     print(short(f"{len(table)} classifiers: {settings.out / NAME}; norms: {settings.out / NORMS}"))
