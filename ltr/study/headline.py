@@ -8,6 +8,7 @@ file has places for the rows, `<!-- headline -->`, for the sentences, `<!-- find
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,19 +103,20 @@ def between(values: pd.Series) -> str:
     return f"{values.min():.2f} to {values.max():.2f}"
 
 
-def findings(results: pd.DataFrame, stage1: Sequence[str] = ()) -> str:
+def findings(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | None = None) -> str:
     """What the rows on one first stage come to, a sentence each in Markdown; a dash for what is not there.
 
-    Arguments as of `five_rows`.
+    Arguments as of `five_rows`; and the folder of the runs, see `report.error_of_gain`.
     """
     rows = report.headline(results)
     place = network(rows, stage1)
     rows = rows.assign(mode=rows["mode"].fillna("paper"), chosen=rows["best"] - rows["all"])
     ours = alike(rows, place)
     modes = {mode: own.groupby("method").mean(numeric_only=True) for mode, own in ours.groupby("mode")}
-    tuned = modes["paper"]
-    naive = where(alike(rows, place | {"stage1_weight_decay": 0}), method="naive").mean(numeric_only=True)
-    lines = [*what_helps(tuned, naive), *what_max_norm_does(tuned)]
+    tuned, of = modes["paper"], where(ours, mode="paper")
+    naive = where(alike(rows, place | {"stage1_weight_decay": 0}), method="naive")
+    decayed = report.error_of_gain(naive, where(of, method="WD"), folder)
+    lines = [*what_helps(tuned, naive.mean(numeric_only=True), decayed), *what_max_norm_does(tuned, of, folder)]
     lines += what_is_not_tuned(*(modes.get(name, tuned[:0]) for name in ("published", "released")))
     mirrored, most = between(ours.flip - ours["all"]), ours.loc[ours.chosen.idxmax()]
     lines.append(
@@ -124,15 +126,16 @@ def findings(results: pd.DataFrame, stage1: Sequence[str] = ()) -> str:
     return with_dashes("".join(f"- {line}\n" for line in lines))
 
 
-def what_helps(tuned: pd.DataFrame, naive: pd.Series) -> list[str]:
-    """What the stages do to rare classes and to all, from rows by method."""
+def what_helps(tuned: pd.DataFrame, naive: pd.Series, error: float) -> list[str]:
+    """What the stages do to rare classes and to all, from rows by method; `error` is that of weight decay's gain."""
     wd, best, (ce, cb) = tuned.loc["WD"], tuned.loc[BEST], (tuned[tuned.index.isin(of_loss(x))] for x in ("CE", "CB"))
     return [
         f"**Rare classes.** Few-shot accuracy goes from {naive.few:.2f} % (naive) to {best.few:.2f} % ({BEST}, "
         f"tuned), accuracy over all classes from {naive['all']:.2f} to {best['all']:.2f} %. Against the network with "
         f"weight decay many-shot classes change by {best.many - wd.many:+.2f} points.",
-        f"**Weight decay alone** takes all classes from {naive['all']:.2f} to {wd['all']:.2f} %, "
-        f"few-shot ones from {naive.few:.2f} to {wd.few:.2f} %.",
+        f"**Weight decay alone** takes all classes from {naive['all']:.2f} to {wd['all']:.2f} % "
+        f"({wd['all'] - naive['all']:+.2f} ± {error:.2f} points), few-shot ones from {naive.few:.2f} to "
+        f"{wd.few:.2f} %.",
         f"**The loss of the second stage.** With tuned values the classifier ends at {between(ce['all'])} % under "
         f"plain cross-entropy, at {between(cb['all'])} % under the class-balanced loss; normalised without training at "
         f"{tuned['all'].get('WD + L2norm', np.nan):.2f} (L2) and {tuned['all'].get('WD + tau-norm', np.nan):.2f} % "
@@ -140,12 +143,16 @@ def what_helps(tuned: pd.DataFrame, naive: pd.Series) -> list[str]:
     ]
 
 
-def what_max_norm_does(tuned: pd.DataFrame) -> list[str]:
+def what_max_norm_does(tuned: pd.DataFrame, rows: pd.DataFrame, folder: Path | None) -> list[str]:
     """What it adds to rows by method, and to their calibration."""
     pairs = {name: report.without_max_norm(name) for name in tuned.index if report.has_max_norm(name)}
+
+    def error(name: str, plain: str) -> float:
+        return report.error_of_gain(where(rows, method=plain), where(rows, method=name), folder)
+
     said = [
-        f"{tuned['all'][name] - tuned['all'][plain]:+.2f} points to {plain} (ECE {tuned.ece[plain]:.2f} to "
-        f"{tuned.ece[name]:.2f} %)"
+        f"{tuned['all'][name] - tuned['all'][plain]:+.2f} ± {error(name, plain):.2f} points to {plain} (ECE "
+        f"{tuned.ece[plain]:.2f} to {tuned.ece[name]:.2f} %)"
         for name, plain in pairs.items()
         if plain in tuned.index and METHODS[name].layers == 1
     ]
@@ -203,6 +210,6 @@ def main(arguments: Sequence[str]) -> None:
         return
     if not options.readme.is_file():
         raise InputError(f"--readme: there is no file {options.readme}")
-    made = {"headline": in_markdown(table), "findings": findings(results, stage1)}
+    made = {"headline": in_markdown(table), "findings": findings(results, stage1, options.results.parent)}
     there = [name for name in made if block(name).search(options.readme.read_text("utf-8"))] or list(made)
     write_text(options.readme, replaced(options.readme, {name: made[name] for name in there}))

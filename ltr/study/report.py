@@ -7,6 +7,7 @@ every number there is one of the file.
 `results` has the columns of `runs.COLUMNS`. Tables of CIFAR100-LT are empty text where no row is of it.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -335,9 +336,34 @@ def without_max_norm(method: str) -> str | None:
     return next((name for name, other in METHODS.items() if other == plain), None)
 
 
-def gain_line(title: str, pairs: pd.DataFrame) -> dict[str, Any]:
+def hits_of(run: str, folder: Path) -> np.ndarray | None:
+    """Whether each test image is a hit of a run below a folder, [N]; None where its files do not tell."""
+    for stage in ("demo_1", "demo_2"):
+        with contextlib.suppress(InputError):
+            return runs.Result.read(folder / stage / run).predictions.hits
+    return None
+
+
+def error_of_gain(before: pd.DataFrame, after: pd.DataFrame, folder: Path | None) -> float:
+    """How certain a difference of two models is, in points: over seeds its deviation; of one seed the paired standard
+    error over the test images, from the runs in the folder; NaN where these do not tell.
+
+    Args:
+        before, after: rows of `headline`, one a seed.
+    """
+    pairs = before.merge(after, on="seed", suffixes=("", " after"))
+    if len(pairs) != 1:
+        return float((pairs["all after"] - pairs["all"]).std())
+    both = [hits_of(run, folder) if folder else None for run in pairs.loc[0, ["run", "run after"]]]
+    if any(hits is None for hits in both):
+        return float("nan")
+    return metrics.standard_error(both[1] - both[0])
+
+
+def gain_line(title: str, pairs: pd.DataFrame, folder: Path | None) -> dict[str, Any]:
     """A model's row of `max_norm_gains`; a seed counts where neither of its two trainings diverged."""
     pairs = pairs.dropna(subset="gain")
+    plain = pairs[["seed", "run without", "all without"]].set_axis(["seed", "run", "all"], axis=1)
     return {
         "model": title,
         "radius": or_dash(pairs.max_norm.mean(), ".3f"),
@@ -346,18 +372,21 @@ def gain_line(title: str, pairs: pd.DataFrame) -> dict[str, Any]:
         "all, with": metrics.percent(pairs["all"].mean()),
         "all, without": metrics.percent(pairs["all without"].mean()),
         "gain": or_dash(pairs.gain.mean(), "+.2f"),
-        "± seeds": metrics.percent(pairs.gain.std()),
+        "±": metrics.percent(error_of_gain(plain, pairs[["seed", "run", "all"]], folder)),
         "seeds": pairs.seed.nunique(),
     }
 
 
-def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
+def max_norm_gains(results: pd.DataFrame, run: str, folder: Path | None = None) -> pd.DataFrame:
     """What MaxNorm adds at the same loss and weight decay, seed by seed, for the images and first stage of a run.
+
+    Args:
+        folder: where the runs are, see `error_of_gain`.
 
     Returns:
         a row a model with MaxNorm as text: its radius, when it projects and how often it fired, accuracy over all
-        classes with and without it (last epoch, plain test, percent, means over seeds), and the mean and deviation
-        of the gain. Models whose counterpart without MaxNorm is not there have no row.
+        classes with and without it (last epoch, plain test, percent, means over seeds), and the mean of the gain with
+        its error. Models whose counterpart without MaxNorm is not there have no row.
     """
     rows = headline(results)
     same = [*BASE, "stage1_weight_decay"]
@@ -370,19 +399,18 @@ def max_norm_gains(results: pd.DataFrame, run: str) -> pd.DataFrame:
     plain = pd.concat([rows, tuned.assign(mode="published")]).drop_duplicates(keys)
     pairs = limited.merge(plain, on=keys, suffixes=("", " without"))
     pairs["gain"] = pairs["all"] - pairs["all without"]
-    return pd.DataFrame(
-        [gain_line(f"{model} ({SETTINGS[mode]})", own) for (mode, model), own in pairs.groupby(["mode", "model"])]
-    )
+    groups = pairs.groupby(["mode", "model"])
+    return pd.DataFrame([gain_line(f"{model} ({SETTINGS[mode]})", own, folder) for (mode, model), own in groups])
 
 
-def max_norm_table(results: pd.DataFrame) -> str:
+def max_norm_table(results: pd.DataFrame, folder: Path | None = None) -> str:
     """`max_norm_gains` of every measured network on CIFAR100-LT, imbalance factor 100, and way of training it."""
     parts = []
     for name, trained in measured(results, 100).items():
         for words, rows in trained.items():
             limited = rows[rows.method.map(has_max_norm).astype(bool)]
             if len(limited):
-                table = in_markdown(max_norm_gains(results, limited.run.iloc[0]))
+                table = in_markdown(max_norm_gains(results, limited.run.iloc[0], folder))
                 parts.append(f"**{name}, {words}, {seeds(rows)}**\n\n{table}")
     return "\n".join(parts)
 
@@ -565,7 +593,7 @@ def tables(path: Path) -> dict[str, str]:
         return {path.stem: norms_markdown(table)}
     check_columns(table, path, "results", ("dataset", "method", "mode", "selection", "tta"))
     made = {"table-1": table_1(table), "table-2": table_2(table), "released": table_of_released(table)}
-    return made | {"max-norm": max_norm_table(table), path.stem: markdown(table)}
+    return made | {"max-norm": max_norm_table(table, path.parent), path.stem: markdown(table)}
 
 
 def block(name: str) -> re.Pattern:
@@ -597,7 +625,7 @@ def main(arguments: Sequence[str]) -> None:
         InputError: a file is absent, or the README has no place for its table.
     """
     parser = Parser(prog="ltr report", description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=file, nargs="+", help="a results.csv or a benchmarks.csv")
+    parser.add_argument("results", type=file, nargs="+", help="results.csv, comparison.csv, benchmarks.csv, ...")
     parser.add_argument("--readme", type=file, help="a file whose tables are written anew")
     options = parser.parse_args(arguments)
     made = {name: text for path in options.results for name, text in tables(path).items()}
