@@ -7,6 +7,7 @@ import pytest
 from ltr import recipes, runs
 from ltr.data.large_sets import LARGE_SETS
 from ltr.runtime.options import ROOT
+from ltr.runtime.storage import read_table
 from ltr.settings import FirstStage, SecondStage
 
 STAGES = [(FirstStage, recipes.LARGE_FIRST_STAGE), (SecondStage, recipes.LARGE_SECOND_STAGE)]
@@ -28,6 +29,19 @@ def test_what_the_paper_publishes():
     assert published["imagenet-lt"] == ("resnext50", 200, 64, 0.01, 0.9, "cosine")
     assert published["inaturalist2018"] == ("resnet50", 200, 512, 0.01, 0.9, "cosine")
     assert [about[name].weight_decay for name in ("imagenet-lt", "inaturalist2018")] == [5e-4, 1e-4]
+
+
+def test_the_laptops_learning_rate_and_weight_decay_are_the_best_of_the_map():
+    table = read_table(ROOT / "exp" / "tuning" / "lr_wd.csv")
+    for classifier in ("logit adjustment", "CB + WD"):
+        cells = table[(table.classifier == classifier) & (table.epochs == 40)]
+        best = cells.loc[cells["all"].idxmax()]
+        laptop = recipes.LAPTOP
+        assert (best.lr, best["weight decay"], best.batch) == (
+            laptop["lr"],
+            laptop["weight_decay"],
+            laptop["batch_size"],
+        )
 
 
 def test_what_a_preset_says_wins_over_what_suits_a_network():
