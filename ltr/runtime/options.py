@@ -171,10 +171,15 @@ class Once(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises one line instead of printing its usage, and takes options by their whole names alone."""
+    """argparse that raises one line instead of printing its usage, and takes options by their whole names alone.
 
-    def __init__(self, **how: Any) -> None:
-        super().__init__(allow_abbrev=False, **how)
+    Args:
+        about: a module's docstring, whose first line is the description.
+    """
+
+    def __init__(self, about: str | None = None, **how: Any) -> None:
+        told = {} if about is None else {"description": about.splitlines()[0].rstrip(":.") + "."}
+        super().__init__(allow_abbrev=False, **told, **how)
 
     def error(self, message: str) -> NoReturn:
         """Raise the message."""
@@ -201,7 +206,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(options: type) -> Parser:
     """The parser of a dataclass of options, one a field, and `--resume` beside `--retrain`."""
-    parser = Parser(description=options.__doc__.splitlines()[0])
+    parser = Parser(about=options.__doc__)
     names = {field.name for field in dataclasses.fields(options)}
     if "retrain" in names:
         resume = "go on where a run stopped (the default; not with --retrain)"

@@ -345,7 +345,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed.
     """
-    parser = Parser(prog="ltr bench", description=__doc__.splitlines()[0])
+    parser = Parser(prog="ltr bench", about=__doc__)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--repeat", type=whole, default=3, help="repetitions, of which the median counts")
     parser.add_argument("--only", default="", help="measure what begins so, as 'stage 2'")

@@ -185,7 +185,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: a file is absent, no or several networks were balanced, or the README has no place for the rows.
     """
-    parser = Parser(prog="ltr headline", description=__doc__.splitlines()[0])
+    parser = Parser(prog="ltr headline", about=__doc__)
     parser.add_argument("results", type=file, help="a results.csv")
     parser.add_argument("comparison", type=file, nargs="?", help="a comparison.csv, for logit adjustment")
     parser.add_argument(

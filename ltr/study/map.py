@@ -166,7 +166,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: see `scored`, `run_folders` and `check_none_lost`.
     """
-    parser = Parser(prog="ltr map", description=__doc__.splitlines()[0])
+    parser = Parser(prog="ltr map", about=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", type=folder, help="finished first stages, or folders of them")
     parser.add_argument("--data-root", type=folder, default=ROOT / "data", help="where the images are")
     parser.add_argument("--table", type=file, default=ROOT / "exp" / "tuning" / "lr_wd.csv", help="what to write")

@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed, or names no run.
     """
-    parser = Parser(prog="ltr pack", description=__doc__.splitlines()[0])
+    parser = Parser(prog="ltr pack", about=__doc__)
     parser.add_argument("folder", type=folder, help="of the runs of both stages, as exp; its tuning is packed too")
     parser.add_argument("--data-root", type=folder, help="images, for runs without predictions")
     parser.add_argument("--keep", nargs="*", default=[], metavar="RUN", help="whose weights and features stay")

@@ -624,7 +624,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: a file is absent, or the README has no place for its table.
     """
-    parser = Parser(prog="ltr report", description=__doc__.splitlines()[0])
+    parser = Parser(prog="ltr report", about=__doc__)
     parser.add_argument("results", type=file, nargs="+", help="results.csv, comparison.csv, benchmarks.csv, ...")
     parser.add_argument("--readme", type=file, help="a file whose tables are written anew")
     options = parser.parse_args(arguments)

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed.
     """
-    parser = Parser(prog="ltr sweep", description=__doc__.splitlines()[0], epilog="All else: see the first script.")
+    parser = Parser(prog="ltr sweep", about=__doc__, epilog="All else: see the first script.")
     parser.add_argument("--seeds", nargs="+", type=whole, help="of weights, order, crops and flips (default: --seed)")
     parser.add_argument("--weight-decays", nargs="+", type=real, help="0 is the naive model (default: by preset)")
     parser.add_argument("--at-once", type=whole, help="runs side by side (default: by backbone on CUDA, 1 on a CPU)")

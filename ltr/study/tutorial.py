@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     import nbformat  # here, as both take a second to import
     from nbconvert import HTMLExporter
 
-    parser = Parser(prog="ltr tutorial", description=__doc__.splitlines()[0])
+    parser = Parser(prog="ltr tutorial", about=__doc__)
     parser.add_argument("--out", type=folder, default=ROOT / "build" / "tutorial", help="the folder of the pages")
     out, chapters = parser.parse_args(arguments).out, []
     for name in CHAPTERS:
