@@ -462,6 +462,15 @@ def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
 # ---- comparisons
 
 
+def held_out_and_test(rows: pd.DataFrame) -> str:
+    """How well the tuning network does on the images that chose, and the first stage on the test, in a sentence."""
+    alone = where(rows, method="first stage alone").reindex(columns=["validation", "all"]).dropna()
+    if alone.empty:
+        return ""
+    chose, tested = alone.iloc[0]
+    return f" Alone, the tuning network has {chose:.2f} % of the held-out images, the first stage {tested:.2f} % of the test."
+
+
 def comparison_part(rows: pd.DataFrame) -> str:
     """The methods on one first stage under its protocol, the best first."""
     first, rows = rows.iloc[0], rows.sort_values("all", ascending=False, kind="stable")
@@ -488,7 +497,7 @@ def comparison_part(rows: pd.DataFrame) -> str:
         near, few, sure = int((known["all"] > known["all"].max() - 1).sum()), known.few.idxmax(), known.ECE.idxmin()
         said = f"\n{near} of {len(known)} lie within a point of the best; few-shot accuracy is highest with "
         said += f"{known.method[few]} ({known.few[few]:.2f} %), the calibration error smallest with "
-        said += f"{known.method[sure]} ({known.ECE[sure]:.2f} %).\n"
+        said += f"{known.method[sure]} ({known.ECE[sure]:.2f} %).{held_out_and_test(known)}\n"
     return f"{' · '.join(words)}\n\n{in_markdown(shown)}{said}{note}"
 
 
