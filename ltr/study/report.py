@@ -468,7 +468,8 @@ def held_out_and_test(rows: pd.DataFrame) -> str:
     if alone.empty:
         return ""
     chose, tested = alone.iloc[0]
-    return f" Alone, the tuning network has {chose:.2f} % of the held-out images, the first stage {tested:.2f} % of the test."
+    held_out = f" Alone, the tuning network has {chose:.2f} % of the held-out images"
+    return f"{held_out}, the first stage {tested:.2f} % of the test."
 
 
 def comparison_part(rows: pd.DataFrame) -> str:
