@@ -242,6 +242,8 @@ for title, model in toys.items():
     toy_accuracy[title] = metrics.per_class_accuracy(
         model(test_x).detach().numpy(), test_y.numpy()
     )
+
+
 names = ["common", "medium", "rare"]
 chapter.show(plots.regions(panels, names), "demo1_plane.png")
 show_table(pd.DataFrame(toy_accuracy, names).T.map("{:.0f} %".format), "test accuracy")
@@ -400,6 +402,8 @@ for name, values in norms.items():
         f"{name}: {values.min():.2f} to {values.max():.2f}, "
         f"largest over smallest {ratio[name]:.2f}, correlation with log n {along:+.2f}"
     )
+
+
 chapter.claim("weight decay makes every norm smaller", bool((norms["WD"] < norms["naive"]).all()))
 chapter.claim(
     "but not more even: the largest over the smallest goes from "
@@ -429,6 +433,9 @@ if table is not None:
         f"that of other images hardly does ({others:.2f})",
         own > 0.5 > abs(others),
     )
+
+
+if table is not None:
     logit = table.own.groupby(classes["group"]).mean()
     per_norm = (table.own / norms["WD"]).groupby(classes["group"]).mean()
     (many, few), (many_unit, few_unit) = (

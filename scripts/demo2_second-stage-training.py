@@ -238,6 +238,8 @@ chapter.results(
     models_of_table,
     "Tuned values; small: standard errors; bold: within two standard errors of the best.",
 )
+
+
 each_its_own = "values for each row"
 one_for_all = (
     "a tau for its own row; for all retrained ones a weight decay and a radius, "
@@ -254,10 +256,10 @@ chapter.claim(
     f"few-shot classes gain {rare:.1f} points, many-shot ones pay {-common:.1f}",
     rare > 0 > common,
 )
+
+
 others = {
-    name: difference(result, best)
-    for name, result in table.items()
-    if result in learned.values() and result is not best
+    name: difference(result, best) for name, result in learned.items() if result is not best
 }
 if others:
     widest = max(others, key=lambda name: abs(others[name].points))
@@ -274,7 +276,7 @@ print(f"in the paper, over all classes: {', '.join(theirs)} %")
 # 
 # The first chapter left a question open: were the features of the network with weight decay better, or was it the classifier on top? Balance both networks in the same way, by τ-normalisation, each with its own $\tau$; and by logit adjustment, which adds no more than one number for each class to the logits ([the study](study_paper-versus-code.ipynb#6-How-flat-is-the-ground?) has its formula):
 
-if rows.naive is not None and not rows.sources.shipped:  # its features do not ship
+if rows.naive is not None and not settings.shipped:  # its features do not ship
     own_tau = rows.tau("naive + tau-norm", settings.naive_tau)
     naive_balanced = rows.normalised("naive + tau-norm", own_tau, rows.naive)
     for name, result in {"naive": naive_balanced, "WD": table["WD + tau-norm"]}.items():
@@ -285,6 +287,8 @@ if rows.naive is not None and not rows.sources.shipped:  # its features do not s
         f"balanced alike, the features of weight decay are worth {control} over all classes",
         control.points > 2 * control.error,
     )
+
+
 adjusted = compared(rows, "logit adjustment").reindex([0, settings.stage1_weight_decay])
 for name, (_, figures) in zip(("naive", "WD"), adjusted.iterrows(), strict=True):
     if figures["all"] > 0:

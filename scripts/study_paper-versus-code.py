@@ -81,6 +81,7 @@ chapter.claim(words, order > 0.6)
 print(f"within those whose classifier alone learns under CB it is {within:.2f},", end=" ")
 print(f"but they lie within {alone.ours.max() - alone.ours.min():.2f} points of each other")
 
+
 under_cb = [name for name in of_loss("CB") if METHODS[name].weight_decay != "stage 1"]
 five = [tuned[name] for name in under_cb]
 gap, error = max(five) - min(five), case.error(("CB", "tuned"))
@@ -223,6 +224,8 @@ axes = "epoch of the second stage", "left of a weight (% of its start)"
 figure = plots.lines(curves, "epoch", "left", *axes, log=("y",))
 chapter.show(figure, "study_weight-decay-left.png")
 print(", ".join(f"{each:g} leaves {100 * left[-1]:.2g} %" for each, left in kept.items()))
+
+
 rates = steps * sum(recipe.learning_rate(epoch) for epoch in range(recipe.epochs))
 formula = np.exp(-decays[0] * rates / (1 - recipe.momentum))
 words = f"at {decays[0]:g} the formula says {100 * formula:.1f} %, the recursion"
@@ -368,19 +371,22 @@ if len(measured):
     both_ways = measured.query("weight_decay == 0").groupby(keys).mean(numeric_only=True)
     both_ways = both_ways.rename(columns={"gain ±": "error"}).reset_index()
     both_ways["loss"] = both_ways.loss.map({"cb-ce": "CB", "ce": "CE"})
+else:
+    both_ways = pd.DataFrame(columns=[*keys, "gain"])
+    print("not measured here: `ltr maxnorm` trains classifiers in both ways")
+
+
+if len(both_ways):
     forms = {
         "loss": "{loss}",
         "radius": "{max_norm:.2f}",
         "projected after": "each {max_norm_every}",
+        "rows moved": "{max_norm_fired:.0%}",
+        "gain": "{gain:+.2f} <small>±{error:.2f}</small>",
     }
-    forms["rows moved"] = "{max_norm_fired:.0%}"
-    forms["gain"] = "{gain:+.2f} <small>±{error:.2f}</small>"
     orders = measured.seed.nunique()
     note = f"points over no MaxNorm; no weight decay; means over {orders} orders of the images"
     show_table(evidence.in_text(both_ways, forms), note)
-else:
-    both_ways = pd.DataFrame(columns=["loss", "max_norm", "max_norm_every", "gain"])
-    print("not measured here: `ltr maxnorm` trains classifiers in both ways")
 
 
 ways = both_ways.set_index(["loss", "max_norm", "max_norm_every"]).gain.astype(float).unstack()

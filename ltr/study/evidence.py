@@ -42,7 +42,7 @@ class Evidence:
         results += rows.tau_normalised("WD + tau-norm", rows.tau("WD + tau-norm", settings.tau), base, TAUS)
         if naive:
             results.append(naive)
-            if not rows.sources.shipped:  # its features do not ship
+            if not settings.shipped:  # its features do not ship
                 tau = rows.tau("naive + tau-norm", settings.naive_tau)
                 results += rows.tau_normalised("naive + tau-norm", tau, naive, TAUS)
         results += rows.in_all_modes()

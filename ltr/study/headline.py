@@ -7,7 +7,7 @@ balanced, the rows are of the one that `--stage1` names, or whose features ship.
 file has places for the rows, `<!-- headline -->`, for the sentences, `<!-- findings -->`, or for both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,6 @@ ADJUSTED = "logit adjustment"
 MEASURES = ("many", "medium", "few", "all", "ece")
 PLACE = [*report.BASE, "stage1_weight_decay"]
 HEAD = ["model", "many", "medium", "few", "all", "ECE", "paper: all"]
-
-
-def alike(rows: pd.DataFrame, place: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows whose first stage is of this kind; what is missing in either must be missing in both."""
-    for name, value in place.items():
-        rows = rows[rows[name].isna() if pd.isna(value) else rows[name] == value]
-    return rows
 
 
 def networks(rows: pd.DataFrame, stage1: Sequence[str] = ()) -> pd.DataFrame:
@@ -79,9 +72,9 @@ def five_rows(results: pd.DataFrame, comparison: pd.DataFrame | None, stage1: Se
     """
     rows = report.headline(results)
     place = network(rows, stage1)
-    ours, decay = alike(rows, place), place["stage1_weight_decay"]
-    naive = where(alike(rows, place | {"stage1_weight_decay": 0}), method="naive")
-    tau = where(ours[ours["mode"].isna()], method="WD + tau-norm")
+    ours, decay = where(rows, **place), place["stage1_weight_decay"]
+    naive = where(rows, **place | {"stage1_weight_decay": 0, "method": "naive"})
+    tau = where(ours, method="WD + tau-norm", mode=None)
     best = where(ours, method=BEST, mode="paper")
     values = f"weight decay {best.weight_decay.mean():g}, radius {best.max_norm.mean():.2f}"
     named = {
@@ -111,10 +104,10 @@ def findings(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | N
     rows = report.headline(results)
     place = network(rows, stage1)
     rows = rows.assign(mode=rows["mode"].fillna("paper"), chosen=rows["best"] - rows["all"])
-    ours = alike(rows, place)
+    ours = where(rows, **place)
     modes = {mode: own.groupby("method").mean(numeric_only=True) for mode, own in ours.groupby("mode")}
     tuned, of = modes["paper"], where(ours, mode="paper")
-    naive = where(alike(rows, place | {"stage1_weight_decay": 0}), method="naive")
+    naive = where(rows, **place | {"stage1_weight_decay": 0, "method": "naive"})
     decayed = report.error_of_gain(naive, where(of, method="WD"), folder)
     lines = [*what_helps(tuned, naive.mean(numeric_only=True), decayed), *what_max_norm_does(tuned, of, folder)]
     lines += what_is_not_tuned(*(modes.get(name, tuned[:0]) for name in ("published", "released")))

@@ -79,9 +79,9 @@ def in_markdown(table: pd.DataFrame) -> str:
 
 
 def where(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """Rows that have these values."""
+    """Rows that have these values; NaN and None are missing ones, and wanted as such."""
     for column, value in wanted.items():
-        table = table[table[column] == value]
+        table = table[table[column].isna() if pd.isna(value) else table[column] == value]
     return table
 
 
@@ -389,9 +389,7 @@ def max_norm_gains(results: pd.DataFrame, run: str, folder: Path | None = None) 
         its error. Models whose counterpart without MaxNorm is not there have no row.
     """
     rows = headline(results)
-    same = [*BASE, "stage1_weight_decay"]
-    wanted = rows.loc[rows.run == run, same].iloc[0]
-    rows = rows[(rows[same].eq(wanted) | (rows[same].isna() & wanted.isna())).all(axis=1)]
+    rows = where(rows, **rows.loc[rows.run == run, [*BASE, "stage1_weight_decay"]].iloc[0])
     limited = rows[rows.method.map(has_max_norm).astype(bool)]
     limited = limited.assign(model=limited.method, method=limited.method.map(without_max_norm)).dropna(subset="method")
     tuned = rows[rows["mode"] == "paper"]  # what published values leave alone stands there once, as tuned

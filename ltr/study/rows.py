@@ -45,11 +45,6 @@ class Sources:
     maps: dict[str, FrozenFeatures] = field(default_factory=dict)
 
     @property
-    def shipped(self) -> bool:
-        """Whether features come with the package, in place of images."""
-        return self.settings.shipped
-
-    @property
     def streamed(self) -> bool:
         """Whether images stay in their files, so that their maps would be too large to keep."""
         return self.settings.dataset in LARGE_SETS
@@ -78,7 +73,7 @@ class Sources:
     @cached_property
     def features(self) -> dict[str, Features]:
         """The base's features by mode, computed when first needed; none where there are neither images nor features."""
-        if self.shipped or (self.data is None and (self.base.path / FEATURES).exists()):
+        if self.settings.shipped or (self.data is None and (self.base.path / FEATURES).exists()):
             paper = read_features(self.base.path / FEATURES, self.settings.device)
             return {"paper": paper, "published": paper}
         if self.data is None:
@@ -149,7 +144,7 @@ class Rows:
         radius = regularizers.relative_radius(self.sources.classifier.weight.detach(), recipes.RELEASED_FRACTION)
         published = {**tuned, "weight_decay": recipes.PUBLISHED_DECAY, "max_norm": radius}
         modes = {"paper": tuned, "published": published}
-        if not self.sources.shipped:  # batch-norm's statistics drift with the images
+        if not self.settings.shipped:  # batch-norm's statistics drift with the images
             modes["released"] = {**recipes.RELEASED, "max_norm": radius}
         return modes
 
@@ -160,7 +155,7 @@ class Rows:
         settings = self.settings
         label, identity = settings.run_key(name, mode, first.path.name, **described)
         run = runs.open_run(settings.out / "demo_2", label, identity, self.base.config["data"]["fingerprint"])
-        about = self.base.config["data"] if self.sources.shipped or self.sources.data is not None else None
+        about = self.base.config["data"] if settings.shipped or self.sources.data is not None else None
         return run.load_or_train(about, lambda: train(run), settings.device, self.base.class_counts, settings.retrain)
 
     def normalised(
@@ -254,7 +249,7 @@ class Rows:
         alone, as each epoch reads all images.
         """
         for mode in self.modes:
-            one_layer = self.sources.shipped or (self.sources.streamed and mode != "paper")
+            one_layer = self.settings.shipped or (self.sources.streamed and mode != "paper")
             for name, method in METHODS.items():
                 same = mode == "published" and self.values(name, mode) == self.values(name, "paper")
                 if not same and (method.layers == 1 or not one_layer):

@@ -29,7 +29,7 @@ from ltr.runtime.storage import update_table
 from ltr.second_stage import Features
 from ltr.settings import SecondStage
 from ltr.stack import Grid
-from ltr.study.rows import VALUES, Rows, check_none_chosen, open_rows
+from ltr.study.rows import VALUE, VALUES, Rows, check_none_chosen, open_rows
 
 LR = (1.0, 10.0)  # times --lr
 DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -145,6 +145,7 @@ def main(arguments: Sequence[str]) -> None:
     for row in chosen(rows):
         found.append({"tuning_run": rows.base.path.name, **row})
         print(f"{row['method']}: {row['all']:.2f} % on the held-out images", flush=True)
-    path, key = settings.out / VALUES, "tuning_run"
-    update_table(path, pd.DataFrame(found), lambda old, new: old[key].isin(new[key]), [key])
+    path, key, table = settings.out / VALUES, "tuning_run", pd.DataFrame(found)
+    table = table.reindex(columns=table.columns.union(VALUE, sort=False))  # a naive network alone has a tau alone
+    update_table(path, table, lambda old, new: old[key].isin(new[key]), [key])
     print(short(f"all values: {path}"))
