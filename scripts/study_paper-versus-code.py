@@ -364,9 +364,9 @@ chapter.claim(f"{words} within {apart:.2f} points", apart < 0.5)
 # published radius, each in several orders of the images.
 
 keys = ["loss", "max_norm", "max_norm_every"]
-measured = table_at(
-    settings.out / "maxnorm.csv", [*keys, "weight_decay", "seed", "gain", "gain ±"]
-)
+needs = [*keys, "stage1_run", "weight_decay", "seed", "gain", "gain ±"]
+measured = table_at(settings.out / "maxnorm.csv", needs)
+measured = measured[measured.stage1_run == case.rows.base.path.name]
 if len(measured):
     both_ways = measured.query("weight_decay == 0").groupby(keys).mean(numeric_only=True)
     both_ways = both_ways.rename(columns={"gain ±": "error"}).reset_index()

@@ -6,8 +6,8 @@ import pytest
 
 from ltr import metrics
 from ltr.runtime.options import ROOT
-from ltr.runtime.storage import read_table
-from ltr.study import maxnorm, report
+from ltr.runtime.storage import read_table, table_text
+from ltr.study import maxnorm, report, sweep
 
 
 def drawn(size: int = 4000) -> tuple[np.ndarray, np.ndarray]:
@@ -27,6 +27,25 @@ def test_a_radius_that_only_scales_is_undone_by_the_temperature():
     assert scaled["ece"] > 10 > 3 > scaled["ece scaled"]
     assert scaled["nll scaled"] == pytest.approx(plain["nll scaled"], abs=1e-4)
     assert plain["nll"] == pytest.approx(-np.log(metrics.softmax(logits)[np.arange(4000), labels]).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_shapes")
+def test_each_first_stage_has_rows_of_its_own(tmp_path):
+    words = f"--preset demo --imbalance-factor 40 --out {tmp_path}".split()
+    asked = "--base trained --stage1-epochs 1 --epochs 1 --orders 2 --stage1-weight-decay 0.002".split()
+    sweep.main([*words, *"--epochs 1 --lr 0.05 --weight-decays 0 0.002 --seeds 1".split()])
+    maxnorm.main([*words, *asked])
+    table, norms = (read_table(tmp_path / name) for name in (maxnorm.NAME, maxnorm.NORMS))
+    assert len(table) == 2 * 2 * 2 * (1 + 2 * 2)  # orders, losses, weight decays, and radii in two ways or none
+    assert sorted(norms.weight_decay) == [0, 0.002]
+    (tmp_path / maxnorm.NAME).write_text(table_text(table.assign(stage1_run="another")))
+    maxnorm.main([*words, *asked])
+    both = read_table(tmp_path / maxnorm.NAME)
+    assert both.stage1_run.value_counts().to_dict() == {"another": len(table), table.stage1_run[0]: len(table)}
+    text = report.question_markdown(both)
+    assert text.count("first stage ") == 2
+    assert report.question_markdown(table) in text
 
 
 def test_each_half_is_scaled_by_the_other():

@@ -106,6 +106,15 @@ def test_a_table_of_other_values_is_one_line(tuned, tmp_path, old, new, said):
         read_values(tmp_path / VALUES, "--tuned-on")
 
 
+def test_a_naive_networks_values_alone_can_be_read(tmp_path):
+    sweep.main(f"{FIRST.replace('0.002', '0')} --hold-out 10 --out {tmp_path}".split())
+    (run,) = runs.finished_runs(tmp_path / "tuning" / "demo_1")
+    tune.main(f"--preset demo --out {tmp_path / 'tuning'} --stage1 {run.path.name}".split())
+    table = read_values(tmp_path / "tuning" / VALUES, "--tuned-on").set_index("method")
+    assert [*table.index] == ["naive", "naive + tau-norm"]
+    assert table[["lr", "weight_decay", "radius"]].isna().all(axis=None)
+
+
 def test_a_run_without_values_is_one_line(tuned):
     out, _ = tuned
     words = f"--preset demo --imbalance-factor 40 --stage1-epochs 1 --stage1-weight-decay 0.002 --out {out}".split()

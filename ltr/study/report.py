@@ -561,13 +561,19 @@ def answer(groups: Sequence[pd.DataFrame]) -> str:
 
 
 def question_markdown(table: pd.DataFrame) -> str:
-    """Of `maxnorm.measure`: accuracy, calibration, and likelihood at each model's own temperature."""
+    """Of `maxnorm.measure`, each first stage by itself: accuracy, calibration, and likelihood at each model's own
+    temperature."""
+    return "\n".join(question_part(rows) for _, rows in table.groupby("stage1_run", sort=False))
+
+
+def question_part(table: pd.DataFrame) -> str:
+    """The classifiers on one first stage, and what they say."""
     keys = ["loss", "weight_decay", "max_norm", "max_norm_every"]
     ordered = table.sort_values(keys, na_position="first", kind="stable")
     groups = [rows for _, rows in ordered.groupby(keys, dropna=False, sort=False)]
     head = ["loss", "weight decay", "radius", "projected", "fired (%)", "all", "gain", "± images", "ECE", "temperature"]
     head += ["ECE after it", "likelihood gained after it (nats)", "± images"]
-    words = f"{table.seed.nunique()} orders of the images, mean ± deviation · first stage {table.stage1_run[0]}"
+    words = f"{table.seed.nunique()} orders of the images, mean ± deviation · first stage {table.stage1_run.iloc[0]}"
     body = in_markdown(pd.DataFrame(map(limited_line, groups), columns=head))
     return f"{words}\n\n{body}\n{answer([rows for rows in groups if rows.max_norm.notna().all()])}"
 
