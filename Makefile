@@ -32,9 +32,9 @@ EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocesso
 	$(INSTALL) -e ".[dev]"
 	touch $@
 
-# Chapters 1 and 2 on the embedded set and on shipped features, into build; nothing that is in git changes.
+# Chapters 1 and 2 on a small synthetic set and on shipped features, into build; nothing that is in git changes.
 demo: .venv/.installed
-	@echo "chapter 1: training two networks on the embedded set"
+	@echo "chapter 1: training two networks on a small synthetic set"
 	@LTR_ARGS="--preset demo $(ARGS1)" $(EXECUTE) --output-dir build/demo/notebooks notebooks/$(ONE).ipynb
 	@echo "chapter 2: balancing the classifier"
 	@LTR_ARGS="--preset demo $(ARGS2)" $(EXECUTE) --output-dir build/demo/notebooks notebooks/$(TWO).ipynb

@@ -13,7 +13,7 @@
 # 
 # **Contents**: [the tail](#The-tail) · [a training step](#A-training-step) · [why the tail fails](#Why-the-tail-fails,-in-the-plane) · [naive training](#Naive-training) · [weight decay](#Weight-decay) · [the classifier's weights](#The-classifier's-weights) · [filters and features](#Filters-and-features) · [choosing λ](#Choosing-λ) · [take-aways](#Take-aways) · [exercises](#Exercises)
 # 
-# *Running all cells* shows the runs that come with the package: no images, no GPU. To train anew, write a preset into the cell below: `options = "--preset demo"` takes minutes on an embedded set, `options = "--preset paper"` does the paper's job on a GPU. Scripts take the same words on their command line. Lines that begin with *holds* are claims that a cell checks against the runs at hand. The text between speaks of the committed runs; of others, trust these lines.
+# *Running all cells* shows the runs that come with the package: no images, no GPU. To train anew, write a preset into the cell below: `options = "--preset demo"` takes minutes on a small synthetic set, `options = "--preset paper"` does the paper's job on a GPU. Scripts take the same words on their command line. Lines that begin with *holds* are claims that a cell checks against the runs at hand. The text between speaks of the committed runs; of others, trust these lines.
 
 options = ""
 

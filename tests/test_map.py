@@ -4,11 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from ltr import runs
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT
-from ltr.runtime.storage import read_table
+from ltr.runtime.storage import read_table, read_weights, write_weights
 from ltr.study import map as lr_wd
 from ltr.study import sweep
 
@@ -96,6 +97,18 @@ def test_rows_of_other_runs_are_not_lost_and_runs_without_weights_are_passed_ove
     (tmp_path / "runs" / every[0].path.name / "weights.pt").unlink()
     with pytest.warns(UserWarning, match=f"passed over, as their weights are not there: {every[0].path.name}"):
         assert lr_wd.run_folders([tmp_path / "runs"]) == [tmp_path / "runs" / each.path.name for each in every[1:]]
+
+
+@pytest.mark.seconds
+def test_a_network_whose_logits_are_not_finite_has_no_score(tuned, tmp_path):
+    run = runs.finished_runs(tuned / "tuning" / "demo_1")[0].path
+    shutil.copytree(run, tmp_path / run.name)
+    weights = read_weights(run / "weights.pt")
+    weights["classifier.weight"] = torch.full_like(weights["classifier.weight"], torch.nan)
+    write_weights(tmp_path / run.name / "weights.pt", weights)
+    first = next(lr_wd.scored(tmp_path / run.name, tmp_path, "cpu"))
+    assert first.about["classifier"] == lr_wd.BEFORE
+    assert np.isnan(first.hits).all()
 
 
 @pytest.mark.seconds

@@ -75,7 +75,7 @@ def test_what_is_saved_is_loaded(tmp_path, outcome, data):
 def test_a_run_that_goes_on_keeps_where_it_was_begun(tmp_path, data, monkeypatch):
     about, stamps = (
         data.describe(),
-        iter(({"device": d, "torch": "2", "commit": c} for d, c in ("ax", "by", "cz", "dw"))),
+        iter(({"device": d, "torch": "2", "commit": c} for d, c in ("ax", "by", "cz", "dw", "ev"))),
     )
     monkeypatch.setattr(runs, "environment", lambda device: next(stamps))
     run = runs.open_run(tmp_path, "wd", {"method": "WD"}, about["fingerprint"])
@@ -83,11 +83,12 @@ def test_a_run_that_goes_on_keeps_where_it_was_begun(tmp_path, data, monkeypatch
     run.begin(about, "cpu")  # it was killed before its first checkpoint: nothing of the first start is left
     run.checkpoint.touch()
     run.begin(about, "cpu")
+    run.begin(about, "cpu")
     config = read_json(run.path / "config.json", {})
-    assert (config["environment"]["commit"], [each["device"] for each in config["resumed"]]) == ("y", ["c"])
+    assert (config["environment"]["commit"], [each["device"] for each in config["resumed"]]) == ("y", ["c", "d"])
     run.begin(about, "cpu", retrain=True)
     config = read_json(run.path / "config.json", {})
-    assert config["environment"]["commit"] == "w"
+    assert config["environment"]["commit"] == "v"
     assert "resumed" not in config
 
 

@@ -17,6 +17,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from nbconvert.preprocessors import ExecutePreprocessor
 
 from ltr import metrics, plots
@@ -39,6 +40,16 @@ def run(script: str, *words: str) -> subprocess.CompletedProcess:
 
 
 # ---- what it measures
+
+
+def test_the_held_out_temperature_is_of_tuned_rows_that_have_one():
+    logits, labels = torch.tensor([[4.0, 0.0], [3.0, 0.0], [0.0, 2.0]]), np.array([0, 1, 1])
+    case = SimpleNamespace(labels=labels, rows=SimpleNamespace(tuned=pd.DataFrame({"temperature": [2.0]}, ["CB"])))
+    found = evidence.at_held_out_temperature(case, ("CB", "tuned"), logits)
+    error = metrics.Predictions.of((logits / 2).numpy(), labels).calibration_error()
+    assert found == {"T held out": 2.0, "ECE at T held out": pytest.approx(error)}
+    for row in (("CB", "published values"), ("CB + WD", "tuned")):
+        assert np.isnan([*evidence.at_held_out_temperature(case, row, logits).values()]).all()
 
 
 def test_the_error_without_predictions_is_that_of_the_images():

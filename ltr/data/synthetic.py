@@ -138,7 +138,7 @@ def draw_images(class_index: int, count: int, seed: int, split: str) -> np.ndarr
 
 
 def read_synthetic() -> Parts:
-    """Draw the embedded set, as training images, test images and class names."""
+    """Draw the small set of the demo, as training images, test images and class names."""
     parts = []
     for split in SPLITS:
         images = [draw_images(k, SYNTHETIC[split], 0, split) for k in range(len(PAIRS))]
