@@ -73,10 +73,8 @@ def test_what_is_saved_is_loaded(tmp_path, outcome, data):
 
 
 def test_a_run_that_goes_on_keeps_where_it_was_begun(tmp_path, data, monkeypatch):
-    about, stamps = (
-        data.describe(),
-        iter(({"device": d, "torch": "2", "commit": c} for d, c in ("ax", "by", "cz", "dw", "ev"))),
-    )
+    about, starts = data.describe(), ("ax", "by", "cz", "dw", "ev")
+    stamps = iter({"device": device, "torch": "2", "commit": commit} for device, commit in starts)
     monkeypatch.setattr(runs, "environment", lambda device: next(stamps))
     run = runs.open_run(tmp_path, "wd", {"method": "WD"}, about["fingerprint"])
     run.begin(about, "cpu")
