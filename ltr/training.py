@@ -340,6 +340,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.checkpoint)
         self.epoch, self.prepare_seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
+        self.engines: list[str] = []  # by which epochs were trained; several where it went on elsewhere
         self.norms = [self.step.norms()]
         self.test = Evaluation(self.step)
         self.average = None if self.recipe.average == "none" else Average(self.step)
@@ -404,6 +405,8 @@ class Trainer:
                 row["max_norm_fired"] = self.constraint.projected_share
             self.norms.append(self.step.norms())
         self.history.append(row | {"seconds": time.perf_counter() - self.started})
+        if str(self.engine) not in self.engines:
+            self.engines.append(str(self.engine))
         self.epoch += 1
         return self.history[-1]
 
@@ -412,7 +415,8 @@ class Trainer:
         weights, history = host_state(self.model), pd.DataFrame(self.history)
         logits = self.test.all_logits(self.recipe.epochs - 1, weights)
         extra = {"best_test_epoch": self.test.best["epoch"] + 1, "seconds": float(history.seconds.sum())}
-        extra |= {"engine": str(self.engine), "prepare_seconds": self.prepare_seconds}
+        first, *later = self.engines or [str(self.engine)]
+        extra |= {"engine": first, "prepare_seconds": self.prepare_seconds} | ({"engines later": later} if later else {})
         if self.constraint:
             extra |= {"max_norm": self.constraint.radius, "max_norm_fired": self.constraint.projected_share}
         found = Outcome(history, torch.stack(self.norms).numpy(), logits, self.data.test_labels, weights, extra)
@@ -429,6 +433,7 @@ class Trainer:
             "max_norm": {"checked": int(limit.checked), "fired": int(limit.projected)} if limit else None,
             "history": self.history,
             "norms": torch.stack(self.norms),
+            "engines": self.engines,
             "best": self.test.best,
             "average": self.average.network.state_dict() if self.average else None,
         }
@@ -446,6 +451,7 @@ class Trainer:
         copy_into(self.step.momentum, saved)
         self.epoch, self.history, self.test.best = state["epoch"], state["history"], state["best"]
         self.norms = list(state["norms"].cpu())
+        self.engines = list(state.get("engines", ()))  # earlier checkpoints do not say
         if self.constraint:
             self.constraint.checked.fill_(state["max_norm"]["checked"])
             self.constraint.projected.fill_(state["max_norm"]["fired"])

@@ -450,3 +450,16 @@ def test_speed_is_told_in_sentences_with_the_features_that_it_needs():
     assert "a ratio of 50; the features take 30 s, with them the ratio is 20.\n" in told
     assert "- 9 x 5 on cpu (x): `balance` with `all` methods takes 1.5 minutes and 1.5 GB for 100 embeddings.\n" in told
     assert "What is not here is not measured: `python -m ltr bench`" in told
+
+
+def test_what_balance_found_for_a_head_stands_as_a_table_the_best_first(tmp_path):
+    figures = {"many": 70.0, "medium": 40.0, "few": 10.0, "ECE": 5.0, "gain": 0.0, "gain ±": 0.0, "gain over LA": -1.0}
+    rows = [
+        {**figures, "method": "first stage alone", "all": 41.2, "temperature": 1.0},
+        {**figures, "method": "CB + WD", "hyper-parameters": "weight decay 0.1", "all": 46.4, "temperature": 0.3},
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "resnet34.csv", index=False)
+    lines = report.tables(tmp_path / "resnet34.csv")["resnet34"].splitlines()
+    assert lines[0] == "| method | hyper-parameters | many | medium | few | all | ECE | gain | gain ± |"
+    assert lines[2].startswith("| CB + WD | weight decay 0.1 | 70.00 | 40.00 | 10.00 | 46.40 |")
+    assert lines[3].startswith("| first stage alone |  | 70.00 |")

@@ -20,7 +20,7 @@ import pytest
 import torch
 from nbconvert.preprocessors import ExecutePreprocessor
 
-from ltr import metrics, plots
+from ltr import metrics, models, plots
 from ltr.data.synthetic import SYNTHETIC
 from ltr.runtime.options import ROOT
 from ltr.study import evidence
@@ -70,6 +70,24 @@ def test_the_best_radius_of_each_weight_decay_by_hand():
     assert best.gain.tolist() == [2, 2]
     assert best.deviation.tolist() == [0, 0]
     assert best.moved.tolist() == [50, 50]
+
+
+def test_rows_along_the_classes_means_by_hand():
+    features, labels = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 3.0], [-3.0, -3.0]]), torch.tensor([0, 0, 1, 2])
+    heads = {("CB", "tuned"): [[4.0, 0.0], [1.0, 3.0], [-2.0, -3.0]], ("WD", "tuned"): [[0.0, 1.0], [-1.0, 0], [1, -1]]}
+    case = object.__new__(evidence.Evidence)
+    case.found = {}
+    case.classifier = lambda row: models.linear(torch.tensor(heads[row]), None) if row in heads else None
+    settings = SimpleNamespace(batch_size=2, seed=0)
+    held = SimpleNamespace(draw=lambda *_: (features, labels))
+    sources, base = SimpleNamespace(features={"paper": held}), SimpleNamespace(class_counts=np.array([2, 1, 1]))
+    case.rows = SimpleNamespace(settings=settings, sources=sources, base=base)
+    found = evidence.along_means(case, {"CB": ("CB", "tuned"), "WD": ("WD", "tuned"), "none": ("CE", "tuned")})
+    assert found["CB"] == pytest.approx(1)  # 3, 0 and 0, 3 and -3, -3 are the means: their rows, moved by one vector
+    assert found["WD"] == pytest.approx(0, abs=1e-6)
+    assert np.isnan(found["none"])
+    sources.features.clear()
+    assert evidence.along_means(case, {"CB": ("CB", "tuned")}).isna().all()
 
 
 def test_chosen_values_stand_where_they_are():

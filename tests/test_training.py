@@ -164,6 +164,19 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(small, tmp_path):
     assert whole.history[columns].equals(resumed.history[columns])
 
 
+def test_a_training_that_went_on_elsewhere_says_where_it_began(rows, tmp_path):
+    path, recipe = tmp_path / "checkpoint.pt", recipes.Recipe(2)
+    first = stopped(linear(), rows, recipe, epochs=1)
+    first.engines = ["cuda, bf16, CUDA graph"]  # as a GPU would have left it
+    save_checkpoint(path, first.state())
+    extra = training.fit(linear(), rows, recipe, checkpoint=path).extra
+    assert (extra["engine"], extra["engines later"]) == ("cuda, bf16, CUDA graph", ["cpu, fp32, eager steps"])
+    save_checkpoint(path, {name: value for name, value in first.state().items() if name != "engines"})
+    extra = training.fit(linear(), rows, recipe, checkpoint=path).extra  # an earlier checkpoint does not say
+    assert extra["engine"] == "cpu, fp32, eager steps"
+    assert "engines later" not in extra
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(rows, tmp_path):
     path = tmp_path / "checkpoint.pt"
     training.fit(linear(), rows, recipes.Recipe(2, lr=0.1), checkpoint=path)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltr import metrics, models, regularizers, runs
-from ltr.methods import of_loss
+from ltr.methods import class_means, of_loss
 from ltr.runtime.options import ROOT
 from ltr.second_stage import Features
 from ltr.stack import Grid
@@ -78,16 +78,21 @@ class Evidence:
         """Of the test images, [N]."""
         return np.asarray(self.features.test_labels)
 
-    def logits(self, row: Row) -> Tensor | None:
-        """[N, C] on the test features; None of a row that is not there, or has a backbone of its own."""
+    def classifier(self, row: Row) -> nn.Linear | None:
+        """Of a row on the first stage's features; None of one that is not there, or has a backbone of its own."""
         result = self.found.get(row)
         shares = row[0] in (*of_loss("CE"), *of_loss("CB"), *NORMALISED)
-        if result is None or self.features is None or not shares or row[1] == "released code":
+        if result is None or not shares or row[1] == "released code":
             return None
         if row[0] == "WD":
-            return self.answer(self.rows.sources.classifier)
+            return self.rows.sources.classifier
         weights = result.weights()
-        return self.answer(models.linear(weights["weight"], weights.get("bias")))
+        return models.linear(weights["weight"], weights.get("bias"))
+
+    def logits(self, row: Row) -> Tensor | None:
+        """[N, C] on the test features; None without them, or of a row without a `classifier`."""
+        classifier = self.classifier(row)
+        return None if classifier is None or self.features is None else self.answer(classifier)
 
     def answer(self, classifier: nn.Linear) -> Tensor:
         """A classifier's logits [N, C] on the test features."""
@@ -236,6 +241,29 @@ def without_training(case: Evidence, radius: float) -> dict[str, float]:
     weight = regularizers.max_norm_project(start.weight.detach(), radius)
     logits = case.answer(models.linear(weight, start.bias))
     return metrics.group_accuracy(logits.numpy(), case.labels, case.rows.base.class_counts)
+
+
+def along_means(case: Evidence, rows: Mapping[str, Row]) -> pd.Series:
+    r"""Mean cosine of a classifier's rows with the classes' mean training features, each less its mean over classes.
+
+    Under a weight decay so strong that all probabilities stay near 1/C, a balanced loss pulls each row along the
+    difference of two means, :math:`w_k \propto \mu_k - \frac{1}{C} \sum_j \mu_j`, whatever the classifier answers.
+
+    Returns:
+        by name; NaN of a row that is not there or has a backbone of its own, and without features.
+    """
+    found = dict.fromkeys(rows, float("nan"))
+    if case.features is None:
+        return pd.Series(found)
+    features, labels = case.features.draw(case.rows.settings.batch_size, case.rows.settings.seed, 0)
+    means = class_means(features, labels, len(case.rows.base.class_counts)).cpu()
+    for name, row in rows.items():
+        classifier = case.classifier(row)
+        if classifier is not None:
+            weight = classifier.weight.detach().cpu()
+            along = F.cosine_similarity(weight - weight.mean(0), means - means.mean(0), dim=1)
+            found[name] = float(along.mean())
+    return pd.Series(found)
 
 
 def landscape(case: Evidence) -> pd.DataFrame | None:

@@ -514,6 +514,14 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     return "\n".join(comparison_part(rows) for rows in parts if len(rows))
 
 
+def balance_markdown(table: pd.DataFrame) -> str:
+    """What `ltr balance` found for one head, the best first; the figures are of the images that it was tested on."""
+    shown = table.sort_values("all", ascending=False, kind="stable").fillna({"hyper-parameters": ""})
+    figures = ("many", "medium", "few", "all", "ECE", "gain", "gain ±")
+    rounded = {name: shown[name].map(metrics.percent) for name in figures}
+    return in_markdown(shown[["method", "hyper-parameters"]].assign(**rounded))
+
+
 # ---- what MaxNorm does, measured on shipped features
 
 
@@ -599,6 +607,8 @@ def tables(path: Path) -> dict[str, str]:
     table = read_table(path, "results")
     if "ours_s" in table:
         return {path.stem: benchmark_markdown(table)}
+    if "gain over LA" in table:
+        return {path.stem: balance_markdown(table)}
     if "published" in table:
         return {path.stem: comparison_markdown(table)}
     if "temperature" in table:
