@@ -416,7 +416,9 @@ class Trainer:
         logits = self.test.all_logits(self.recipe.epochs - 1, weights)
         extra = {"best_test_epoch": self.test.best["epoch"] + 1, "seconds": float(history.seconds.sum())}
         first, *later = self.engines or [str(self.engine)]
-        extra |= {"engine": first, "prepare_seconds": self.prepare_seconds} | ({"engines later": later} if later else {})
+        extra |= {"engine": first, "prepare_seconds": self.prepare_seconds} | (
+            {"engines later": later} if later else {}
+        )
         if self.constraint:
             extra |= {"max_norm": self.constraint.radius, "max_norm_fired": self.constraint.projected_share}
         found = Outcome(history, torch.stack(self.norms).numpy(), logits, self.data.test_labels, weights, extra)

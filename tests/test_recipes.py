@@ -95,10 +95,10 @@ def test_workers_are_no_part_of_a_run():
 def test_committed_runs_are_found_by_the_same_names(path):
     config = json.loads(path.read_text("utf-8"))
     asked = config["settings"]
-    names = ("dataset", "imbalance_factor", "profile", "backbone", "lr", "batch_size", "test_every", "seed")
+    names = ["dataset", "imbalance_factor", "profile", "backbone", "lr", "batch_size", "test_every", "seed"]
+    names += [name for name in ("mix", "augmentation", "sampling") if name in asked]
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(asked[name]))]
     settings = FirstStage.parse(["--preset", "paper", *words, "--epochs", str(asked["stage1_epochs"])])
-    run = runs.open_run(
-        path.parents[1], *settings.run_key(asked["method"], asked["stage1_weight_decay"]), config["data"]["fingerprint"]
-    )
+    key = settings.run_key("WD" if asked["stage1_weight_decay"] else "naive", asked["stage1_weight_decay"])
+    run = runs.open_run(path.parents[1], *key, config["data"]["fingerprint"])
     assert run.path == path.parent

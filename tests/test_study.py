@@ -90,6 +90,31 @@ def test_rows_along_the_classes_means_by_hand():
     assert evidence.along_means(case, {"CB": ("CB", "tuned")}).isna().all()
 
 
+def test_networks_of_other_augmentations_saw_the_same_images_and_have_a_normalised_row(monkeypatch):
+    plain = {"backbone": "resnet32", "seed": 0, "loss": "ce", "method": "WD"}
+    strong = {**plain, "method": "Cutout", "augmentation": "cutout"}
+    first = {
+        "wd": (plain, "a"),
+        "cutout": (strong, "a"),
+        "mixup": ({**plain, "method": "mixup", "mix": "mixup"}, "a"),  # has no row of L2norm
+        "other-images": (strong, "b"),
+        "other-seed": ({**strong, "seed": 1}, "a"),
+    }
+    second = {f"l2-{name}": ({"method": "WD + L2norm", "stage1_run": name}, "a") for name in first if name != "mixup"}
+    folders = {Path("demo_1"): first, Path("demo_2"): second}
+
+    def configs(folder: Path) -> dict[Path, dict]:
+        found = folders[folder].items()
+        return {folder / name: {"settings": own, "data": {"fingerprint": images}} for name, (own, images) in found}
+
+    monkeypatch.setattr(evidence, "read_configs", configs)
+    monkeypatch.setattr(evidence.runs.Result, "read", lambda path: path.name)
+    settings = SimpleNamespace(out=Path(), first_stages=Path("demo_1"))
+    base = SimpleNamespace(config={"settings": plain, "data": {"fingerprint": "a"}})
+    case = SimpleNamespace(rows=SimpleNamespace(settings=settings, base=base))
+    assert evidence.other_augmentations(case) == {"Cutout": ("cutout", "l2-cutout")}
+
+
 def test_chosen_values_stand_where_they_are():
     decays, radii = (0.0, 1e-3, 1e-2), (0.5, 2.0, np.inf)
     table = pd.DataFrame(

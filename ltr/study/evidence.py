@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ltr import metrics, models, regularizers, runs
 from ltr.methods import class_means, of_loss
+from ltr.runtime.configs import read_configs
 from ltr.runtime.options import ROOT
 from ltr.second_stage import Features
 from ltr.stack import Grid
@@ -264,6 +265,26 @@ def along_means(case: Evidence, rows: Mapping[str, Row]) -> pd.Series:
             along = F.cosine_similarity(weight - weight.mean(0), means - means.mean(0), dim=1)
             found[name] = float(along.mean())
     return pd.Series(found)
+
+
+def other_augmentations(case: Evidence) -> dict[str, tuple[runs.Result, runs.Result]]:
+    """Networks that learned from the same images, mixed or augmented otherwise: each alone, and after L2-normalisation.
+
+    By name; those of this network and seed whose L2-normalised row is finished.
+    """
+    settings, base, found = case.rows.settings, case.rows.base, {}
+    normalised = {
+        config["settings"].get("stage1_run"): path
+        for path, config in read_configs(settings.out / "demo_2").items()
+        if config["settings"].get("method") == "WD + L2norm"
+    }
+    for path, config in read_configs(settings.first_stages).items():
+        own = config["settings"]
+        alike = all(own.get(name) == base.config["settings"].get(name) for name in ("backbone", "seed", "loss"))
+        same_images = config["data"]["fingerprint"] == base.config["data"]["fingerprint"]
+        if alike and same_images and {"mix", "augmentation"} & own.keys() and path.name in normalised:
+            found[own["method"]] = runs.Result.read(path), runs.Result.read(normalised[path.name])
+    return found
 
 
 def landscape(case: Evidence) -> pd.DataFrame | None:

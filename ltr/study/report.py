@@ -254,14 +254,15 @@ def beside_theirs(
 
 def table_1(results: pd.DataFrame, factor: float = 100) -> str:
     """The paper's Table 1 beside ours: a row a model; for each network, and each way of training its first stage, the
-    paper's mode with tuned and with published values, and the released code's. Last epoch, plain test.
+    paper's mode with tuned and with published values, and the released code's, where they were run. Last epoch, plain.
     """
 
     def modes(head: str, rows: pd.DataFrame) -> list[Column]:
         name, columns = head.split(",")[0], []
         for mode in ("paper", "published", "released"):
-            text = f"{head if mode == 'paper' else name}: {SETTINGS[mode]}"
-            columns.append([text, *(table_1_cell(rows, row, mode) for row in published.TABLE_1)])
+            cells = [table_1_cell(rows, row, mode) for row in published.TABLE_1]
+            if mode == "paper" or {*cells} - {"", NOT_MEASURED}:
+                columns.append([f"{head if mode == 'paper' else name}: {SETTINGS[mode]}", *cells])
         return columns
 
     best = [metrics.percent(values[-1]) for values in published.TABLE_1.values()]
