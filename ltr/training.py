@@ -117,6 +117,12 @@ def keyed(**selections: Mapping[str, np.ndarray]) -> dict[tuple[str, str], np.nd
     return {(selection, tta): logits for selection, by_tta in selections.items() for tta, logits in by_tta.items()}
 
 
+def engines_told(engines: Sequence[str]) -> dict[str, Any]:
+    """For summary.json, how epochs were trained: the first engine, and later ones where training went on elsewhere."""
+    first, *later = engines
+    return {"engine": first} | ({"engines later": later} if later else {})
+
+
 class TrainingStep:
     """One update of the weights: what it needs, what it does, and what it counts.
 
@@ -405,8 +411,7 @@ class Trainer:
                 row["max_norm_fired"] = self.constraint.projected_share
             self.norms.append(self.step.norms())
         self.history.append(row | {"seconds": time.perf_counter() - self.started})
-        if str(self.engine) not in self.engines:
-            self.engines.append(str(self.engine))
+        self.engines = [*dict.fromkeys([*self.engines, str(self.engine)])]
         self.epoch += 1
         return self.history[-1]
 
@@ -415,10 +420,7 @@ class Trainer:
         weights, history = host_state(self.model), pd.DataFrame(self.history)
         logits = self.test.all_logits(self.recipe.epochs - 1, weights)
         extra = {"best_test_epoch": self.test.best["epoch"] + 1, "seconds": float(history.seconds.sum())}
-        first, *later = self.engines or [str(self.engine)]
-        extra |= {"engine": first, "prepare_seconds": self.prepare_seconds} | (
-            {"engines later": later} if later else {}
-        )
+        extra |= engines_told(self.engines or [str(self.engine)]) | {"prepare_seconds": self.prepare_seconds}
         if self.constraint:
             extra |= {"max_norm": self.constraint.radius, "max_norm_fired": self.constraint.projected_share}
         found = Outcome(history, torch.stack(self.norms).numpy(), logits, self.data.test_labels, weights, extra)

@@ -82,7 +82,7 @@ def test_a_page_may_end_early_without_a_traceback(monkeypatch, capsys, notebook,
 
 def test_one_network_alone_is_shown_and_ends_the_page(capsys):
     with pytest.raises(SystemExit):
-        chapter.Chapter(FirstStage.parse(["--preset", "committed"])).end_with("WD", 0.005)
+        chapter.Chapter(FirstStage.parse(["--preset", "committed"])).end_with("WD", 5e-4)
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].startswith("WD  ")
     assert shown[-1] == "what this chapter compares needs --naive train"

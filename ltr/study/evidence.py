@@ -18,7 +18,6 @@ from ltr.stack import Grid
 from ltr.study import maxnorm, published
 from ltr.study.report import SETTINGS, has_max_norm, without_max_norm
 from ltr.study.rows import Rows
-from ltr.study.tune import TAUS
 
 AS_IT_IS_AND_SCALED = {
     **{"all": "all", "T": "temperature", "ECE": "ece", "ECE at T": "ece scaled"},
@@ -40,12 +39,12 @@ class Evidence:
         self.rows = rows
         settings, base, naive = rows.settings, rows.base, rows.naive
         results = [base, rows.normalised("WD + L2norm", 1.0, base)]
-        results += rows.tau_normalised("WD + tau-norm", rows.tau("WD + tau-norm", settings.tau), base, TAUS)
+        results += rows.tau_normalised("WD + tau-norm", rows.tau("WD + tau-norm", settings.tau), base)
         if naive:
             results.append(naive)
             if not settings.shipped:  # its features do not ship
                 tau = rows.tau("naive + tau-norm", settings.naive_tau)
-                results += rows.tau_normalised("naive + tau-norm", tau, naive, TAUS)
+                results += rows.tau_normalised("naive + tau-norm", tau, naive)
         results += rows.in_all_modes()
         first = {base.path: "WD", **({naive.path: "naive"} if naive else {})}  # whatever else they learned by
         self.found: dict[Row, runs.Result] = {

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -26,6 +27,7 @@ VALUES = "values.csv"  # in a folder of tuning runs
 TUNED = "tuned.csv"  # beside features that ship
 VALUE = ("lr", "weight_decay", "radius", "tau", "temperature")  # columns of either
 AUTO = "auto"  # the tuning run that learned as the first stage did
+TAUS = tuple(np.arange(0, 3.01, 0.1).round(1).tolist())  # of tau-normalisation
 MAPS = 2  # last blocks, whose five layers are the most that a row trains
 
 
@@ -158,16 +160,14 @@ class Rows:
         about = self.base.config["data"] if settings.shipped or self.sources.data is not None else None
         return run.load_or_train(about, lambda: train(run), settings.device, self.base.class_counts, settings.retrain)
 
-    def normalised(
-        self, name: str, tau: float, first: runs.Result, taus: Iterable[float] = (), mode: str = ""
-    ) -> runs.Result:
-        """A first stage's classifier with tau-normalised weights; beside it, in its summary, the sweep over `taus`."""
+    def normalised(self, name: str, tau: float, first: runs.Result, mode: str = "") -> runs.Result:
+        """A first stage with tau-normalised weights; the summary of a chosen tau has a sweep over `TAUS` beside it."""
 
         def evaluate(run: runs.Run) -> training.Outcome:
             model = self.sources.network(first)
             features = self.sources.features["paper"] if first is self.base else self.sources.extract(model, "paper")
             start, outcomes = models.copy_classifier(model), {}
-            for each in sorted({tau, *taus}):
+            for each in sorted({tau, *(TAUS if name in recipes.PUBLISHED_TAU and not mode else ())}):
                 weight = regularizers.tau_normalize(start.weight.detach(), each)
                 outcomes[each] = second_stage.evaluate(models.linear(weight, start.bias), features)
             outcomes[tau].extra["sweep"] = [
@@ -180,9 +180,9 @@ class Rows:
         described["stage1_weight_decay"] = first.config["settings"]["stage1_weight_decay"]
         return self.train_or_load(name, mode, first, evaluate, **described)
 
-    def tau_normalised(self, name: str, tau: float, first: runs.Result, taus: Iterable[float]) -> list[runs.Result]:
+    def tau_normalised(self, name: str, tau: float, first: runs.Result) -> list[runs.Result]:
         """With the chosen tau, then with the published one where that is another."""
-        found = [self.normalised(name, tau, first, taus)]
+        found = [self.normalised(name, tau, first)]
         published = recipes.PUBLISHED_TAU[name]
         if tau != published:
             found.append(self.normalised(name, published, first, mode="published"))

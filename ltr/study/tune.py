@@ -29,13 +29,12 @@ from ltr.runtime.storage import update_table
 from ltr.second_stage import Features
 from ltr.settings import SecondStage
 from ltr.stack import Grid
-from ltr.study.rows import VALUE, VALUES, Rows, check_none_chosen, open_rows
+from ltr.study.rows import TAUS, VALUE, VALUES, Rows, check_none_chosen, open_rows
 
 LR = (1.0, 10.0)  # times --lr
 DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RADII = (1.5, 1.25, 1.0, 0.85, 0.7, 0.5, 0.35, 0.25)  # times the mean norm
 COARSE = {"weight_decay": (1e-3, 1e-2), "radius": (1.0, 0.7)}  # of rows with more layers, which train one at a time
-TAUS = np.arange(0, 3.01, 0.1).round(1)
 DIVERGED = "{}: training diverges with every setting; it keeps the preset's"
 
 
