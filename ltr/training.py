@@ -120,7 +120,7 @@ def keyed(**selections: Mapping[str, np.ndarray]) -> dict[tuple[str, str], np.nd
 def engines_told(engines: Sequence[str]) -> dict[str, Any]:
     """For summary.json, how epochs were trained: the first engine, and later ones where training went on elsewhere."""
     first, *later = engines
-    return {"engine": first} | ({"engines later": later} if later else {})
+    return {"engine": first} | ({"later_engines": later} if later else {})
 
 
 class TrainingStep:

@@ -755,7 +755,13 @@ for name, networks in stronger.items():
     few = [each.accuracy()["few"] for each in (pair["crop and flip"][0], networks[0])]
     chapter.claim(
         f"{name} adds {alone} alone, {normalised} after L2norm",
-        min(alone.points, normalised.points) > 2 * alone.error,
+        min(alone.points, normalised.points) > 2 * max(alone.error, normalised.error),
+    )
+    balanced = difference(*pair["crop and flip"])
+    together = difference(pair["crop and flip"][0], networks[1])
+    chapter.claim(
+        f"balancing adds {balanced}, with augmentation {together}: they add up",
+        together.points > alone.points + balanced.points - 2 * together.error,
     )
     chapter.claim(
         f"but rare classes do not gain by themselves: few-shot {few[0]:.1f} to {few[1]:.1f} %",
@@ -763,8 +769,7 @@ for name, networks in stronger.items():
     )
 
 
-# Better features again, and the same bias on top of them: augmentation takes the place of neither stage. It is worth as much as balancing
-# itself, and the two add up.
+# Better features again, and the same bias on top of them: augmentation takes the place of neither stage.
 
 # ## 10 The verdict
 

@@ -15,6 +15,7 @@ from nbconvert import PythonExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 
 from ltr.runtime.options import ROOT
+from ltr.study import rows
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if path.stem.startswith("demo")]
@@ -120,6 +121,17 @@ def test_the_demo_rescues_rare_classes(demo):
     naive, balanced = figures_of(demo, "naive"), figures_of(demo, "CB + WD + MaxNorm", "paper")
     assert balanced.few >= naive.few + 10
     assert balanced["all"] > naive["all"]
+
+
+@pytest.mark.slow
+def test_the_second_chapter_leaves_the_curve_of_a_chosen_tau_to_the_third(demo):
+    out = demo.attrs["out"] / "demo_2"
+    for name in ("WD + tau-norm", "naive + tau-norm"):
+        chosen = figures_of(demo, name)
+        swept = json.loads((out / chosen.run / "summary.json").read_text("utf-8"))["sweep"]
+        assert [each["tau"] for each in swept] == sorted({*rows.TAUS, chosen.tau})
+        (at_it,) = (each["all"] for each in swept if each["tau"] == chosen.tau)
+        assert at_it == pytest.approx(chosen["all"], abs=0.01)
 
 
 @pytest.mark.slow

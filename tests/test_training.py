@@ -170,11 +170,11 @@ def test_a_training_that_went_on_elsewhere_says_where_it_began(rows, tmp_path):
     first.engines = ["cuda, bf16, CUDA graph"]  # as a GPU would have left it
     save_checkpoint(path, first.state())
     extra = training.fit(linear(), rows, recipe, checkpoint=path).extra
-    assert (extra["engine"], extra["engines later"]) == ("cuda, bf16, CUDA graph", ["cpu, fp32, eager steps"])
+    assert (extra["engine"], extra["later_engines"]) == ("cuda, bf16, CUDA graph", ["cpu, fp32, eager steps"])
     save_checkpoint(path, {name: value for name, value in first.state().items() if name != "engines"})
     extra = training.fit(linear(), rows, recipe, checkpoint=path).extra  # an earlier checkpoint does not say
     assert extra["engine"] == "cpu, fp32, eager steps"
-    assert "engines later" not in extra
+    assert "later_engines" not in extra
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(rows, tmp_path):

@@ -247,7 +247,11 @@ def along_means(case: Evidence, rows: Mapping[str, Row]) -> pd.Series:
     r"""Mean cosine of a classifier's rows with the classes' mean training features, each less its mean over classes.
 
     Under a weight decay so strong that all probabilities stay near 1/C, a balanced loss pulls each row along the
-    difference of two means, :math:`w_k \propto \mu_k - \frac{1}{C} \sum_j \mu_j`, whatever the classifier answers.
+    difference of two means, :math:`w_k \propto \mu_k - \frac{1}{C} \sum_j \mu_j`, whatever the classifier answers:
+    what its gradient is at equal probabilities.
+
+    Args:
+        rows: by any name. Their weights are [C, D], as the means are.
 
     Returns:
         by name; NaN of a row that is not there or has a backbone of its own, and without features.
