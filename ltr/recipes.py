@@ -73,11 +73,12 @@ DEMO = {"dataset": "synthetic", "backbone": "resnet32", "imbalance_factor": 100.
 # it is 3 %.
 PAPER = {"dataset": "cifar100", "backbone": "resnet34", "imbalance_factor": 100.0, "profile": "exp"}
 # The weight-decay network alone: meant for half an hour of two AVX-512 cores, an hour of two AVX2 ones. Rate and decay
-# are the best of eight networks of 40 epochs on held-out images, once balanced (exp/tuning/lr_wd.csv).
+# are the best of eight networks of 40 epochs on held-out images, once balanced (exp/tuning/lr_wd.csv), the schedule and
+# its warm-up of eleven further ones (exp/tuning/laptop.csv).
 LAPTOP = {
     **{"dataset": "cifar100", "backbone": "resnet32", "imbalance_factor": 100.0, "profile": "exp"},
-    **{"epochs": 40, "lr": 0.2, "weight_decay": 5e-4, "batch_size": 64, "loss": "ce", "schedule": "cosine"},
-    **{"warm_up": 0, "nesterov": False, "average": "none", "test_every": 10, "naive": "skip"},
+    **{"epochs": 40, "lr": 0.2, "weight_decay": 5e-4, "batch_size": 64, "loss": "ce", "schedule": "linear"},
+    **{"warm_up": 8, "nesterov": False, "average": "none", "test_every": 10, "naive": "skip"},
 }
 OWN_IMAGES = ("folder", "list")  # nobody's own photos are to be cut unasked
 FIRST_STAGE = {

@@ -36,6 +36,7 @@ COLUMNS = (
 ).split(",")
 # What else a first stage may differ in, and what is said only where it differs.
 FURTHER = {"schedule": "cosine", "momentum": 0.9, "warm_up": 0, "nesterov": False, "mix_alpha": None, "choice": "first"}
+STEPS = 65_535  # of a stored confidence: 15 times 4,369, so that the edges of ECE's bins are among them
 COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 FIGURES = ("all", *GROUPS, "ece")
 # What a summary holds, as far as the package reads it.
@@ -181,7 +182,7 @@ def read_file(path: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def read_norms(path: Path) -> np.ndarray:
-    """Row norms [E + 1, C]; raises ValueError where it holds something else."""
+    """Row norms [E + 1, C], of packed runs [2, C]; raises ValueError where it holds something else."""
     norms = np.load(path, allow_pickle=False)
     if not isinstance(norms, np.ndarray) or norms.ndim != 2 or not len(norms):
         raise ValueError("it holds no row norms by epoch and class")
@@ -196,11 +197,21 @@ def read_history(path: Path) -> pd.DataFrame:
     return history
 
 
+def in_steps(confidence: np.ndarray) -> np.ndarray:
+    """Confidences [N] in 0..1 as uint16 of `STEPS`, each in the bin of ECE that it was in; float32 where one is NaN."""
+    if np.isnan(confidence).any():
+        return confidence.astype(np.float32)
+    exact = STEPS * np.asarray(confidence, np.float64)
+    steps = np.rint(exact)
+    steps += (steps % (STEPS // 15) == 0) & (exact > steps)  # bins are (a, b]
+    return steps.astype(np.uint16)
+
+
 def write_predictions(run: Path, made: Predictions) -> None:
-    """Write a run's predictions.npz: classes in as few bytes as hold them, confidences as float32."""
+    """Write a run's predictions.npz: classes in as few bytes as hold them, confidences in two bytes, see `in_steps`."""
     small = np.min_scalar_type(len(made.marginal) - 1)
     arrays = {name: getattr(made, name).astype(small) for name in ("predicted", "labels")}
-    arrays |= {name: getattr(made, name).astype(np.float32) for name in ("confidence", "marginal")}
+    arrays |= {"confidence": in_steps(made.confidence), "marginal": made.marginal.astype(np.float32)}
     storage.write_whole(run / "predictions.npz", lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -211,6 +222,7 @@ def read_predictions(path: Path) -> Predictions:
             return Predictions.of(stored["logits"], stored["labels"].astype(np.int64))
         classes = (stored[name].astype(np.int64) for name in ("predicted", "labels"))
         confidence, marginal = (stored[name].astype(np.float64) for name in ("confidence", "marginal"))
+        confidence /= STEPS if stored["confidence"].dtype == np.uint16 else 1  # float32 of earlier runs
         return Predictions(next(classes), confidence, next(classes), marginal)
 
 

@@ -146,7 +146,7 @@ def test_every_setting_that_was_tried_is_kept_and_one_a_method_is_chosen(demo):
 @pytest.mark.slow
 def test_networks_trained_from_scratch_are_measured_where_a_run_is_there(demo):
     rows = demo.table.set_index("method")
-    assert rows.loc["naive", "hyper-parameters"] == "weight decay 0, 1 epochs"
+    assert rows.loc["naive", "hyper-parameters"] == "weight decay 0, 1 epochs at 0.1"
     assert rows.loc["naive", "first stage"].startswith("naive_wd0_e1")
     assert rows.loc["mixup", "hyper-parameters"] == "not measured: --mix mixup"
     assert np.isnan(rows.loc["mixup", "all"])

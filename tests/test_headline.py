@@ -6,9 +6,23 @@ import pytest
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table, table_text
+from ltr.second_stage import FEATURES
 from ltr.study import headline
 
 FILES = ROOT / "exp" / "results.csv", ROOT / "exp" / "comparison.csv"
+SHIPPED = next((ROOT / "exp").glob(f"demo_1/*/{FEATURES}")).parent.name
+
+
+def one_seed() -> pd.DataFrame:
+    """The committed rows of one seed, on the network whose features ship and on its naive one."""
+    results = read_table(FILES[0])
+    ours = results[results.run == SHIPPED].iloc[0]
+    naive = results[(results.method == "naive") & (results.backbone == ours.backbone) & (results.seed == ours.seed)]
+    return results[results.stage1_run.isin([SHIPPED, *naive.run])]
+
+
+def of(table: pd.DataFrame, column: str = "all") -> list[str]:
+    return table[column].tolist()
 
 
 @pytest.mark.parametrize("name", ["README.md", "exp/README.md"])
@@ -26,7 +40,7 @@ def test_a_file_without_a_place_is_refused(tmp_path):
 
 
 def test_sentences_follow_the_rows():
-    results = read_table(FILES[0])
+    results = one_seed()
     best = (results.method == headline.BEST) & (results["mode"] == "paper")
     before, after = (headline.findings(each) for each in (results, results.assign(few=results.few + best)))
     few = results.few[best & (results.selection == "last") & (results.tta == "none")].iloc[0]
@@ -38,30 +52,31 @@ def test_sentences_follow_the_rows():
     assert "nan" not in before + after + tuned_alone
 
 
-def test_a_row_is_the_mean_of_its_seeds():
-    results = read_table(FILES[0])
-    other = results.assign(seed=1, all=results["all"] + 2)
-    before, after = (headline.five_rows(table, None) for table in (results, pd.concat([results, other])))
-    assert [row[0] for row in before] == [row[0] for row in after]
+def test_a_row_is_the_mean_of_its_seeds_whatever_their_radius():
+    results = one_seed()
+    other = results.assign(seed=1, all=results["all"] + 2, max_norm=results.max_norm * 1.1)
+    other = other.assign(run=results.run + "-1", stage1_run=results.stage1_run + "-1")
+    before, after = (headline.table_of(table) for table in (results, pd.concat([results, other])))
+    assert [name.split(",")[0] for name in of(before, "model")] == [name.split(",")[0] for name in of(after, "model")]
     assert len(before) == 4
-    for old, new in zip(before, after, strict=True):
-        assert float(new[4].split(" ± ")[0]) == pytest.approx(float(old[4]) + 1, abs=0.011)
-        assert new[4].endswith(f" ± {2**0.5:.2f}")
-        assert new[1:4] == [f"{value} ± 0.00" for value in old[1:4]]
+    for old, new in zip(of(before), of(after), strict=True):
+        assert float(new.split(" ± ")[0]) == pytest.approx(float(old) + 1, abs=0.011)
+        assert new.endswith(f" ± {2**0.5:.2f}")
+    for group in ("many", "medium", "few"):
+        assert of(after, group) == [f"{value} ± 0.00" for value in of(before, group)]
 
 
 def test_a_seed_that_diverged_is_left_out_and_counted():
-    results = read_table(FILES[0])
+    results = one_seed()
     nothing = dict.fromkeys(("many", "medium", "few", "all", "ece"), float("nan"))
-    rows = headline.five_rows(pd.concat([results, results.assign(seed=1, **nothing)]), None)
-    before = headline.five_rows(results, None)
-    assert [row[4] for row in rows] == [f"{row[4]} (1 of 2 seeds)" for row in before]
+    after = headline.table_of(pd.concat([results, results.assign(seed=1, **nothing)]))
+    assert of(after) == [f"{value} (1 of 2 seeds)" for value in of(headline.table_of(results))]
 
 
 def test_without_a_naive_network_its_row_is_left_out():
-    results = read_table(FILES[0])
-    rows = headline.five_rows(results[results.method != "naive"], read_table(FILES[1]))
-    assert [row[0].split(":")[0].split(" (")[0] for row in rows] == [
+    results = one_seed()
+    table = headline.table_of(results[results.method != "naive"], read_table(FILES[1]))
+    assert [name.split(":")[0].split(" (")[0] for name in of(table, "model")] == [
         "WD",
         "WD + tau-norm",
         "WD + logit adjustment",
@@ -78,7 +93,7 @@ def another_kind(results: pd.DataFrame, name: str, **first: object) -> pd.DataFr
 
 @pytest.mark.parametrize("first", [{"lr": 0.3}, {"mix": "mixup", "method": "mixup"}, {"further": "warm_up 5"}])
 def test_several_kinds_of_networks_are_told_apart_and_never_averaged(tmp_path, capsys, first):
-    results = read_table(FILES[0])
+    results = one_seed()
     results = results.assign(further=results.get("further"))
     other = another_kind(results, "-other", **first)
     (tmp_path / "results.csv").write_text(table_text(pd.concat([results, other])), "utf-8")
@@ -87,15 +102,27 @@ def test_several_kinds_of_networks_are_told_apart_and_never_averaged(tmp_path, c
     named = other.stage1_run[other.method == headline.BEST].iloc[0]
     headline.main([str(tmp_path / "results.csv"), "--stage1", named])
     text = capsys.readouterr().out
-    before = headline.five_rows(results, None)
-    assert all(f"{float(row[4]) + 5:.2f}" in text for row in before)
+    before = of(headline.table_of(results))
+    assert all(f"{float(value) + 5:.2f}" in text for value in before)
     assert "±" not in text
     shipped = tmp_path / "demo_1" / named.removesuffix("-other")
     shipped.mkdir(parents=True)
     (shipped / "features.npz").touch()
     headline.main([str(tmp_path / "results.csv")])  # of those whose features ship
     text = capsys.readouterr().out
-    assert all(row[4] in text for row in before)
+    assert all(value in text for value in before)
+
+
+def test_other_balanced_kinds_stand_beside_it_and_no_others():
+    results = one_seed()
+    deep = another_kind(results, "-deep").assign(backbone="resnet34")
+    alone = another_kind(results, "-alone", mix="mixup")
+    alone = alone[alone.run == alone.stage1_run]  # no classifier of it was retrained
+    tail = another_kind(results, "-tail").assign(imbalance_factor=50.0)
+    table = headline.table_of(pd.concat([results, deep, alone, tail]), stage1=[SHIPPED])
+    (column,) = [name for name in table.columns[len(headline.HEAD) :] if "paper" not in name]
+    assert column.startswith("ResNet-34, 200 epochs at ")
+    assert of(table, column) == [f"{float(value) + 5:.2f}" for value in of(table)]
 
 
 def test_a_file_that_is_absent_is_one_line(tmp_path):

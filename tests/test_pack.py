@@ -90,6 +90,17 @@ def test_a_run_that_is_kept_keeps_its_weights(folder, tmp_path):
     assert "weights.pt" not in files["last 2 layers"]
 
 
+def test_norms_of_many_epochs_go_but_for_the_first_and_the_last(folder, tmp_path):
+    base, head = next(folder.glob("demo_1/*")), next(folder.glob("demo_2/CB*"))
+    long, short = np.random.default_rng(0).random((201, 100)).astype(np.float32), np.load(head / "norms.npy")
+    np.save(base / "norms.npy", long)
+    packed(folder, "--data-root", str(tmp_path / "tree"), "--keep", base.name)
+    assert np.array_equal(np.load(base / "norms.npy"), long)
+    pack.main([str(folder)])
+    assert np.array_equal(runs.Result.read(base).norms, long[[0, -1]])
+    assert np.array_equal(np.load(head / "norms.npy"), short)
+
+
 def test_a_run_whose_predictions_cannot_be_had_stays_as_it_is(folder, tmp_path, capsys):
     root = "--data-root", str(tmp_path / "tree")
     base, layers = next(folder.glob("demo_1/*")), next(folder.glob("demo_2/last*"))

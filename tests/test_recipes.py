@@ -44,6 +44,17 @@ def test_the_laptops_learning_rate_and_weight_decay_are_the_best_of_the_map():
         )
 
 
+def test_the_laptops_schedule_is_the_best_of_its_cells_once_balanced():
+    table = read_table(ROOT / "exp" / "tuning" / "laptop.csv")
+    cells = table[table.classifier == "logit adjustment"]
+    best, laptop = cells.loc[cells["all"].idxmax()], recipes.LAPTOP
+    told = [best.lr, best["weight decay"], best.batch, best["warm-up"], best.epochs, best.further]
+    own = [laptop[name] for name in ("lr", "weight_decay", "batch_size", "warm_up", "epochs")]
+    assert told == [*own, f"schedule {laptop['schedule']}"]
+    assert not laptop["nesterov"]
+    assert laptop["average"] == "none"
+
+
 def test_what_a_preset_says_wins_over_what_suits_a_network():
     assert FirstStage.parse("--preset laptop --backbone resnet34".split()).weight_decay == 5e-4
     assert SecondStage.parse("--preset demo --backbone resnet34".split()).tau == 0.75
@@ -96,7 +107,7 @@ def test_committed_runs_are_found_by_the_same_names(path):
     config = json.loads(path.read_text("utf-8"))
     asked = config["settings"]
     names = ["dataset", "imbalance_factor", "profile", "backbone", "lr", "batch_size", "test_every", "seed"]
-    names += [name for name in ("mix", "augmentation", "sampling") if name in asked]
+    names += [name for name in ("loss", "mix", "mix_alpha", "augmentation", "sampling") if name in asked]
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(asked[name]))]
     settings = FirstStage.parse(["--preset", "paper", *words, "--epochs", str(asked["stage1_epochs"])])
     key = settings.run_key("WD" if asked["stage1_weight_decay"] else "naive", asked["stage1_weight_decay"])

@@ -104,7 +104,7 @@ def test_other_sets_have_no_published_figure():
 def test_the_readme_is_rewritten_between_its_marks(tmp_path):
     results().to_csv(tmp_path / "results.csv", index=False)
     readme = tmp_path / "README.md"
-    places = ("table-1", "table-2", "released", "max-norm")
+    places = ("table-1", "table-2", "first-stages", "released", "max-norm")
     text = "".join(f"<!-- {place} -->\n<!-- /{place} -->\n" for place in places)
     readme.write_text(text + "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
     report.main([str(tmp_path / "results.csv"), "--readme", str(readme)])
@@ -120,6 +120,21 @@ def test_a_readme_without_marks_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(InputError, match="--readme"):
         report.main([str(tmp_path / "results.csv"), "--readme", str(tmp_path / "README.md")])
+
+
+def test_first_stages_stand_apart_and_those_that_were_balanced_alone_get_a_column_of_the_papers_table():
+    wd, other = results(), results(run="mixed_s0-1", stage1_run="mixed_s0-1", mix="mixup", all=44.0)
+    own = {"stage1_run": wd.run.iloc[0], "mode": "paper"}
+    rows = [results(method="CB + WD", run="cb_s0-1", all=48.0, **own)]
+    rows.append(results(method="CB + WD", run="cb_s0-2", all=47.0, **own | {"mode": "published"}))
+    table = pd.concat([wd, other, *rows])
+    first = report.first_stages(table).splitlines()
+    assert len(first) == 4
+    assert first[2].split(" | ")[-2].strip() == "48.00"  # tuned
+    assert "mixup" in first[3]
+    assert first[3].split(" | ")[-2].strip() == ""
+    assert "mixup" not in report.table_1(table) + report.table_2(table) + report.table_of_released(table)
+    assert "mixup" in report.table_1(pd.concat([wd, other]))  # where none was, all are shown
 
 
 def test_table_1_has_every_row_and_says_what_is_not_measured():
@@ -261,7 +276,9 @@ def test_methods_without_any_figure_are_a_sentence_with_their_options():
     assert "| mixup |" not in told
 
 
-@pytest.mark.parametrize("name", ["results", "benchmarks", "comparison", "maxnorm", "norms", "resnet34"])
+@pytest.mark.parametrize(
+    "name", ["results", "benchmarks", "comparison", "maxnorm", "norms", "tuning/laptop", "tuning/further"]
+)
 def test_the_readmes_tables_are_those_of_the_files(name):
     readme = (ROOT / "exp" / "README.md").read_text("utf-8")
     for place, text in report.tables(ROOT / "exp" / f"{name}.csv").items():
@@ -452,14 +469,15 @@ def test_speed_is_told_in_sentences_with_the_features_that_it_needs():
     assert "What is not here is not measured: `python -m ltr bench`" in told
 
 
-def test_what_balance_found_for_a_head_stands_as_a_table_the_best_first(tmp_path):
-    figures = {"many": 70.0, "medium": 40.0, "few": 10.0, "ECE": 5.0, "gain": 0.0, "gain ±": 0.0, "gain over LA": -1.0}
+def test_networks_of_a_map_stand_as_a_table_the_best_balanced_first(tmp_path):
+    shared = {"lr": 0.1, "lr x wd": 5e-5, "weight decay": 5e-4, "batch": 64, "warm-up": 0, "epochs": 40, "all ±": 1.0}
     rows = [
-        {**figures, "method": "first stage alone", "all": 41.2, "temperature": 1.0},
-        {**figures, "method": "CB + WD", "hyper-parameters": "weight decay 0.1", "all": 46.4, "temperature": 0.3},
+        {**shared, "run": run, "further": further, "classifier": classifier, "all": value}
+        for run, further, values in (("a", None, (40.0, 44.0)), ("b", "mix mixup", (39.0, 47.0)))
+        for classifier, value in zip(("first stage alone", "logit adjustment"), values, strict=True)
     ]
-    pd.DataFrame(rows).to_csv(tmp_path / "resnet34.csv", index=False)
-    lines = report.tables(tmp_path / "resnet34.csv")["resnet34"].splitlines()
-    assert lines[0] == "| method | hyper-parameters | many | medium | few | all | ECE | gain | gain ± |"
-    assert lines[2].startswith("| CB + WD | weight decay 0.1 | 70.00 | 40.00 | 10.00 | 46.40 |")
-    assert lines[3].startswith("| first stage alone |  | 70.00 |")
+    pd.DataFrame(rows).to_csv(tmp_path / "cells.csv", index=False)
+    lines = report.tables(tmp_path / "cells.csv")["cells"].splitlines()
+    assert lines[0].endswith("| further | first stage alone | logit adjustment |")
+    assert lines[2] == "| 0.1 | 0.0005 | 64 | 0 | 40 | mix mixup | 39.00 ± 1.00 | 47.00 ± 1.00 |"
+    assert lines[3] == "| 0.1 | 0.0005 | 64 | 0 | 40 |  | 40.00 ± 1.00 | 44.00 ± 1.00 |"

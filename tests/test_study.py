@@ -20,12 +20,16 @@ import pytest
 import torch
 from nbconvert.preprocessors import ExecutePreprocessor
 
-from ltr import metrics, models, plots
+from ltr import metrics, models, plots, runs
 from ltr.data.synthetic import SYNTHETIC
+from ltr.errors import TrainingError
+from ltr.methods import METHODS
 from ltr.runtime.options import ROOT
-from ltr.study import evidence
+from ltr.second_stage import FEATURES
+from ltr.study import evidence, rows
 
 NAME = "study_paper-versus-code"
+COMMITTED = next((ROOT / "exp").glob(f"demo_1/*/{FEATURES}")).parent
 SHORT = ("--preset", "demo", "--imbalance-factor", "125")  # of few shapes 125 images down to 1, the shortest epoch
 
 
@@ -90,18 +94,25 @@ def test_rows_along_the_classes_means_by_hand():
     assert evidence.along_means(case, {"CB": ("CB", "tuned")}).isna().all()
 
 
-def test_networks_of_other_augmentations_saw_the_same_images_and_have_a_normalised_row(monkeypatch):
-    plain = {"backbone": "resnet32", "seed": 0, "loss": "ce", "method": "WD"}
+def test_other_networks_saw_the_same_images_and_have_rows_of_their_own(monkeypatch):
+    plain = {"backbone": "resnet32", "seed": 0, "loss": "ce", "method": "WD", "stage1_weight_decay": 5e-4}
     strong = {**plain, "method": "Cutout", "augmentation": "cutout"}
     first = {
         "wd": (plain, "a"),
         "cutout": (strong, "a"),
-        "mixup": ({**plain, "method": "mixup", "mix": "mixup"}, "a"),  # has no row of L2norm
+        "deep": ({**plain, "backbone": "resnet34"}, "a"),
+        "mixup": ({**plain, "method": "mixup", "mix": "mixup"}, "a"),  # was not balanced
+        "deep-cutout": ({**strong, "backbone": "resnet34"}, "a"),  # differs in two things
+        "other-loss": ({**strong, "loss": "ldam-drw"}, "a"),
         "other-images": (strong, "b"),
         "other-seed": ({**strong, "seed": 1}, "a"),
+        "naive": ({**strong, "stage1_weight_decay": 0.0}, "a"),
     }
-    second = {f"l2-{name}": ({"method": "WD + L2norm", "stage1_run": name}, "a") for name in first if name != "mixup"}
-    folders = {Path("demo_1"): first, Path("demo_2"): second}
+    l2 = {f"l2-{name}": ({"method": "WD + L2norm", "stage1_run": name}, "a") for name in first if name != "mixup"}
+    cb = {
+        f"cb-{mode}": ({"method": "CB", "stage1_run": "cutout", "mode": mode}, "a") for mode in ("paper", "published")
+    }
+    folders = {Path("demo_1"): first, Path("demo_2"): l2 | cb}
 
     def configs(folder: Path) -> dict[Path, dict]:
         found = folders[folder].items()
@@ -112,7 +123,38 @@ def test_networks_of_other_augmentations_saw_the_same_images_and_have_a_normalis
     settings = SimpleNamespace(out=Path(), first_stages=Path("demo_1"))
     base = SimpleNamespace(config={"settings": plain, "data": {"fingerprint": "a"}})
     case = SimpleNamespace(rows=SimpleNamespace(settings=settings, base=base))
-    assert evidence.other_augmentations(case) == {"Cutout": ("cutout", "l2-cutout")}
+    assert evidence.others(case) == {
+        "Cutout": {"WD": "cutout", "WD + L2norm": "l2-cutout", "CB": "cb-paper"},
+        "ResNet-34": {"WD": "deep", "WD + L2norm": "l2-deep"},
+    }
+
+
+def test_seeds_stand_side_by_side_where_a_method_has_several():
+    committed = SimpleNamespace(settings=SimpleNamespace(out=ROOT / "exp"), base=SimpleNamespace(path=COMMITTED))
+    table = evidence.over_seeds(SimpleNamespace(rows=committed))
+    assert list(table.columns) == [0, 1, 2]
+    assert {"naive", "WD", "WD + L2norm", "CB", "CB + WD + MaxNorm"} <= {*table.index}
+    assert not {"CE + WD", "last 2 layers, CB + WD + MaxNorm"} & {*table.index}  # of one seed
+    assert not table.isna().any(axis=None)
+    result = runs.Result.read(COMMITTED)
+    assert table.loc["WD", 0] == pytest.approx(result.accuracy()["all"], abs=1e-3)
+
+
+def test_a_row_whose_training_diverges_is_left_out_and_said(capsys):
+    def learned(name: str, mode: str) -> tuple[str, str]:
+        if name.startswith("last 5"):
+            raise TrainingError("the loss is nan in epoch 1: try a smaller --lr")
+        return name, mode
+
+    sources = SimpleNamespace(streamed=False, maps={"paper": "some"})
+    case = SimpleNamespace(settings=SimpleNamespace(shipped=False), sources=sources, modes=["paper", "released"])
+    case.learned = learned
+    found = list(rows.Rows.in_all_modes(case))
+    assert len(found) == 2 * len(METHODS) - 2
+    assert not any(name.startswith("last 5") for name, _ in found)
+    left = "last 5 layers, CB + WD + MaxNorm, {} values: left out, as the loss is nan in epoch 1: try a smaller --lr"
+    assert capsys.readouterr().out.splitlines() == [left.format("paper"), left.format("released")]
+    assert not sources.maps
 
 
 def test_chosen_values_stand_where_they_are():

@@ -267,6 +267,7 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
         if any(settings.get(name) != value for name, value in same.items()):
             continue
         words = f"weight decay {settings['stage1_weight_decay']:g}, {settings['stage1_epochs']} epochs"
+        words += f" at {settings['lr']:g}" if "lr" in settings else ""
         method = settings["method"]
         if method in BALANCERS:
             method += ", whole network"

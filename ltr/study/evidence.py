@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,11 @@ from ltr import metrics, models, regularizers, runs
 from ltr.methods import class_means, of_loss
 from ltr.runtime.configs import read_configs
 from ltr.runtime.options import ROOT
+from ltr.runtime.storage import read_table
 from ltr.second_stage import Features
 from ltr.stack import Grid
 from ltr.study import maxnorm, published
-from ltr.study.report import SETTINGS, has_max_norm, without_max_norm
+from ltr.study.report import BASE, NETWORKS, SETTINGS, has_max_norm, headline, where, without_max_norm
 from ltr.study.rows import Rows
 
 AS_IT_IS_AND_SCALED = {
@@ -270,24 +272,51 @@ def along_means(case: Evidence, rows: Mapping[str, Row]) -> pd.Series:
     return pd.Series(found)
 
 
-def other_augmentations(case: Evidence) -> dict[str, tuple[runs.Result, runs.Result]]:
-    """Networks that learned from the same images, mixed or augmented otherwise: each alone, and after L2-normalisation.
+def others(case: Evidence) -> dict[str, dict[str, runs.Result]]:
+    """Other first stages with weight decay that learned from the same images with the same seed, and their tuned rows.
 
-    By name; those of this network and seed whose L2-normalised row is finished.
+    Those of another network, or whose images were mixed or augmented otherwise, by what they are called; each row by
+    its method, the first stage itself as WD.
     """
     settings, base, found = case.rows.settings, case.rows.base, {}
-    normalised = {
-        config["settings"].get("stage1_run"): path
-        for path, config in read_configs(settings.out / "demo_2").items()
-        if config["settings"].get("method") == "WD + L2norm"
-    }
+    plain = base.config["settings"]
     for path, config in read_configs(settings.first_stages).items():
         own = config["settings"]
-        alike = all(own.get(name) == base.config["settings"].get(name) for name in ("backbone", "seed", "loss"))
-        same_images = config["data"]["fingerprint"] == base.config["data"]["fingerprint"]
-        if alike and same_images and {"mix", "augmentation"} & own.keys() and path.name in normalised:
-            found[own["method"]] = runs.Result.read(path), runs.Result.read(normalised[path.name])
-    return found
+        alike = all(own.get(name) == plain.get(name) for name in ("seed", "loss")) and own["stage1_weight_decay"]
+        deeper, further = own["backbone"] != plain["backbone"], {"mix", "augmentation"} & own.keys()
+        if (
+            alike
+            and bool(deeper) != bool(further)
+            and config["data"]["fingerprint"] == base.config["data"]["fingerprint"]
+        ):
+            name = NETWORKS.get(own["backbone"], own["backbone"]) if deeper else own["method"]
+            found[name] = {"WD": runs.Result.read(path), **tuned_rows(settings.out / "demo_2", path.name)}
+    return {name: rows for name, rows in found.items() if len(rows) > 1}
+
+
+def tuned_rows(folder: Path, stage1: str) -> dict[str, runs.Result]:
+    """The finished rows on a first stage in the paper's mode, by method."""
+    return {
+        config["settings"]["method"]: runs.Result.read(path)
+        for path, config in read_configs(folder).items()
+        if config["settings"].get("stage1_run") == stage1 and config["settings"].get("mode") in (None, "", "paper")
+    }
+
+
+def over_seeds(case: Evidence) -> pd.DataFrame:
+    """Accuracy over all classes of tuned rows on the first stages that learned as this one did, but for the seed.
+
+    Returns:
+        a row a method, a column a seed; methods of several seeds alone, so none where there is one network.
+    """
+    path = case.rows.settings.out / "results.csv"
+    if not path.exists():
+        return pd.DataFrame()
+    rows = headline(read_table(path, "--out"))
+    rows = rows[rows["mode"].isna() | (rows["mode"] == "paper")]
+    base = rows[rows.run == case.rows.base.path.name]
+    alike = where(rows, **base[BASE].iloc[0].to_dict()) if len(base) else rows[:0]
+    return alike.pivot_table(index="method", columns="seed", values="all").dropna()
 
 
 def landscape(case: Evidence) -> pd.DataFrame | None:

@@ -28,7 +28,7 @@ BEST = "CB + WD + MaxNorm"
 ADJUSTED = "logit adjustment"
 MEASURES = ("many", "medium", "few", "all", "ece")
 PLACE = [*report.BASE, "stage1_weight_decay"]
-HEAD = ["model", "many", "medium", "few", "all", "ECE", "paper: all"]
+HEAD = ["model", "many", "medium", "few", "all", "ECE"]
 
 
 def networks(rows: pd.DataFrame, stage1: Sequence[str] = ()) -> pd.DataFrame:
@@ -56,39 +56,66 @@ def network(rows: pd.DataFrame, stage1: Sequence[str] = ()) -> dict[str, Any]:
     return places.iloc[0].to_dict()
 
 
-def line(title: str, rows: pd.DataFrame, paper: float = float("nan")) -> list[str]:
-    """A row's cells: means over seeds, see `report.cell`, and the paper's accuracy."""
-    figures = rows.rename(columns={"ECE": "ece"})
-    return [title, *(report.cell(figures[name]) for name in MEASURES), percent(paper)]
+def chosen(rows: pd.DataFrame, comparison: pd.DataFrame | None, place: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """The five rows of one kind of first stage.
+
+    Args:
+        rows: of `report.headline`.
+        comparison: of comparison.csv, which logit adjustment is in; None to go without.
+        place: see `network`.
+    """
+    ours = where(rows, **place)
+    adjusted = rows[:0] if comparison is None else comparison[comparison.stage1_run.isin(ours.stage1_run)]
+    return {
+        "naive": where(rows, **place | {"stage1_weight_decay": 0, "method": "naive"}),
+        "WD": where(ours, method="WD"),
+        "WD + tau-norm": where(ours, method="WD + tau-norm", mode=None),
+        ADJUSTED: where(adjusted, method=ADJUSTED).rename(columns={"ECE": "ece"}),
+        BEST: where(ours, method=BEST, mode="paper"),
+    }
 
 
-def five_rows(results: pd.DataFrame, comparison: pd.DataFrame | None, stage1: Sequence[str] = ()) -> list[list[str]]:
+def titles(found: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """What the five rows are called, with their values."""
+    tau, best, adjusted = found["WD + tau-norm"], found[BEST], found[ADJUSTED]
+    value = adjusted["hyper-parameters"].iloc[0] if len(adjusted) else ""
+    return {
+        "naive": "naive: cross-entropy without weight decay",
+        "WD": "WD: with a tuned weight decay",
+        "WD + tau-norm": f"WD + tau-norm (tau {tau.tau.mean():g})",
+        ADJUSTED: f"WD + {ADJUSTED} ({value})",
+        BEST: f"WD + CB & WD & MaxNorm (weight decay {best.weight_decay.mean():g}, radius {best.max_norm.mean():.2f})",
+    }
+
+
+def beside(rows: pd.DataFrame, place: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Other kinds of first stages that were balanced on the same images, by what a column of theirs is called."""
+    same = where(rows, **{name: place[name] for name in ("dataset", "imbalance_factor", "profile")})
+    others = [other for other in networks(same).to_dict("records") if not len(where(pd.DataFrame([other]), **place))]
+    return {f"{report.NETWORKS[own['backbone']]}, {report.training(pd.DataFrame([own]))}": own for own in others}
+
+
+def table_of(results: pd.DataFrame, comparison: pd.DataFrame | None = None, stage1: Sequence[str] = ()) -> pd.DataFrame:
     """Naive, WD, tau-normalisation, logit adjustment, and the paper's own; those that are there.
 
     Args:
         results: of results.csv.
-        comparison: of comparison.csv, which logit adjustment is in; None to go without.
+        comparison: see `chosen`.
         stage1: see `network`.
+
+    Returns:
+        text: groups, all classes and ECE of one kind of first stage; then all classes of other kinds, and the paper's.
     """
     rows = report.headline(results)
     place = network(rows, stage1)
-    ours, decay = where(rows, **place), place["stage1_weight_decay"]
-    naive = where(rows, **place | {"stage1_weight_decay": 0, "method": "naive"})
-    tau = where(ours, method="WD + tau-norm", mode=None)
-    best = where(ours, method=BEST, mode="paper")
-    values = f"weight decay {best.weight_decay.mean():g}, radius {best.max_norm.mean():.2f}"
-    named = {
-        "naive": ("naive: cross-entropy without weight decay", naive),
-        "WD": (f"WD: with weight decay {decay:g}", where(ours, method="WD")),
-        "WD + tau-norm": (f"WD + tau-norm (tau {tau.tau.mean():g})", tau),
-        BEST: (f"WD + CB & WD & MaxNorm ({values})", best),
-    }
-    lines = [line(title, own, published.TABLE_1[method][-1]) for method, (title, own) in named.items() if len(own)]
-    if comparison is not None:
-        adjusted = where(comparison[comparison.stage1_run.isin(ours.stage1_run)], method=ADJUSTED)
-        value = adjusted["hyper-parameters"].iloc[0] if len(adjusted) else ""
-        lines[-1:-1] = [line(f"WD + {ADJUSTED} ({value})", adjusted)] if len(adjusted) else []
-    return lines
+    found, lines = chosen(rows, comparison, place), []
+    others = {name: chosen(rows, comparison, other) for name, other in beside(rows, place).items()}
+    for name, title in titles(found).items():
+        if len(found[name]):
+            own = [report.cell(found[name][measure]) for measure in MEASURES]
+            theirs = [report.cell(other[name]["all"]) for other in others.values()]
+            lines.append([title, *own, *theirs, percent(published.TABLE_1.get(name, [np.nan])[-1])])
+    return pd.DataFrame(lines, columns=[*HEAD, *(f"{name}: all" for name in others), "paper (ResNet-34): all"])
 
 
 def between(values: pd.Series) -> str:
@@ -99,7 +126,7 @@ def between(values: pd.Series) -> str:
 def findings(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | None = None) -> str:
     """What the rows on one first stage come to, a sentence each in Markdown; a dash for what is not there.
 
-    Arguments as of `five_rows`; and the folder of the runs, see `report.error_of_gain`.
+    Arguments as of `table_of`; and the folder of the runs, see `report.error_of_gain`.
     """
     rows = report.headline(results)
     place = network(rows, stage1)
@@ -196,8 +223,7 @@ def main(arguments: Sequence[str]) -> None:
     stage1 = options.stage1 or ()
     if not stage1 and len(networks(report.headline(results))) > 1:
         stage1 = [path.parent.name for path in options.results.parent.glob(f"demo_1/*/{FEATURES}")]
-    rows = five_rows(results, comparison, stage1)
-    table = pd.DataFrame(rows, columns=HEAD)
+    table = table_of(results, comparison, stage1)
     if options.readme is None:
         print(table.set_index("model").to_string())
         return

@@ -1,8 +1,8 @@
 """Tables of results, benchmarks and comparisons: `python -m ltr report exp/results.csv [--readme README.md]`.
 
 Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
-`<!-- /results -->` (the file's name; `table-1`, `table-2`, `released` and `max-norm` too) is written anew, so that
-every number there is one of the file.
+`<!-- /results -->` (the file's name; `table-1`, `table-2`, `first-stages`, `released` and `max-norm` too) is written
+anew, so that every number there is one of the file.
 
 `results` has the columns of `runs.COLUMNS`. Tables of CIFAR100-LT are empty text where no row is of it.
 """
@@ -90,9 +90,10 @@ def headline(results: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         as further columns `flip` (logits averaged with the mirrored image), `best` (best epoch on the test set) and
-        `both`; `radius`, which is MaxNorm's where it is a setting, as the released one is relative, another for each
-        seed; and those of `FIRST`, which say how the first stage was trained, empty where its row is not there. First
-        stages are called naive or WD, by their weight decay, whatever else they learned by.
+        `both`; `radius`, which is MaxNorm's where a seed has several, and empty elsewhere, as tuned and released ones
+        are parts of a network's own norms, others for each seed; and those of `FIRST`, which say how the first stage
+        was trained, empty where its row is not there. First stages are called naive or WD, by their weight decay,
+        whatever else they learned by.
     """
     ways = {"flip": ("last", "flip"), "best": ("best_test", "none"), "both": ("best_test", "flip")}
     results = results.reindex(columns=runs.COLUMNS)  # a table from before has fewer
@@ -104,7 +105,10 @@ def headline(results: pd.DataFrame) -> pd.DataFrame:
     for name, (selection, tta) in ways.items():
         other = where(results, selection=selection, tta=tta).drop_duplicates("run").set_index("run")
         shown = shown.assign(**{name: shown.run.map(other["all"])})
-    return shown.assign(radius=shown.max_norm.where(shown["mode"] != "released"))
+    alike = [*BASE, *(name for name in MODEL if name != "radius")]
+    doubled = shown.duplicated([*alike, "seed"], keep=False) & (shown["mode"] != "released")
+    several = doubled.groupby([shown[name] for name in alike], dropna=False).transform("any")
+    return shown.assign(radius=shown.max_norm.where(several))
 
 
 def training(rows: pd.DataFrame) -> str:
@@ -118,9 +122,9 @@ def training(rows: pd.DataFrame) -> str:
 
 
 def by_training(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows of each way in which their first stages were trained, in words: the plainest first, then the longest."""
+    """Rows of each way of training first stages, in words: the plainest first, then the longest, then the most rows."""
     groups = [own for _, own in rows.groupby(["stage1_epochs", *FIRST], dropna=False)]
-    groups.sort(key=lambda own: (training(own).count(","), -own.stage1_epochs.iloc[0]))
+    groups.sort(key=lambda own: (training(own).count(","), -own.stage1_epochs.iloc[0], -len(own)))
     return {training(own): own for own in groups}
 
 
@@ -130,6 +134,14 @@ def measured(results: pd.DataFrame, *factors: float) -> dict[str, dict[str, pd.D
     rows = rows[rows.imbalance_factor.isin(factors)]
     rows = rows.assign(mode=rows["mode"].astype(object).fillna("paper"))
     return {name: by_training(rows[rows.backbone == backbone]) for backbone, name in NETWORKS.items()}
+
+
+def balanced(found: dict[str, dict[str, pd.DataFrame]]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Those of `measured` whose classifier was retrained; `first_stages` has the others."""
+    learned = {
+        name: {how: rows for how, rows in own.items() if rows.method.isin(METHODS).any()} for name, own in found.items()
+    }
+    return learned if any(learned.values()) else found
 
 
 # ---- all models of results.csv
@@ -267,7 +279,7 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
 
     best = [metrics.percent(values[-1]) for values in published.TABLE_1.values()]
     theirs = [["model", *published.TABLE_1], ["paper (ResNet-34, values tuned on the test set)", *best]]
-    return beside_theirs(theirs, measured(results, factor), modes)
+    return beside_theirs(theirs, balanced(measured(results, factor)), modes)
 
 
 def table_2(results: pd.DataFrame) -> str:
@@ -283,7 +295,46 @@ def table_2(results: pd.DataFrame) -> str:
     head = f"paper (ResNet-34), imbalance factor {' / '.join(map(str, published.FACTORS))}"
     theirs = [" / ".join(map(metrics.percent, values)) for values in published.TABLE_2.values()]
     columns = [["model", *published.TABLE_2], [head, *theirs]]
-    return beside_theirs(columns, measured(results, *published.FACTORS), one)
+    return beside_theirs(columns, balanced(measured(results, *published.FACTORS)), one)
+
+
+# ---- first stages
+
+
+BALANCED = {
+    "WD + L2norm": "L2norm",
+    "WD + tau-norm": "tau-norm",
+    "CB + WD": "CB & WD",
+    "CB + WD + MaxNorm": "CB & WD & MaxNorm",
+}
+
+
+def first_stage_line(rows: pd.DataFrame) -> list[str]:
+    """One kind of first stage: how it was trained, what it does alone, and over all classes once balanced."""
+    alone, decay = rows[rows.run == rows.stage1_run], rows.stage1_weight_decay.iloc[0]
+    how = [f"{rows.imbalance_factor.iloc[0]:g}", f"{training(rows)}, weight decay {decay:g}", str(alone.seed.nunique())]
+    tuned = rows[rows["mode"] == "paper"]
+    later = [tuned[tuned.method == method]["all"] for method in BALANCED]
+    figures = [cell(alone[name]) for name in (*metrics.GROUPS, "all", "ece")]
+    return [*how, *figures, *(cell(values) if len(values) else "" for values in later)]
+
+
+def first_stages(results: pd.DataFrame) -> str:
+    """Every way in which first stages of CIFAR100-LT were trained: alone, and balanced by tuned values where they were.
+
+    Last epoch, plain.
+    """
+    lines = []
+    for network, trained in measured(results, *published.FACTORS).items():
+        for rows in trained.values():
+            kinds = [own for _, own in rows.groupby(["imbalance_factor", "stage1_weight_decay"])]
+            lines += [[network, *first_stage_line(own)] for own in reversed(kinds)]
+    head = ["network", "imbalance factor", "first stage", "seeds", *metrics.GROUPS, "all", "ECE"]
+    return (
+        in_markdown(pd.DataFrame(lines, columns=[*head, *(f"all, {name}" for name in BALANCED.values())]))
+        if lines
+        else ""
+    )
 
 
 # ---- the released notebooks beside ours
@@ -313,7 +364,7 @@ def table_of_released(results: pd.DataFrame) -> str:
     printed = [f"released notebooks (ResNet-34, 320 epochs): {heads[0]}"]
     printed += [" / ".join(map(str, values)) for values, _ in published.RELEASED.values()]
     logged = [f"their logs: {heads[1]}", *(metrics.percent(last) for _, last in published.RELEASED.values())]
-    return beside_theirs([["model", *published.RELEASED], printed, logged], measured(results, 100), two)
+    return beside_theirs([["model", *published.RELEASED], printed, logged], balanced(measured(results, 100)), two)
 
 
 # ---- what a way of counting, and what MaxNorm adds
@@ -515,14 +566,6 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     return "\n".join(comparison_part(rows) for rows in parts if len(rows))
 
 
-def balance_markdown(table: pd.DataFrame) -> str:
-    """What `ltr balance` found for one head, the best first; the figures are of the images that it was tested on."""
-    shown = table.sort_values("all", ascending=False, kind="stable").fillna({"hyper-parameters": ""})
-    figures = ("many", "medium", "few", "all", "ECE", "gain", "gain ±")
-    rounded = {name: shown[name].map(metrics.percent) for name in figures}
-    return in_markdown(shown[["method", "hyper-parameters"]].assign(**rounded))
-
-
 # ---- what MaxNorm does, measured on shipped features
 
 
@@ -594,6 +637,17 @@ def norms_markdown(table: pd.DataFrame) -> str:
     return in_markdown(shown.rename(columns={"stage1_run": "first stage", "weight_decay": "weight decay"}))
 
 
+def map_markdown(table: pd.DataFrame) -> str:
+    """Of `ltr map`: a row a network, what held-out images say of it under each classifier, the best balanced first."""
+    how, named = ["lr", "weight decay", "batch", "warm-up", "epochs", "further"], [*dict.fromkeys(table.classifier)]
+    errors = table.assign(text=table["all"].map(metrics.percent) + " ± " + table["all ±"].map(metrics.percent))
+    texts = errors.pivot(index="run", columns="classifier", values="text")[named]
+    order = where(table, classifier=named[1]).sort_values("all", ascending=False, kind="stable")
+    shown = order[["run", *how]].fillna({"further": ""}).join(texts, on="run")
+    numbers = {name: shown[name].map("{:g}".format) for name in how[:-1]}
+    return in_markdown(shown.drop(columns="run").assign(**numbers))
+
+
 # ---- files
 
 
@@ -608,17 +662,18 @@ def tables(path: Path) -> dict[str, str]:
     table = read_table(path, "results")
     if "ours_s" in table:
         return {path.stem: benchmark_markdown(table)}
-    if "gain over LA" in table:
-        return {path.stem: balance_markdown(table)}
     if "published" in table:
         return {path.stem: comparison_markdown(table)}
     if "temperature" in table:
         return {path.stem: question_markdown(table)}
+    if "lr x wd" in table:
+        return {path.stem: map_markdown(table)}
     if "largest / smallest" in table:
         return {path.stem: norms_markdown(table)}
     check_columns(table, path, "results", ("dataset", "method", "mode", "selection", "tta"))
     made = {"table-1": table_1(table), "table-2": table_2(table), "released": table_of_released(table)}
-    return made | {"max-norm": max_norm_table(table, path.parent), path.stem: markdown(table)}
+    made |= {"max-norm": max_norm_table(table, path.parent), "first-stages": first_stages(table)}
+    return made | {path.stem: markdown(table)}
 
 
 def block(name: str) -> re.Pattern:
