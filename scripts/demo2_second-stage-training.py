@@ -277,7 +277,7 @@ chapter.claim(
 )
 
 
-# Here this reproduction and the paper part. There, with a ResNet-34, the class-balanced loss alone gains a point, and weight decay and MaxNorm give it most of its worth; here the loss alone, with a learning rate of its own, does most, and each of them adds less than a point. [The study](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?) finds out when they add more.
+# Here this reproduction and the paper part. There, with a ResNet-34, the class-balanced loss alone gains a point, and weight decay and MaxNorm give it most of its worth; here the loss alone, with a learning rate of its own, does most, and each of them adds less than a point. A ResNet-34 of our own lies in between ([the study](study_paper-versus-code.ipynb#3-What-does-a-weight-decay-of-0.1-leave?)), which also finds out [when they add more](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?).
 # 
 # The first chapter left a question open: were the features of the network with weight decay better, or was it the classifier on top? Balance both networks in the same way, by τ-normalisation, each with its own $\tau$; and by logit adjustment, which adds no more than one number for each class to the logits ([the study](study_paper-versus-code.ipynb#6-How-flat-is-the-ground?) has its formula):
 

@@ -2,23 +2,22 @@
 
 import pandas as pd
 import pytest
+from committed import SHIPPED
 
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table, table_text
-from ltr.second_stage import FEATURES
 from ltr.study import headline
 
 FILES = ROOT / "exp" / "results.csv", ROOT / "exp" / "comparison.csv"
-SHIPPED = next((ROOT / "exp").glob(f"demo_1/*/{FEATURES}")).parent.name
 
 
 def one_seed() -> pd.DataFrame:
     """The committed rows of one seed, on the network whose features ship and on its naive one."""
     results = read_table(FILES[0])
-    ours = results[results.run == SHIPPED].iloc[0]
+    ours = results[results.run == SHIPPED.name].iloc[0]
     naive = results[(results.method == "naive") & (results.backbone == ours.backbone) & (results.seed == ours.seed)]
-    return results[results.stage1_run.isin([SHIPPED, *naive.run])]
+    return results[results.stage1_run.isin([SHIPPED.name, *naive.run])]
 
 
 def of(table: pd.DataFrame, column: str = "all") -> list[str]:
@@ -119,7 +118,7 @@ def test_other_balanced_kinds_stand_beside_it_and_no_others():
     alone = another_kind(results, "-alone", mix="mixup")
     alone = alone[alone.run == alone.stage1_run]  # no classifier of it was retrained
     tail = another_kind(results, "-tail").assign(imbalance_factor=50.0)
-    table = headline.table_of(pd.concat([results, deep, alone, tail]), stage1=[SHIPPED])
+    table = headline.table_of(pd.concat([results, deep, alone, tail]), stage1=[SHIPPED.name])
     (column,) = [name for name in table.columns[len(headline.HEAD) :] if "paper" not in name]
     assert column.startswith("ResNet-34, 200 epochs at ")
     assert of(table, column) == [f"{float(value) + 5:.2f}" for value in of(table)]

@@ -481,3 +481,14 @@ def test_networks_of_a_map_stand_as_a_table_the_best_balanced_first(tmp_path):
     assert lines[0].endswith("| further | first stage alone | logit adjustment |")
     assert lines[2] == "| 0.1 | 0.0005 | 64 | 0 | 40 | mix mixup | 39.00 ± 1.00 | 47.00 ± 1.00 |"
     assert lines[3] == "| 0.1 | 0.0005 | 64 | 0 | 40 |  | 40.00 ± 1.00 | 44.00 ± 1.00 |"
+
+
+def test_weight_decay_makes_norms_less_even_in_every_committed_pair():
+    table = read_table(ROOT / "exp" / "norms.csv")
+    told = table.stage1_run.str.extract(r"^(naive|wd)_wd[\d.]+_e200_(resnet\d+)_if100_(s\d)")
+    pairs = table.assign(kind=told[0], network=told[1], seed=told[2]).dropna(subset="kind").groupby(["network", "seed"])
+    assert len(pairs) == 4
+    for _, own in pairs:
+        naive, decayed = own[own.kind == "naive"], own[own.kind == "wd"]
+        for measure in ("many / few", "largest / smallest"):
+            assert (decayed[measure] > naive[measure].item()).all()

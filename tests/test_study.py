@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from committed import SHIPPED, shown
 from nbconvert.preprocessors import ExecutePreprocessor
 
 from ltr import metrics, models, plots, runs
@@ -25,17 +26,16 @@ from ltr.data.synthetic import SYNTHETIC
 from ltr.errors import TrainingError
 from ltr.methods import METHODS
 from ltr.runtime.options import ROOT
-from ltr.second_stage import FEATURES
 from ltr.study import evidence, rows
 
 NAME = "study_paper-versus-code"
-COMMITTED = next((ROOT / "exp").glob(f"demo_1/*/{FEATURES}")).parent
 SHORT = ("--preset", "demo", "--imbalance-factor", "125")  # of few shapes 125 images down to 1, the shortest epoch
 
 
 def few_shapes() -> None:
-    """The embedded set with fewer images, as the fixture of this name."""
+    """The embedded set with fewer images, as the fixture of this name, and a landscape of fewer classifiers."""
     SYNTHETIC.update(train=125, test=10)
+    evidence.DECAYS = (0, 1e-3, 1e-2, 3e-2, 0.1)
 
 
 def run(script: str, *words: str) -> subprocess.CompletedProcess:
@@ -130,13 +130,13 @@ def test_other_networks_saw_the_same_images_and_have_rows_of_their_own(monkeypat
 
 
 def test_seeds_stand_side_by_side_where_a_method_has_several():
-    committed = SimpleNamespace(settings=SimpleNamespace(out=ROOT / "exp"), base=SimpleNamespace(path=COMMITTED))
+    committed = SimpleNamespace(settings=SimpleNamespace(out=ROOT / "exp"), base=SimpleNamespace(path=SHIPPED))
     table = evidence.over_seeds(SimpleNamespace(rows=committed))
     assert list(table.columns) == [0, 1, 2]
     assert {"naive", "WD", "WD + L2norm", "CB", "CB + WD + MaxNorm"} <= {*table.index}
     assert not {"CE + WD", "last 2 layers, CB + WD + MaxNorm"} & {*table.index}  # of one seed
     assert not table.isna().any(axis=None)
-    result = runs.Result.read(COMMITTED)
+    result = runs.Result.read(SHIPPED)
     assert table.loc["WD", 0] == pytest.approx(result.accuracy()["all"], abs=1e-3)
 
 
@@ -228,7 +228,7 @@ def norms(path: Path) -> None:
 def test_claims_fail_when_a_committed_number_is_altered(tmp_path, alter: Callable, run_of: str, sentence: str):
     out = tmp_path / "exp"
     shutil.copytree(ROOT / "exp", out, ignore=shutil.ignore_patterns("figures"))
-    alter(next(out.glob(run_of)))
+    alter(shown(out, run_of))
     done = run("study", "--preset", "committed", "--out", str(out))
     assert done.returncode != 0
     assert f"AssertionError: the committed runs do not say: {sentence}" in done.stderr

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from ltr import analysis, datasets, metrics, models, plots, runs, training
 from ltr.errors import InputError
 from ltr.first_stage import ImageData
+from ltr.recipes import LATER
 from ltr.runtime import distributed, process
 from ltr.runtime.storage import read_table
 from ltr.second_stage import FrozenFeatures
@@ -77,8 +78,9 @@ class Chapter:
             return data.describe()
         if isinstance(self.settings, SecondStage):
             return self.rows.base.config["data"]
-        stages = self.settings.out / "demo_1"
-        return runs.find(stages, self.settings.identity(), absent=absent).config["data"]
+        unless_told = dict.fromkeys((*self.settings.augmented, *LATER))  # of a run that did without
+        wanted = unless_told | self.settings.identity()
+        return runs.find(self.settings.out / "demo_1", wanted, absent=absent).config["data"]
 
     @cached_property
     def classes(self) -> pd.DataFrame:

@@ -40,7 +40,7 @@ MEASURES = ("all", *metrics.GROUPS)
 PASSES = 1  # over cropped, flipped training images, which each epoch of CB + WD takes in an order of its own
 CELL = ("lr", "weight decay", "lr x wd", "batch", "warm-up", "epochs")
 # What else a run may differ in, and what the map itself has.
-FURTHER = {"schedule": "cosine", "loss": "ce", **dict.fromkeys(("mix", "augmentation", "sampling"))}
+FURTHER = {"schedule": "cosine", "loss": "ce", **dict.fromkeys(("mix", "mix_alpha", "augmentation", "sampling"))}
 FURTHER |= {"nesterov": False, **dict.fromkeys(("average", "network"))}
 
 

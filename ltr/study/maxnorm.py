@@ -7,8 +7,9 @@ cross-entropy, with and without weight decay, in several orders of the images. E
 differs by MaxNorm alone, image by image: in accuracy, and in likelihood once each has its own best temperature. That is
 fitted on one half of the test images and used on the other, in turn, so that no image says how sure to be of itself.
 
-The measurements go to `<out>/maxnorm.csv`, and what weight decay does to the norms of the first stage's classifiers to
-`<out>/norms.csv`, in place of earlier ones of the same first stage. All other options are the second script's.
+The measurements go to `<out>/maxnorm.csv`, and how even the norms of the classifiers are, of all first stages on these
+images, to `<out>/norms.csv`, in place of earlier ones of the same first stage. All other options are the second
+script's.
 """
 
 from collections.abc import Iterable, Sequence
@@ -111,6 +112,14 @@ def evenness(results: Iterable[runs.Result]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def all_alike(rows: Rows) -> list[runs.Result]:
+    """The first stage, its naive one, and all others beside it that learned from the same images."""
+    own = [each for each in (rows.base, rows.naive) if each]
+    known, images = {each.path for each in own}, rows.base.config["data"]["fingerprint"]
+    others = runs.finished_runs(rows.settings.first_stages)
+    return own + [each for each in others if each.path not in known and each.config["data"]["fingerprint"] == images]
+
+
 def main(arguments: Sequence[str]) -> None:
     """The command line.
 
@@ -125,7 +134,7 @@ def main(arguments: Sequence[str]) -> None:
     check_writable(settings.out)
     rows = open_rows(settings, None if settings.shipped else datasets.load(**settings.data))
     table = measure(settings, rows)
-    found = {NAME: table, NORMS: evenness(filter(None, (rows.base, rows.naive)))}
+    found = {NAME: table, NORMS: evenness(all_alike(rows))}
     for name, own in found.items():
         update_table(settings.out / name, own, lambda old, new: old.stage1_run.isin(new.stage1_run), ["stage1_run"])
     print(short(f"{len(table)} classifiers: {settings.out / NAME}; norms: {settings.out / NORMS}"))
