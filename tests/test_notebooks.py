@@ -20,7 +20,7 @@ from ltr.study import rows
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if path.stem.startswith("demo")]
-OPTIONS = {"demo1": "--epochs 12 --test-every 4", "demo2": "--stage1-epochs 12 --epochs 3"}  # what is enough
+OPTIONS = {"demo1": "--epochs 8 --test-every 4", "demo2": "--stage1-epochs 8 --epochs 3"}  # what is enough
 named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:5])
 chapters = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem[:5])
 LIVE = ("by hand:", "holds: the loop above", "holds: one epoch is most of it")  # trained anew wherever the page is made
