@@ -243,25 +243,34 @@ def test_a_reader_that_leaves_ends_a_script_as_it_ends_other_programs(capsys):
 
 
 IGNORES = """
-import os, signal, time
+import os, signal, sys, time, weakref
 from ltr.runtime import process
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.02)  # the signal is heard here, where Python ignores what is raised
 
 class Dying:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.05)  # the signal is heard here, where Python ignores what is raised
+        if sys.argv[2] == "__del__":
+            die()
 
-process.AGAIN = 0.3
+process.AGAIN = float(sys.argv[1])
 process.begin()
-Dying()
+dying = Dying()
+if sys.argv[2] == "callback":
+    ref = weakref.ref(dying, die)
+del dying
 print("goes on", flush=True)
 time.sleep(30)
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no timer")
-def test_a_signal_that_python_ignores_is_given_again():
-    done = subprocess.run([sys.executable, "-c", IGNORES], capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize(("again", "where"), [("300", "__del__"), ("0.3", "callback")])
+def test_a_signal_that_python_ignores_is_given_again(again, where):
+    command = [sys.executable, "-c", IGNORES, again, where]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (143, "goes on\n")
     assert "error: interrupted; the same command goes on from the last saved epoch" in done.stderr
 

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 import torch
@@ -28,7 +28,9 @@ from ltr.runtime.options import ROOT, split_words
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "matplotlib")
 GO_ON = "interrupted; the same command goes on from the last saved epoch of a training"
-AGAIN = 5.0  # seconds after which a process that was told to end, and has not, is told so again
+# Seconds after which a process that was told to end, and has not, is told so again; while it puts its files in order it
+# is left alone, but where Python ignored the first word it would go on.
+AGAIN, SOON = 5.0, 0.05
 LOST = "another process of this job is gone or stuck; the same command goes on from the last saved epoch"
 
 
@@ -101,15 +103,22 @@ def is_launcher(arguments: Sequence[str]) -> bool:
     return launches or program.suffix != ".py"
 
 
-def stop(number: int, frame: Any, job: distributed.Job) -> None:
-    """End at a signal in one line; and again after a while, as Python ignores what is raised in a `__del__`."""
+def in_finaliser(frame: FrameType | None) -> bool:
+    """Whether a frame is part of a `__del__`, in which Python ignores what is raised."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
+def stop(number: int, frame: FrameType | None, job: distributed.Job) -> None:
+    """End at a signal in one line; and again after a while, as what is raised may be ignored, see `in_finaliser`."""
 
     def leave(*_: Any) -> NoReturn:
         raise SystemExit(128 + number)
 
     if hasattr(signal, "setitimer"):  # not on Windows
         signal.signal(signal.SIGALRM, leave)
-        signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+        signal.setitimer(signal.ITIMER_REAL, SOON if in_finaliser(frame) else AGAIN, AGAIN)
         atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # the interpreter's own end may take its time
     job.end(f"error: {GO_ON}", 128 + number)
 
