@@ -1,5 +1,7 @@
 """The README's five rows, and the sentences of exp/README.md."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 from committed import SHIPPED
@@ -7,7 +9,7 @@ from committed import SHIPPED
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table, table_text
-from ltr.study import headline
+from ltr.study import evidence, headline
 
 FILES = ROOT / "exp" / "results.csv", ROOT / "exp" / "comparison.csv"
 
@@ -127,3 +129,26 @@ def test_other_balanced_kinds_stand_beside_it_and_no_others():
 def test_a_file_that_is_absent_is_one_line(tmp_path):
     with pytest.raises(InputError, match=f"^results: there is no file {tmp_path / 'none.csv'}$"):
         headline.main([str(tmp_path / "none.csv")])
+
+
+def test_numbers_within_sentences_are_those_of_the_files():
+    pages = [" ".join((ROOT / name).read_text("utf-8").split()) for name in ("README.md", "exp/README.md")]
+    results, comparison = map(read_table, FILES)
+    case = SimpleNamespace(settings=SimpleNamespace(out=ROOT / "exp"), base=SimpleNamespace(path=SHIPPED))
+    seeds = evidence.over_seeds(SimpleNamespace(rows=case)).std(axis=1)
+    naive = seeds.index.str.startswith("naive")
+    said = f"by {seeds[~naive].min():.1f} to {seeds[~naive].max():.1f} points, of the naive one by {seeds['naive']:.1f}"
+    assert said in pages[1]
+    first = results[(results.run == results.stage1_run) & (results.selection == "last") & (results.tta == "none")]
+    mixed, alone = first[first.mix == "mixup"], comparison[comparison.method == "first stage alone"]
+    again = alone[alone.stage1_run == mixed.run.item()]["all"].item()
+    assert f"has {mixed['all'].item():.2f} % in `results.csv` and {again:.2f} as" in pages[1]
+    ldam = ROOT / "exp" / "demo_1" / first[first.loss == "ldam-drw"].run.item() / "metrics.csv"
+    learned = pd.read_csv(ldam).set_index("epoch").train_accuracy[160]
+    assert f"{learned:.1f} % of the training images are right" in pages[1]
+    on_gpu = first[(first.device == "NVIDIA H200") & (first.stage1_epochs == 200)]
+    deep, narrow = (on_gpu[on_gpu.backbone == name].seconds for name in ("resnet34", "resnet32"))
+    took = (
+        f"took {deep.mean():.0f} s for 200 epochs and the narrow ResNet-32 {narrow.min():.0f} to {narrow.max():.0f} s"
+    )
+    assert took in pages[0]

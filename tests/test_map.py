@@ -61,6 +61,8 @@ def test_gains_are_paired_and_over_the_cell_that_shares_most():
 
 def test_what_the_map_has_no_axis_for_is_said():
     settings = {"lr": 0.2, "stage1_weight_decay": 5e-4, "batch_size": 64, "stage1_epochs": 40, "schedule": "cosine"}
+    mixed = lr_wd.cell(settings | {"mix": "mixup", "mix_alpha": 0.4}, "mixed")
+    assert mixed["further"] == "mix mixup, mix_alpha 0.4"
     assert lr_wd.cell(settings, "plain")["further"] == ""
     other = lr_wd.cell(settings | {"schedule": "linear", "nesterov": True, "average": "ema", "warm_up": 8}, "other")
     assert (other["further"], other["warm-up"]) == ("schedule linear, nesterov True, average ema", 8)

@@ -1,10 +1,13 @@
 """What MaxNorm does to shipped features, and the sentences that are made of it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+from committed import SHIPPED
 
-from ltr import metrics
+from ltr import metrics, runs
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table, table_text
 from ltr.study import maxnorm, report, sweep
@@ -46,6 +49,17 @@ def test_each_first_stage_has_rows_of_its_own(tmp_path):
     text = report.question_markdown(both)
     assert text.count("first stage ") == 2
     assert report.question_markdown(table) in text
+
+
+def test_norms_are_of_all_first_stages_on_the_same_images():
+    base = runs.Result.read(SHIPPED)
+    case = SimpleNamespace(base=base, naive=None, settings=SimpleNamespace(first_stages=SHIPPED.parent))
+    names = [each.path.name for each in maxnorm.all_alike(case)]
+    assert names[0] == SHIPPED.name
+    assert len(names) == len(set(names))
+    committed = read_table(ROOT / "exp" / "norms.csv")
+    assert sorted(names) == sorted(committed.stage1_run)
+    assert not any(f"_if{factor}_" in name for name in names for factor in (10, 50))  # of other images
 
 
 def test_each_half_is_scaled_by_the_other():

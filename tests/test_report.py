@@ -123,13 +123,15 @@ def test_a_readme_without_marks_is_refused(tmp_path):
 
 
 def test_first_stages_stand_apart_and_those_that_were_balanced_alone_get_a_column_of_the_papers_table():
-    wd, other = results(), results(run="mixed_s0-1", stage1_run="mixed_s0-1", mix="mixup", all=44.0)
+    wd = results(stage1_run="wd_s0-12ab")
+    other = results(run="mixed_s0-1", stage1_run="mixed_s0-1", mix="mixup", all=44.0)
     own = {"stage1_run": wd.run.iloc[0], "mode": "paper"}
     rows = [results(method="CB + WD", run="cb_s0-1", all=48.0, **own)]
     rows.append(results(method="CB + WD", run="cb_s0-2", all=47.0, **own | {"mode": "published"}))
     table = pd.concat([wd, other, *rows])
     first = report.first_stages(table).splitlines()
     assert len(first) == 4
+    assert first[2].split(" | ")[7] == "40.00"  # alone
     assert first[2].split(" | ")[-2].strip() == "48.00"  # tuned
     assert "mixup" in first[3]
     assert first[3].split(" | ")[-2].strip() == ""

@@ -107,6 +107,7 @@ def test_other_networks_saw_the_same_images_and_have_rows_of_their_own(monkeypat
         "other-images": (strong, "b"),
         "other-seed": ({**strong, "seed": 1}, "a"),
         "naive": ({**strong, "stage1_weight_decay": 0.0}, "a"),
+        "second-cutout": ({**strong, "lr": 0.2}, "a"),  # called alike
     }
     l2 = {f"l2-{name}": ({"method": "WD + L2norm", "stage1_run": name}, "a") for name in first if name != "mixup"}
     cb = {
@@ -126,6 +127,7 @@ def test_other_networks_saw_the_same_images_and_have_rows_of_their_own(monkeypat
     assert evidence.others(case) == {
         "Cutout": {"WD": "cutout", "WD + L2norm": "l2-cutout", "CB": "cb-paper"},
         "ResNet-34": {"WD": "deep", "WD + L2norm": "l2-deep"},
+        "second-cutout": {"WD": "second-cutout", "WD + L2norm": "l2-second-cutout"},
     }
 
 

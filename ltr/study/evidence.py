@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -272,25 +273,30 @@ def along_means(case: Evidence, rows: Mapping[str, Row]) -> pd.Series:
     return pd.Series(found)
 
 
-def others(case: Evidence) -> dict[str, dict[str, runs.Result]]:
-    """Other first stages with weight decay that learned from the same images with the same seed, and their tuned rows.
+def told_apart(own: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """What another first stage is called beside a base: by its network, or by how its images were mixed or augmented.
 
-    Those of another network, or whose images were mixed or augmented otherwise, by what they are called; each row by
-    its method, the first stage itself as WD.
+    Empty where it differs in both or in neither, in seed or loss, or has no weight decay.
     """
-    settings, base, found = case.rows.settings, case.rows.base, {}
-    plain = base.config["settings"]
+    deeper, further = own["backbone"] != base["backbone"], not {"mix", "augmentation"}.isdisjoint(own)
+    alike = all(own.get(name) == base.get(name) for name in ("seed", "loss"))
+    if not alike or not own["stage1_weight_decay"] or deeper == further:
+        return ""
+    return NETWORKS.get(own["backbone"], own["backbone"]) if deeper else own["method"]
+
+
+def others(case: Evidence) -> dict[str, dict[str, runs.Result]]:
+    """Other first stages that learned from the same images, see `told_apart`, and their tuned rows.
+
+    By what they are called, or by their folders where several are called alike; each row by its method, the first
+    stage itself as WD. Those without a row are left out.
+    """
+    settings, base, found = case.rows.settings, case.rows.base.config, {}
     for path, config in read_configs(settings.first_stages).items():
-        own = config["settings"]
-        alike = all(own.get(name) == plain.get(name) for name in ("seed", "loss")) and own["stage1_weight_decay"]
-        deeper, further = own["backbone"] != plain["backbone"], {"mix", "augmentation"} & own.keys()
-        if (
-            alike
-            and bool(deeper) != bool(further)
-            and config["data"]["fingerprint"] == base.config["data"]["fingerprint"]
-        ):
-            name = NETWORKS.get(own["backbone"], own["backbone"]) if deeper else own["method"]
-            found[name] = {"WD": runs.Result.read(path), **tuned_rows(settings.out / "demo_2", path.name)}
+        name = told_apart(config["settings"], base["settings"])
+        if name and config["data"]["fingerprint"] == base["data"]["fingerprint"]:
+            rows = tuned_rows(settings.out / "demo_2", path.name)
+            found[path.name if name in found else name] = {"WD": runs.Result.read(path), **rows}
     return {name: rows for name, rows in found.items() if len(rows) > 1}
 
 

@@ -300,8 +300,7 @@ def table_2(results: pd.DataFrame) -> str:
 
 # ---- first stages
 
-
-BALANCED = {
+ONCE_BALANCED = {
     "WD + L2norm": "L2norm",
     "WD + tau-norm": "tau-norm",
     "CB + WD": "CB & WD",
@@ -314,7 +313,7 @@ def first_stage_line(rows: pd.DataFrame) -> list[str]:
     alone, decay = rows[rows.run == rows.stage1_run], rows.stage1_weight_decay.iloc[0]
     how = [f"{rows.imbalance_factor.iloc[0]:g}", f"{training(rows)}, weight decay {decay:g}", str(alone.seed.nunique())]
     tuned = rows[rows["mode"] == "paper"]
-    later = [tuned[tuned.method == method]["all"] for method in BALANCED]
+    later = [tuned[tuned.method == method]["all"] for method in ONCE_BALANCED]
     figures = [cell(alone[name]) for name in (*metrics.GROUPS, "all", "ece")]
     return [*how, *figures, *(cell(values) if len(values) else "" for values in later)]
 
@@ -329,12 +328,10 @@ def first_stages(results: pd.DataFrame) -> str:
         for rows in trained.values():
             kinds = [own for _, own in rows.groupby(["imbalance_factor", "stage1_weight_decay"])]
             lines += [[network, *first_stage_line(own)] for own in reversed(kinds)]
+    if not lines:
+        return ""
     head = ["network", "imbalance factor", "first stage", "seeds", *metrics.GROUPS, "all", "ECE"]
-    return (
-        in_markdown(pd.DataFrame(lines, columns=[*head, *(f"all, {name}" for name in BALANCED.values())]))
-        if lines
-        else ""
-    )
+    return in_markdown(pd.DataFrame(lines, columns=[*head, *(f"all, {name}" for name in ONCE_BALANCED.values())]))
 
 
 # ---- the released notebooks beside ours
