@@ -97,6 +97,8 @@ tables: .venv/.installed
 	$(BIN)/python -m ltr report $(TABLES) --readme exp/README.md
 	$(BIN)/python -m ltr headline exp/results.csv exp/comparison.csv --readme README.md
 	$(BIN)/python -m ltr headline exp/results.csv exp/comparison.csv --readme exp/README.md
+	$(BIN)/python -m ltr costs exp/results.csv exp/comparison.csv exp/benchmarks.csv --readme README.md
+	$(BIN)/python -m ltr costs exp/results.csv exp/comparison.csv exp/benchmarks.csv --readme exp/README.md
 
 clean:
 	rm -rf build .venv

@@ -20,6 +20,7 @@ COMMANDS = {
     "maxnorm": "what MaxNorm does, and whether a radius is more than a temperature",
     "report": "tables of results, benchmarks and comparisons",
     "headline": "the five rows that the README begins with",
+    "costs": "accuracy beside minutes and arithmetic, and beside the released code's",
     "doctor": "what this machine makes of the job, in a minute",
     "bench": "time this package beside a plain reference",
 }

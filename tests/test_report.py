@@ -263,6 +263,24 @@ def test_a_comparison_has_a_table_for_each_first_stage():
     assert "mixup" not in naive
 
 
+def test_seeds_that_one_network_tuned_are_one_table_of_means():
+    rows = [
+        COMPARISON | {"method": method, "all": accuracy + 2 * seed, "seed": seed, "validation": 50.0}
+        | {"stage1_run": f"run-{seed}", "first stage": f"run-{seed}"}
+        for seed in (0, 1)
+        for method, accuracy in (("first stage alone", 30.0), ("CB", 40.0))
+    ]  # fmt: skip
+    told = report.comparison_markdown(pd.DataFrame(rows))
+    assert told.count("**cifar100") == 1
+    assert "first stage run-0, run-1 ·" in told
+    cells = [line.split(" | ")[5] for line in told.splitlines() if line.startswith(("| CB", "| first stage alone"))]
+    assert cells == [f"41.00 ± {2**0.5:.2f}", f"31.00 ± {2**0.5:.2f}"]
+    assert "1 of 2 lie within a point" in told
+    assert "tuning network has 50.00 % of the held-out images, the first stage 31.00 % of the test" in told
+    other = pd.DataFrame([COMPARISON | {"stage1_run": "run-2", "first stage": "run-2", "tuned_on": "other images"}])
+    assert report.comparison_markdown(pd.concat([pd.DataFrame(rows), other])).count("**cifar100") == 2
+
+
 def test_methods_without_any_figure_are_a_sentence_with_their_options():
     blank = dict.fromkeys(["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"], NAN)
     rows = [

@@ -89,8 +89,12 @@ def titles(found: dict[str, pd.DataFrame]) -> dict[str, str]:
 
 
 def beside(rows: pd.DataFrame, place: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Other kinds of first stages that were balanced on the same images, by what a column of theirs is called."""
+    """Other kinds of first stages that were balanced on the same images, by what a column of theirs is called.
+
+    Those that learned for less long have no column; `ltr costs` has them, beside what they take.
+    """
     same = where(rows, **{name: place[name] for name in ("dataset", "imbalance_factor", "profile")})
+    same = same[same.stage1_epochs >= place["stage1_epochs"]]
     others = [other for other in networks(same).to_dict("records") if not len(where(pd.DataFrame([other]), **place))]
     return {f"{report.NETWORKS[own['backbone']]}, {report.training(pd.DataFrame([own]))}": own for own in others}
 

@@ -514,43 +514,59 @@ def held_out_and_test(rows: pd.DataFrame) -> str:
     alone = where(rows, method="first stage alone").reindex(columns=["validation", "all"]).dropna()
     if alone.empty:
         return ""
-    chose, tested = alone.iloc[0]
+    chose, tested = alone.mean()
     held_out = f" Alone, the tuning network has {chose:.2f} % of the held-out images"
     return f"{held_out}, the first stage {tested:.2f} % of the test."
 
 
+def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a method, the best first: means over the first stages' seeds, and in `text`, beside each, their cells."""
+    groups = rows.fillna({"hyper-parameters": "", "source": ""}).groupby(
+        ["method", "hyper-parameters", "source", "published"], dropna=False, sort=False
+    )
+    measures = [name for name in COMPARED if name != "published"]
+    means = groups[measures].mean().join(groups[["first stage"]].first())
+    texts = groups[measures].agg(cell).add_suffix(" text")
+    return means.join(texts).reset_index().sort_values("all", ascending=False, kind="stable")
+
+
+def comparison_said(merged: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """What the methods on one kind of first stage come to, in sentences; nothing where none was measured."""
+    known = merged.dropna(subset=["all", "few", "ECE", "first stage"])
+    own = tuple(rows.stage1_run.unique())
+    known = known[known["first stage"].str.startswith(own)]  # not another network that stands beside them
+    if known.empty:
+        return ""
+    near, few, sure = int((known["all"] > known["all"].max() - 1).sum()), known.few.idxmax(), known.ECE.idxmin()
+    said = f"\n{near} of {len(known)} lie within a point of the best; few-shot accuracy is highest with "
+    said += f"{known.method[few]} ({known.few[few]:.2f} %), the calibration error smallest with "
+    return said + f"{known.method[sure]} ({known.ECE[sure]:.2f} %).{held_out_and_test(rows)}\n"
+
+
 def comparison_part(rows: pd.DataFrame) -> str:
-    """The methods on one first stage under its protocol, the best first."""
-    first, rows = rows.iloc[0], rows.sort_values("all", ascending=False, kind="stable")
-    shown = rows[["method", "hyper-parameters", *COMPARED, "source"]].fillna({"hyper-parameters": "", "source": ""})
-    silent = shown["hyper-parameters"].str.startswith(NOT_MEASURED) & shown.published.isna()
-    options = shown["hyper-parameters"][silent].str.removeprefix(f"{NOT_MEASURED}: ")
-    absent = [f"{method} (`{option}`)" for method, option in zip(shown.method[silent], options, strict=True)]
-    shown = shown[~silent].copy()
-    for name in COMPARED:
-        shown[name] = shown[name].map(metrics.percent)
-    shown["published"] = rows.published[~silent].map(partial(or_dash, form=".1f"))  # as most of the sources have it
+    """The methods on one kind of first stage under its protocol, the best first."""
+    first, merged = rows.iloc[0], over_seeds(rows)
+    silent = merged["hyper-parameters"].str.startswith(NOT_MEASURED) & merged.published.isna()
+    options = merged["hyper-parameters"][silent].str.removeprefix(f"{NOT_MEASURED}: ")
+    absent = [f"{method} (`{option}`)" for method, option in zip(merged.method[silent], options, strict=True)]
+    shown = merged[~silent]
+    shown = shown.assign(published=shown.published.map(partial(or_dash, form=".1f")))  # as most of the sources have it
+    shown = shown[["method", "hyper-parameters", *(f"{name} text" for name in COMPARED[:-1]), "published", "source"]]
     words = [
         f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs:g} "
         f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}**",
-        f"first stage {first.stage1_run}",
+        f"first stage {', '.join(rows.stage1_run.unique())}",
         "last epoch, plain test, in %",
         *(f"tuned on {images}" for images in rows.tuned_on.dropna().head(1)),
     ]
     note = f"\nNot measured; `python -m ltr sweep` trains the network: {', '.join(absent)}.\n" if absent else ""
-    known = rows.dropna(subset=["all", "few", "ECE", "first stage"])
-    known = known[known["first stage"].str.startswith(first.stage1_run)]  # not another network that stands beside them
-    said = ""
-    if len(known):
-        near, few, sure = int((known["all"] > known["all"].max() - 1).sum()), known.few.idxmax(), known.ECE.idxmin()
-        said = f"\n{near} of {len(known)} lie within a point of the best; few-shot accuracy is highest with "
-        said += f"{known.method[few]} ({known.few[few]:.2f} %), the calibration error smallest with "
-        said += f"{known.method[sure]} ({known.ECE[sure]:.2f} %).{held_out_and_test(known)}\n"
-    return f"{' · '.join(words)}\n\n{in_markdown(shown)}{said}{note}"
+    table = in_markdown(shown.rename(columns=lambda name: name.removesuffix(" text")))
+    return f"{' · '.join(words)}\n\n{table}{comparison_said(merged, rows)}{note}"
 
 
 def comparison_markdown(table: pd.DataFrame) -> str:
-    """Every method of `compare.assemble`, the measured ones first by their accuracy; one table a first stage.
+    """Every method of `compare.assemble`, the measured ones first by their accuracy; one table a kind of first stage,
+    whose seeds were all tuned on the same network.
 
     What is not measured has no first stage of its own, and stands in the first table of a network alone: that of the
     most epochs and the largest weight decay.
@@ -558,7 +574,9 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     parts = []
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"]):
         order = network.sort_values(["stage1_epochs", "stage1_weight_decay"], ascending=False, kind="stable")
-        first, *others = (rows for _, rows in order.groupby("stage1_run", sort=False))
+        tuned = order.groupby("stage1_run").tuned_on.transform("first").fillna(order.stage1_run)
+        kinds = order.groupby([tuned, "stage1_epochs", "stage1_weight_decay"], sort=False)
+        first, *others = (rows for _, rows in kinds)
         parts += [first, *(rows[rows["first stage"].notna()] for rows in others)]
     return "\n".join(comparison_part(rows) for rows in parts if len(rows))
 
