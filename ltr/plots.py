@@ -35,6 +35,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
 from ltr.metrics import GROUPS
@@ -79,6 +80,7 @@ FRAME: dict[str, Any] = {"fill": False, "edgecolor": COLORS[1], "linewidth": 2} 
 
 CLASS_AXIS = "class, from common to rare"
 NAMED = 10  # classes at each end of an axis that have their names
+LINE = 1 / 23  # of a heat map's side, which a name beside it takes
 ACCURACY_AXIS = "accuracy (%)"
 NO_CLASS, DIVERGED = "no class in this group", "training diverged"
 SWEEP_TICKS = 8  # so many values of a swept setting have each its own tick
@@ -175,18 +177,46 @@ def _class_ticks(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
+def _class_names(counts: pd.DataFrame) -> list[str]:
+    """As a figure has them, from common to rare."""
+    return [_literal(name).replace("_", " ") for name in _common_to_rare(counts)["name"]]
+
+
 def _name_classes(axes: Axes, counts: pd.DataFrame) -> None:
     """Names of the commonest and the rarest classes, numbers between them; without names numbers alone."""
     if "name" not in counts or len(counts) < 3:
         _class_ticks(axes.xaxis)
         return
-    names = [_literal(name).replace("_", " ") for name in _common_to_rare(counts)["name"]]
+    names = _class_names(counts)
     shown = ends(range(len(names)), NAMED)
     between = [place for place in range(0, len(names), 20) if NAMED + 3 < place < len(names) - NAMED - 3]
     places = sorted({*shown, *between})
     axes.set_xticks(places, [names[place] if place in shown else str(place) for place in places])
     for place, label in zip(places, axes.get_xticklabels(), strict=True):
         label.set(rotation=90 if place in shown else 0, size=6.5 if place in shown else 8)
+
+
+def _name_lines(axes: Axes, axis: Axis, counts: pd.DataFrame | None) -> None:
+    """The same for a heat map's classes, common ones at its top or left: names stand apart, each joined to its line."""
+    if counts is None or "name" not in counts or len(counts) < 3:
+        _class_ticks(axis)
+        return
+    names, upright = _class_names(counts), axis is axes.yaxis
+    classes = len(names)
+    apart, look = max(1.0, classes * LINE), {"labelsize": 5.5, "labelrotation": 0 if upright else 90}
+    shown = np.array(ends(range(classes), NAMED))
+    rank = np.minimum(shown, classes - 1 - shown)  # from its end
+    room = np.maximum(rank, (rank + 0.5) * apart - 0.5)
+    spots = np.where(shown == rank, room, classes - 1 - room)
+    axis.set_ticks(spots, [names[place] for place in shown])
+    axis.set_tick_params(length=0, pad=10, **look)
+    away = (-9 / 72, 0) if upright else (0, -9 / 72)  # inches
+    outside = axes.transAxes + ScaledTranslation(*away, axes.figure.dpi_scale_trans)
+    arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.6", "shrinkA": 0, "shrinkB": 0}
+    for pair in zip(shown, spots, strict=True):
+        shares = [(place + 0.5) / classes for place in pair]
+        start, end = ((0, 1 - share) if upright else (share, 0) for share in shares)
+        axes.annotate("", start, end, xycoords=axes.transAxes, textcoords=outside, arrowprops=arrow)
 
 
 def _log_ticks(axis: Axis) -> None:
@@ -558,15 +588,18 @@ def weight_rays(norms: dict[str, np.ndarray], epoch: int) -> Figure:
 
 
 @_styled
-def norm_evolution(norms: dict[str, np.ndarray], shared: bool = True, first_epoch: int = 1) -> Figure:
+def norm_evolution(
+    norms: dict[str, np.ndarray], shared: bool = True, first_epoch: int = 1, counts: pd.DataFrame | None = None
+) -> Figure:
     """Heat map of the norms of the classifier's rows, epoch by class, one panel a model (paper, figure 2).
 
     Args:
         norms: model -> [E, C], the norm of each class's weights after each epoch, common classes first.
         shared: one colour scale for all panels; otherwise each panel has its own bar.
         first_epoch: the epoch of row 0.
+        counts: see `class_counts`, for the names of the commonest and rarest classes; None for numbers.
     """
-    fig, panels = _epoch_panels(list(norms), (4.8, 2.8), (2.6, 2.2), CLASS_AXIS, 4)
+    fig, panels = _epoch_panels(list(norms), (4.8, 2.9), (2.6, 2.7), CLASS_AXIS, 4)
     top = _largest(norms.values())
     label = "norm of the class's weights"
     for values, axes in zip(norms.values(), panels, strict=True):
@@ -577,7 +610,10 @@ def norm_evolution(norms: dict[str, np.ndarray], shared: bool = True, first_epoc
         image = axes.imshow(values.T, aspect="auto", extent=extent, **look, **limits)
         if _largest([values]) is None:
             _say(axes, DIVERGED)
-        _class_ticks(axes.yaxis)
+        if axes.get_subplotspec().is_first_col():
+            _name_lines(axes, axes.yaxis, counts)
+        else:
+            axes.tick_params(axis="y", length=0)
         if not shared:
             fig.colorbar(image, ax=axes, label=label if axes.get_subplotspec().is_last_col() else "")
     if shared:
@@ -851,7 +887,7 @@ def landscape(
 
 
 @_styled
-def confusion(matrix: np.ndarray, group_edges: Sequence[int]) -> Figure:
+def confusion(matrix: np.ndarray, group_edges: Sequence[int], counts: pd.DataFrame | None = None) -> Figure:
     """Confusion matrix, each row scaled to 100 %, with lines between many, medium and few.
 
     The colour scale grows with the square root, since most confusions are far rarer than the hits.
@@ -859,10 +895,11 @@ def confusion(matrix: np.ndarray, group_edges: Sequence[int]) -> Figure:
     Args:
         matrix: [C, C] numbers of test images, true class by predicted class, common classes first.
         group_edges: the class at which medium starts and the one at which few starts.
+        counts: see `class_counts`, for the names of the commonest and rarest classes; None for numbers.
     """
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(100.0 * matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
-    fig, axes = plt.subplots(figsize=(5.2, 4.4))
+    fig, axes = plt.subplots(figsize=(5.6, 4.8))
     norm = PowerNorm(0.5, vmin=0, vmax=100)
     image = axes.imshow(shares, cmap="viridis", norm=norm, interpolation="nearest")
     for edge in group_edges:
@@ -873,8 +910,8 @@ def confusion(matrix: np.ndarray, group_edges: Sequence[int]) -> Figure:
         if end > first:
             axes.text((first + end - 1) / 2, 1.01, group, transform=above, ha="center", size=8)
     axes.set(xlabel=f"predicted {CLASS_AXIS}", ylabel=f"true {CLASS_AXIS}")
-    _class_ticks(axes.xaxis)
-    _class_ticks(axes.yaxis)
+    for axis in (axes.xaxis, axes.yaxis):
+        _name_lines(axes, axis, counts)
     bar = fig.colorbar(image, ax=axes, label="share of the class's test images (%)")
     bar.set_ticks([0, 1, 5, 10, 25, 50, 100])
     return fig

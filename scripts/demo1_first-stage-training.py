@@ -311,7 +311,7 @@ chapter.claim(
 matrix = naive.predictions.confusion[np.ix_(order, order)]
 groups = classes["group"].to_numpy()[order]
 edges = [int((groups == "many").sum()), int((groups != "few").sum())]
-chapter.show(plots.confusion(matrix, edges), "demo1_confusion.png")
+chapter.show(plots.confusion(matrix, edges, classes), "demo1_confusion.png")
 few_rows = matrix[groups == "few"]
 if few_rows.size:
     elsewhere = 100 * few_rows[:, groups != "few"].sum() / few_rows.sum()
@@ -456,7 +456,8 @@ if table is not None:
 
 evolution = {result.label: result.norms[:, order] for result in both}
 chapter.show(
-    plots.norm_evolution(evolution, shared=False, first_epoch=0), "demo1_norm-evolution.png"
+    plots.norm_evolution(evolution, shared=False, first_epoch=0, counts=classes),
+    "demo1_norm-evolution.png",
 )
 early = max(1, settings.epochs // 20)
 along = np.corrcoef(naive.norms[early], np.log(counts))[0, 1]

@@ -355,7 +355,8 @@ chapter.claim(
 # Epoch by epoch, common classes on top; epoch 0 is the first stage's classifier:
 
 evolution = {name.replace(" + ", " & "): each.norms[:, order] for name, each in learned.items()}
-chapter.show(plots.norm_evolution(evolution, first_epoch=0), "demo2_norm-evolution.png")
+figure = plots.norm_evolution(evolution, first_epoch=0, counts=classes)
+chapter.show(figure, "demo2_norm-evolution.png")
 limited = learned["CB + MaxNorm"]
 radius = limited.summary["max_norm"]
 start, end = (limited.norms[epoch] > 0.999 * radius for epoch in (1, -1))

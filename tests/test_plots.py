@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 
 from ltr import metrics, plots
 
@@ -236,6 +236,25 @@ def test_classes_at_both_ends_have_their_names_and_those_between_numbers():
     ends = [rf"class {k} \$x\$" for k in (*range(10), *range(90, 100))]
     assert labels == [*ends[:10], "20", "40", "60", "80", *ends[10:]]
     assert not [tick for tick in plots.class_counts(about).axes[0].get_xticklabels() if "class" in tick.get_text()]
+
+
+@pytest.mark.parametrize("size", [100, 40, 7])
+def test_names_beside_a_heat_map_stand_apart_in_order_and_are_joined_to_their_lines(size):
+    counts = np.geomspace(500, 5, size).astype(int)
+    about = pd.DataFrame({"class_index": range(size), "count": counts, "name": [f"c_{k}" for k in range(size)]})
+    about = about.sample(frac=1, random_state=0)  # any order will do
+    maps = plots.confusion(np.eye(size), [2, 4], about), plots.norm_evolution({"x": np.ones((3, size))}, counts=about)
+    for axes in (fig.axes[0] for fig in maps):
+        places = plots.ends(range(size), 10)
+        assert [tick.get_text() for tick in axes.get_yticklabels()] == [f"c {k}" for k in places]
+        spots = axes.yaxis.get_ticklocs()
+        assert np.diff(spots).min() > 0.99 * max(1, plots.LINE * size)
+        assert -0.5 < spots[0] < spots[-1] < size - 0.5
+        lines = [mark.xy[1] for mark in axes.texts if isinstance(mark, Annotation) and mark.xy[0] == 0]
+        assert lines == pytest.approx([1 - (k + 0.5) / size for k in places])
+    assert [tick.get_text() for tick in maps[0].axes[0].get_xticklabels()] == [f"c {k}" for k in places]
+    plain = plots.confusion(np.eye(size), [2, 4]).axes[0]
+    assert not [tick for tick in plain.get_yticklabels() if "c" in tick.get_text()]
 
 
 def test_differences_are_those_of_the_named_model():

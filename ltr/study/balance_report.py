@@ -48,13 +48,18 @@ def picture(figure: Figure, caption: str) -> str:
     return f'<figure><img alt="{text}" src="data:image/png;base64,{png}"><figcaption>{text}</figcaption></figure>'
 
 
+def class_table(result: Balanced) -> pd.DataFrame:
+    """Index, name, training images and group of each class, as figures take them."""
+    counts = result.class_counts
+    table = {"name": result.names, "count": counts, "group": metrics.group_of(counts)}
+    return pd.DataFrame({"class_index": range(len(counts)), **table})
+
+
 def class_figure(result: Balanced) -> str:
     """Accuracy of each class, before and after."""
-    table = result.per_class
-    shared = {"class_index": range(len(table)), "count": table["training images"]}
+    counts = class_table(result)
     found = {name: each.by_class for name, each in both(result).items()}
-    parts = [pd.DataFrame({"model": name, **shared, "accuracy": by_class}) for name, by_class in found.items()]
-    counts = pd.DataFrame({**shared, "group": table["group"]})
+    parts = [counts[["class_index", "count"]].assign(model=name, accuracy=own) for name, own in found.items()]
     caption = "Accuracy by class: each point is a class, lines are moving averages."
     return picture(plots.per_class_accuracy(pd.concat(parts), counts), caption)
 
@@ -65,7 +70,7 @@ def confusion_figure(result: Balanced, name: str) -> str:
     matrix = both(result)[name].confusion[np.ix_(order, order)]
     group = metrics.group_of(result.class_counts[order])
     edges = [int((group == "many").sum()), int((group != "few").sum())]
-    return picture(plots.confusion(matrix, edges), f"Confusion {name}.")
+    return picture(plots.confusion(matrix, edges, class_table(result)), f"Confusion {name}.")
 
 
 def both(result: Balanced) -> dict[str, Predictions]:
