@@ -78,6 +78,12 @@ def test_seeds_are_means_and_other_images_have_no_row():
     assert len(table) == len(costs.table_of(results, comparison, benchmarks))
 
 
+def test_other_choices_of_images_have_no_row():
+    results, comparison, benchmarks = tables()
+    chosen = results.assign(further=results.further.fillna("") + "choice random")
+    assert len(costs.table_of(chosen, comparison, benchmarks)) == len(list(costs.released()))
+
+
 def test_what_is_absent_is_one_line(tmp_path):
     with pytest.raises(InputError, match="^comparison: there is no file"):
         costs.main([str(FILES[0]), str(tmp_path / "none.csv"), str(FILES[2])])

@@ -277,8 +277,11 @@ def test_seeds_that_one_network_tuned_are_one_table_of_means():
     assert cells == [f"41.00 ± {2**0.5:.2f}", f"31.00 ± {2**0.5:.2f}"]
     assert "1 of 2 lie within a point" in told
     assert "tuning network has 50.00 % of the held-out images, the first stage 31.00 % of the test" in told
-    other = pd.DataFrame([COMPARISON | {"stage1_run": "run-2", "first stage": "run-2", "tuned_on": "other images"}])
-    assert report.comparison_markdown(pd.concat([pd.DataFrame(rows), other])).count("**cifar100") == 2
+    for differs in ({"tuned_on": "other images"}, {"further": "choice random"}, {"stage1_epochs": 40}):
+        other = pd.DataFrame([COMPARISON | {"stage1_run": "run-2", "first stage": "run-2"} | differs])
+        apart = report.comparison_markdown(pd.concat([pd.DataFrame(rows), other]))
+        assert apart.count("**cifar100") == 2
+        assert ("decay 0.005, choice random**" in apart) == ("further" in differs)
 
 
 def test_methods_without_any_figure_are_a_sentence_with_their_options():

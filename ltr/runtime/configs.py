@@ -65,8 +65,8 @@ def differing(configs: Sequence[Config]) -> str:
     return ", ".join(found) or "their images"
 
 
-def named_run(folder: Path, name: str) -> Path:
-    """The folder of the first-stage run of this name.
+def named_run(folder: Path, name: str, option: str = "--stage1") -> Path:
+    """The folder of the first-stage run of this name, which the option gives.
 
     Raises:
         InputError: there is no such finished run; the message names the one of the nearest name.
@@ -74,6 +74,6 @@ def named_run(folder: Path, name: str) -> Path:
     here = [run.name for run in finished_runs(folder)]
     if name not in here:
         raise InputError(
-            f"--stage1: must be a finished run in {folder}, got {clip(name)}{nearest(Path(name).name, here)}"
+            f"{option}: must be a finished run in {folder}, got {clip(name)}{nearest(Path(name).name, here)}"
         )
     return folder / name

@@ -4,8 +4,9 @@
     python -m ltr compare --preset paper --backbone resnet32 --imbalance-factor 100 [--figures build/figures]
 
 The first command trains a network without the held-out images: below `<out>/tuning`, `--tuning-epochs` where its
-epochs differ. On its features, and scored by the held-out images, each method's setting is chosen. Then each is
-fitted once, with this setting, on the features of the first stage's full run in `<out>/demo_1`, and tested once.
+epochs differ; `--tuned-on` names another run there, as for a base that learned from other images of the classes. On its
+features, and scored by the held-out images, each method's setting is chosen. Then each is fitted once, with this
+setting, on the features of the first stage's full run in `<out>/demo_1`, and tested once.
 Where there is no full run, the tuning network is the one tested, and the column `first stage` says so. The table
 goes to `<out>/comparison.csv`, every setting that was tried to `<out>/tuning/comparison.csv`. All other
 options are the second script's, but for those that are tuned. Methods that train a whole network stand below, with
@@ -30,11 +31,12 @@ from ltr.balance import absolute, describe
 from ltr.errors import InputError
 from ltr.methods import BALANCERS, Balancer, Setting, suitable
 from ltr.recipes import Recipe
+from ltr.runtime import configs
 from ltr.runtime.options import flag, folder, option, short, whole
 from ltr.runtime.process import check_writable
 from ltr.runtime.storage import update_table
 from ltr.second_stage import FrozenFeatures
-from ltr.settings import MOST, FirstStage, SecondStage
+from ltr.settings import MOST, SHIPPED, FirstStage, SecondStage
 from ltr.settings import WHOLE_NETWORK as NAMES
 from ltr.study import published
 from ltr.study.report import NOT_MEASURED
@@ -205,6 +207,36 @@ class Comparison(SecondStage):
         told = {name: value for name, value in told.items() if name not in ("test_every", "seed")}
         return runs.find(self.out / "tuning" / "demo_1", told, data.describe()["fingerprint"])
 
+    def named_tuning_network(self) -> tuple[runs.Result, datasets.LongTailed]:
+        """See `tuning_network`: the run that `--tuned-on` names, which may have learned from other images of a class.
+
+        Raises:
+            InputError: there is no such run, it saw the held-out images, or it is of another network or other classes.
+        """
+        run = runs.Result.read(configs.named_run(self.out / "tuning" / "demo_1", self.tuned_on, "--tuned-on"))
+        told = run.config["settings"]
+        if not told["hold_out"]:
+            raise InputError(f"--tuned-on: must be a run that was trained with --hold-out, {self.tuned_on} was not")
+        data = datasets.load(**self.data | {name: told[name] for name in ("choice", "seed", "hold_out")})
+        wanted = {"backbone": self.backbone, "imbalance_factor": self.imbalance_factor, "profile": self.profile}
+        if differs := configs.differences(run.config, wanted, data.for_tuning().describe()["fingerprint"]):
+            key, have, value = differs[0]
+            raise InputError(f"--tuned-on: must be a run with {key} {value}, {self.tuned_on} has {have}")
+        return run, data
+
+    def tuning_network(self, base: runs.Result | None) -> tuple[runs.Result, datasets.LongTailed]:
+        """The run that settings are chosen on, and its images with those that it never saw held out.
+
+        Args:
+            base: the run that is tested, where it was named.
+        """
+        if self.tuned_on not in (None, SHIPPED):
+            return self.named_tuning_network()
+        epochs, data = self.tuning_epochs or self.stage1_epochs, datasets.load(**self.data)
+        if base:
+            return self.find_tuned_like(base, epochs, data.for_tuning()), data
+        return self.find(self.out / "tuning" / "demo_1", epochs, self.hold_out, data.for_tuning()), data
+
     def features(self, run: runs.Result, data: datasets.LongTailed) -> FrozenFeatures:
         """Features of a run's network on a set, in the paper's mode."""
         model = models.restore(self.backbone, len(data.class_counts), run.weights(), self.device)
@@ -230,16 +262,14 @@ def first_stages(settings: Comparison) -> Stages:
     """Find the network to tune on and the one to test.
 
     Raises:
-        InputError: no network was trained without the held-out images.
+        InputError: no network was trained without the held-out images, or the named one does not fit.
     """
-    full, cut = (datasets.load(**settings.data | {"hold_out": k}) for k in (0, settings.hold_out))
-    epochs, tuning = settings.tuning_epochs or settings.stage1_epochs, cut.for_tuning()
+    full = datasets.load(**settings.data | {"hold_out": 0})
     folder, fingerprint, run = settings.out / "demo_1", full.describe()["fingerprint"], None
     if settings.stage1:
         run = runs.find_base(folder, settings.stage1, settings.base_settings | {"hold_out": 0}, fingerprint)
-        tuned = settings.find_tuned_like(run, epochs, tuning)
-    else:
-        tuned = settings.find(settings.out / "tuning" / "demo_1", epochs, settings.hold_out, tuning)
+    tuned, cut = settings.tuning_network(run)
+    tuning = cut.for_tuning()
     held_out = settings.features(tuned, tuning)
     try:
         run = run or settings.find(folder, settings.stage1_epochs, 0, full)
@@ -249,7 +279,7 @@ def first_stages(settings: Comparison) -> Stages:
         run, final, name = tuned, settings.features(tuned, cut), f"{tuned.path.name} ({NO_FULL_RUN})"
         final.passes = held_out.passes  # the same network on the same training images
     protocol = {column: run.config["settings"][column] for column in PROTOCOL}
-    protocol |= {"dataset": full.name, "stage1_run": run.path.name}
+    protocol |= {"dataset": full.name, "stage1_run": run.path.name, "further": runs.further(run.config["settings"])}
     protocol |= {"tuned_on": f"{len(tuning.test)} held-out images, {tuned.path.name}", "first stage": name}
     return Stages(held_out, final, tuned, run, fingerprint, protocol)
 
@@ -292,7 +322,7 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
     rows += [protocol | absent_row(name) for name in absent]
     for row in rows:
         row["published"], row["source"] = others.get(row["method"], (np.nan, ""))
-    first = [*(name for name in KEY if name in protocol), "method", "hyper-parameters", *FIGURES]
+    first = [*(name for name in (*KEY, "further") if name in protocol), "method", "hyper-parameters", *FIGURES]
     first += ["published", "source", "validation", "seconds", "tuned_on", "first stage"]
     return pd.DataFrame(rows)[list(dict.fromkeys((*first, *rows[0])))]
 

@@ -88,10 +88,12 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame, benchmarks: pd.Dat
     """
     firsts = report.headline(results)
     firsts = firsts[firsts.run == firsts.stage1_run]
+    firsts = firsts[~firsts["first further"].astype(str).str.contains("choice")]  # other images than everyone's
     compared = report.where(comparison, dataset="cifar100", imbalance_factor=100, profile="exp")
     compared = compared[compared.tuned_on.notna() & (compared.stage1_weight_decay > 0)]
+    compared = compared[compared.stage1_run.isin(firsts.run)]
     kinds = [(firsts[firsts.run.isin(own.stage1_run)], own) for _, own in compared.groupby("tuned_on")]
-    kinds = sorted((kind for kind in kinds if len(kind[0])), key=lambda kind: kind[0].stage1_epochs.iloc[0])
+    kinds.sort(key=lambda kind: kind[0].stage1_epochs.iloc[0])
     lines = [line(own, first, benchmarks) for first, own in kinds]
     return pd.DataFrame([*released(), *lines], columns=HEAD)
 

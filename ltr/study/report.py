@@ -552,9 +552,10 @@ def comparison_part(rows: pd.DataFrame) -> str:
     shown = merged[~silent]
     shown = shown.assign(published=shown.published.map(partial(or_dash, form=".1f")))  # as most of the sources have it
     shown = shown[["method", "hyper-parameters", *(f"{name} text" for name in COMPARED[:-1]), "published", "source"]]
+    further = f", {first.further}" if first.further else ""
     words = [
         f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs:g} "
-        f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}**",
+        f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}{further}**",
         f"first stage {', '.join(rows.stage1_run.unique())}",
         "last epoch, plain test, in %",
         *(f"tuned on {images}" for images in rows.tuned_on.dropna().head(1)),
@@ -575,7 +576,10 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"]):
         order = network.sort_values(["stage1_epochs", "stage1_weight_decay"], ascending=False, kind="stable")
         tuned = order.groupby("stage1_run").tuned_on.transform("first").fillna(order.stage1_run)
-        kinds = order.groupby([tuned, "stage1_epochs", "stage1_weight_decay"], sort=False)
+        further = order["further"].fillna("") if "further" in order else ""
+        kinds = order.assign(tuned=tuned, further=further).groupby(
+            ["tuned", "stage1_epochs", "stage1_weight_decay", "further"], sort=False
+        )
         first, *others = (rows for _, rows in kinds)
         parts += [first, *(rows[rows["first stage"].notna()] for rows in others)]
     return "\n".join(comparison_part(rows) for rows in parts if len(rows))

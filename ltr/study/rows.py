@@ -261,9 +261,9 @@ class Rows:
         self.sources.maps.clear()
 
 
-def check_none_chosen(arguments: Sequence[str]) -> None:
-    """Raises InputError where an option gives what held-out images are about to choose."""
-    for word in {flag(name) for name in (*CHOSEN - {"lr"}, "tuned_on")} & {word.split("=")[0] for word in arguments}:
+def check_none_chosen(arguments: Sequence[str], also: Sequence[str] = ()) -> None:
+    """Raises InputError where an option gives what held-out images are about to choose; some commands name others."""
+    for word in {flag(name) for name in (*CHOSEN - {"lr"}, *also)} & {word.split("=")[0] for word in arguments}:
         raise InputError(f"{word}: must not be given, as the held-out images choose it")
 
 

@@ -133,7 +133,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed, or the first stage saw the images that would choose.
     """
-    check_none_chosen(arguments)
+    check_none_chosen(arguments, ["tuned_on"])
     settings = SecondStage.of_command(arguments)
     if not settings.hold_out:
         raise InputError("--stage1: must be a run that was trained with --hold-out, got one that saw all images")
