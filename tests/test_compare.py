@@ -202,6 +202,13 @@ def test_settings_do_not_depend_on_the_tested_network_or_its_images(held_out, fi
 
 
 @pytest.mark.seconds
+def test_a_network_chooses_the_same_for_bases_of_any_seed(held_out, final):
+    names = {name: BALANCERS[name] for name in ("CB", "cRT")}
+    _, tried = compare.compare(held_out, final, RECIPE, names)
+    _, other = compare.compare(held_out, Gaussians(seed=5), dataclasses.replace(RECIPE, seed=5), names)
+    pd.testing.assert_frame_equal(tried, other)
+
+
 def test_settings_do_depend_on_the_held_out_labels(held_out, final):
     before, _ = compare.compare(held_out, final, RECIPE)
     held_out.test_labels = np.repeat(0, len(held_out.test_labels))  # all of the commonest class

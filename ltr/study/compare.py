@@ -105,8 +105,9 @@ def measure(
 ) -> tuple[dict[str, Any], pd.DataFrame, metrics.Predictions]:
     """A method's row of `compare`, all settings that were tried, and what it says of the test images."""
     start = time.perf_counter()
-    setting, tried = tune(method, held_out, recipe)
-    (classifier,) = method.fit(models.copy_classifier(final.model), final, recipe, [setting])
+    setting, tried = tune(method, held_out, dataclasses.replace(recipe, seed=held_out.seed))
+    own = dataclasses.replace(recipe, seed=final.seed)
+    (classifier,) = method.fit(models.copy_classifier(final.model), final, own, [setting])
     made = metrics.Predictions.of(final.test_logits(classifier, 0), final.test_labels)
     figures, words = figures_of(made, final.class_counts), describe(setting, recipe)
     row = {"hyper-parameters": f"{words}, diverged" if np.isnan(figures["all"]) else words, **figures}
@@ -126,7 +127,7 @@ def compare(
     Args:
         held_out: features on `for_tuning()` data, of a network that did not train on the held-out images.
         final: features on the data to test on, of the network to report. No setting depends on its test labels.
-        recipe: what the trained methods share; its loss is the class-balanced one.
+        recipe: what the trained methods share; its loss is the class-balanced one, its seed the features' own.
         figures: a folder for reliability diagrams, each method beside the first one.
 
     Returns:
@@ -238,9 +239,12 @@ class Comparison(SecondStage):
         return self.find(self.out / "tuning" / "demo_1", epochs, self.hold_out, data.for_tuning()), data
 
     def features(self, run: runs.Result, data: datasets.LongTailed) -> FrozenFeatures:
-        """Features of a run's network on a set, in the paper's mode."""
+        """Features of a run's network on a set, in the paper's mode and drawn by the run's own seed: whatever base a
+        network chooses for, it chooses the same.
+        """
         model = models.restore(self.backbone, len(data.class_counts), run.weights(), self.device)
-        return FrozenFeatures(model, data, self.device, "paper", self.batch_size, self.seed, self.engine)
+        seed = run.config["settings"]["seed"]
+        return FrozenFeatures(model, data, self.device, "paper", self.batch_size, seed, self.engine)
 
 
 @dataclass(frozen=True)
