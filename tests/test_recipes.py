@@ -56,6 +56,19 @@ def test_the_laptops_schedule_is_the_best_of_its_cells_once_balanced():
     assert laptop["average"] == "none"
 
 
+def test_the_laptops_second_stage_is_what_its_own_network_chose_on_held_out_images():
+    schedule = read_table(ROOT / "exp" / "tuning" / "laptop.csv").query("further == 'schedule linear'").run.iloc[0]
+    table = read_table(ROOT / "exp" / "tuning" / "comparison.csv")
+    chosen = table[table.stage1_run.eq(schedule) & table.chosen.eq(True)].set_index("method")
+    told = SecondStage.parse(["--preset", "laptop"])
+    best = chosen.loc["CB + WD + MaxNorm"]
+    assert (told.weight_decay, told.lr) == (best["weight decay"], best.lr)
+    assert told.weight_decay == chosen["weight decay"]["CB + WD"]
+    assert told.tau == chosen.tau["tau-norm"]
+    norm = 2.1717  # of that network's rows, on average
+    assert told.max_norm == pytest.approx(best["radius / mean norm"] * norm, abs=0.005)
+
+
 def test_what_a_preset_says_wins_over_what_suits_a_network():
     assert FirstStage.parse("--preset laptop --backbone resnet34".split()).weight_decay == 5e-4
     assert SecondStage.parse("--preset demo --backbone resnet34".split()).tau == 0.75
