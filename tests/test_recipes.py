@@ -121,7 +121,8 @@ def test_committed_runs_are_found_by_the_same_names(path):
     config = json.loads(path.read_text("utf-8"))
     asked = config["settings"]
     names = ["dataset", "imbalance_factor", "profile", "backbone", "lr", "batch_size", "test_every", "seed"]
-    names += [name for name in ("loss", "mix", "mix_alpha", "augmentation", "sampling") if name in asked]
+    later = "schedule", "warm_up", "choice", "loss", "mix", "mix_alpha", "augmentation", "sampling"
+    names += [name for name in later if name in asked]
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(asked[name]))]
     settings = FirstStage.parse(["--preset", "paper", *words, "--epochs", str(asked["stage1_epochs"])])
     key = settings.run_key("WD" if asked["stage1_weight_decay"] else "naive", asked["stage1_weight_decay"])
