@@ -29,7 +29,7 @@ import pandas as pd
 from ltr import metrics, plots, recipes, regularizers
 from ltr.methods import METHODS, of_loss
 from ltr.settings import SecondStage
-from ltr.study import evidence, published, report
+from ltr.study import evidence, paper_tables, published
 from ltr.study.chapter import Chapter, difference, show_table, table_at, take_aways, tuning
 
 settings = SecondStage.read(options)
@@ -693,7 +693,7 @@ names = "epoch of the second stage", "test accuracy (%)"
 chapter.show(plots.lines(history, "epoch", "test_accuracy", *names), "study_epochs.png")
 
 
-added = report.counting_gains(written, [result.path.name for result in learned.values()])
+added = paper_tables.counting_gains(written, [result.path.name for result in learned.values()])
 show_table(added, f"points over all classes, of the {len(learned)} rows that learn here")
 head = case.found[headline]
 plain, both = head.accuracy()["all"], head.accuracy("best_test", "flip")["all"]

@@ -10,7 +10,7 @@ from committed import SHIPPED
 from ltr import metrics, runs
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table, table_text
-from ltr.study import maxnorm, report, sweep
+from ltr.study import maxnorm, other_tables, sweep
 
 
 def drawn(size: int = 4000) -> tuple[np.ndarray, np.ndarray]:
@@ -46,9 +46,9 @@ def test_each_first_stage_has_rows_of_its_own(tmp_path):
     maxnorm.main([*words, *asked])
     both = read_table(tmp_path / maxnorm.NAME)
     assert both.stage1_run.value_counts().to_dict() == {"another": len(table), table.stage1_run[0]: len(table)}
-    text = report.question_markdown(both)
+    text = other_tables.question_markdown(both)
     assert text.count("first stage ") == 2
-    assert report.question_markdown(table) in text
+    assert other_tables.question_markdown(table) in text
 
 
 def test_norms_are_of_all_first_stages_on_the_same_images():
@@ -95,7 +95,7 @@ def settings(gains: list[float], nats: list[float]) -> list[pd.DataFrame]:
 
 
 def test_sentences_count_what_lies_beyond_two_errors():
-    text = report.answer(settings([0.5, -3.0, 2.5], [0.1, 0.0, -0.5]))
+    text = other_tables.answer(settings([0.5, -3.0, 2.5], [0.1, 0.0, -0.5]))
     assert "accuracy, points**: -3.00 to +2.50; more than two standard errors above none in 1 of 3" in text
     assert "nats**: -0.500 to +0.100; more than two standard errors above none in 0 of 3 settings, below in 1." in text
     assert "no more than a temperature** in 1 of 3 settings" in text

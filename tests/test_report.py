@@ -8,7 +8,7 @@ from ltr import methods, runs
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table
-from ltr.study import bench, published, report
+from ltr.study import bench, cells, other_tables, paper_tables, published, report
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 NAN = float("nan")
@@ -26,7 +26,7 @@ def results(**columns) -> pd.DataFrame:
 
 
 def test_a_row_shows_ours_and_the_papers_figure():
-    text = report.markdown(results())
+    text = paper_tables.markdown(results())
     assert (
         "| WD | 0.005 |  |  | 70.00 | 40.00 | – | 40.00 | – | – | – | 5.00 |  | 1 | 76.94 / 44.28 / 12.17 / 46.08 |"
         in text
@@ -35,20 +35,22 @@ def test_a_row_shows_ours_and_the_papers_figure():
 
 def test_seeds_become_mean_and_deviation():
     both = pd.concat([results(), results(seed=1, all=42.0)])
-    assert "41.00 ± 1.41" in report.markdown(both)
-    assert "| 2 | 76.94 / 44.28" in report.markdown(both)
+    assert "41.00 ± 1.41" in paper_tables.markdown(both)
+    assert "| 2 | 76.94 / 44.28" in paper_tables.markdown(both)
 
 
 def test_other_settings_are_other_models_and_never_averaged():
     tuned = {"method": "CB + WD", "mode": "paper", "loss": "cb-ce"}
-    text = report.markdown(pd.concat([results(weight_decay=d, all=a, **tuned) for d, a in ((0.1, 40.0), (0.2, 42.0))]))
+    text = paper_tables.markdown(
+        pd.concat([results(weight_decay=d, all=a, **tuned) for d, a in ((0.1, 40.0), (0.2, 42.0))])
+    )
     assert "40.00" in text
     assert "42.00" in text
     assert "41.00" not in text
 
 
 def test_a_seed_that_comes_twice_is_shown_run_by_run():
-    text = report.markdown(pd.concat([results(), results(run="wd_s0-34cd", all=42.0)]))
+    text = paper_tables.markdown(pd.concat([results(), results(run="wd_s0-34cd", all=42.0)]))
     assert "| WD 12ab |" in text
     assert "| WD 34cd |" in text
     assert "41.00" not in text
@@ -59,11 +61,11 @@ def test_the_released_radius_may_differ_between_seeds():
         results(method="CB + MaxNorm", mode="released", max_norm=r, max_norm_every="epoch", seed=i, run=f"x-{i}")
         for i, r in enumerate((0.3, 0.4))
     ]
-    assert "| CB + MaxNorm (released code) | 0.005 |  | 0.35 |" in report.markdown(pd.concat(rows))
+    assert "| CB + MaxNorm (released code) | 0.005 |  | 0.35 |" in paper_tables.markdown(pd.concat(rows))
 
 
 def test_a_run_without_an_end_of_its_own_is_shown_by_its_name():
-    text = report.markdown(pd.concat([results(run="007"), results(run="1e3")]))
+    text = paper_tables.markdown(pd.concat([results(run="007"), results(run="1e3")]))
     assert "| WD 007 |" in text
     assert "| WD 1e3 |" in text
 
@@ -78,7 +80,7 @@ def counted(values: tuple[float, float, float, float], **columns) -> pd.DataFram
 
 
 def test_the_headline_is_the_last_epoch_on_plain_images_and_the_other_ways_stand_beside_it():
-    text = report.markdown(counted((40.0, 41.0, 42.0, 43.0)))
+    text = paper_tables.markdown(counted((40.0, 41.0, 42.0, 43.0)))
     assert text.count("| WD |") == 1
     assert "| 40.00 | 41.00 | 42.00 | 43.00 | 5.00 |" in text
 
@@ -91,14 +93,14 @@ def test_what_the_ways_of_counting_add_is_taken_run_by_run():
             counted((10.0, 99.0, 99.0, 99.0), run="stranger"),
         ]
     )
-    gains = report.counting_gains(table, ["a", "b"])
+    gains = paper_tables.counting_gains(table, ["a", "b"])
     assert gains.loc["mirrored images"].tolist() == ["+2.00", "+1.00", "+3.00"]
     assert gains.loc["best epoch on the test set"].tolist() == ["+0.25", "+0.00", "+0.50"]
     assert gains.loc["both"].tolist() == ["+2.50", "+2.00", "+3.00"]
 
 
 def test_other_sets_have_no_published_figure():
-    assert "paper" not in report.markdown(results(dataset="synthetic"))
+    assert "paper" not in paper_tables.markdown(results(dataset="synthetic"))
 
 
 def test_the_readme_is_rewritten_between_its_marks(tmp_path):
@@ -129,18 +131,20 @@ def test_first_stages_stand_apart_and_those_that_were_balanced_alone_get_a_colum
     rows = [results(method="CB + WD", run="cb_s0-1", all=48.0, **own)]
     rows.append(results(method="CB + WD", run="cb_s0-2", all=47.0, **own | {"mode": "published"}))
     table = pd.concat([wd, other, *rows])
-    first = report.first_stages(table).splitlines()
+    first = paper_tables.first_stages(table).splitlines()
     assert len(first) == 4
     assert first[2].split(" | ")[7] == "40.00"  # alone
     assert first[2].split(" | ")[-2].strip() == "48.00"  # tuned
     assert "mixup" in first[3]
     assert first[3].split(" | ")[-2].strip() == ""
-    assert "mixup" not in report.table_1(table) + report.table_2(table) + report.table_of_released(table)
-    assert "mixup" in report.table_1(pd.concat([wd, other]))  # where none was, all are shown
+    assert "mixup" not in paper_tables.table_1(table) + paper_tables.table_2(table) + paper_tables.table_of_released(
+        table
+    )
+    assert "mixup" in paper_tables.table_1(pd.concat([wd, other]))  # where none was, all are shown
 
 
 def test_table_1_has_every_row_and_says_what_is_not_measured():
-    lines = report.table_1(pd.concat([results(), results(seed=1, all=42.0)])).splitlines()
+    lines = paper_tables.table_1(pd.concat([results(), results(seed=1, all=42.0)])).splitlines()
     assert len(lines) == 2 + 17
     assert "| WD | 46.08 | 41.00 ± 1.41 |" in lines
     assert "| naive | 38.38 | not measured |" in lines
@@ -154,13 +158,13 @@ def test_table_1_has_a_column_for_tuned_and_published_values_and_the_released_mo
     modes = [
         results(method="CB + WD", mode=m, all=a) for m, a in (("paper", 3.0), ("published", 2.0), ("released", 1.0))
     ]
-    assert "| CB + WD | 52.42 | 3.00 | 2.00 | 1.00 |" in report.table_1(pd.concat(modes))
+    assert "| CB + WD | 52.42 | 3.00 | 2.00 | 1.00 |" in paper_tables.table_1(pd.concat(modes))
 
 
 def test_a_tuned_value_that_is_the_published_one_needs_no_second_cell():
-    text = report.table_1(results(method="CB + WD", mode="paper", weight_decay=0.1))
+    text = paper_tables.table_1(results(method="CB + WD", mode="paper", weight_decay=0.1))
     assert "| CB + WD | 52.42 | 40.00 |\n" in text
-    text = report.table_1(results(method="naive + tau-norm", tau=1.0))
+    text = paper_tables.table_1(results(method="naive + tau-norm", tau=1.0))
     assert "| naive + tau-norm | 42.00 | 40.00 |\n" in text
 
 
@@ -168,13 +172,13 @@ def test_tau_normalisation_of_the_naive_network_has_a_tuned_and_a_published_cell
     both = [
         results(method="naive + tau-norm", mode=m, tau=t, all=a) for m, t, a in ((None, 0.5, 3), ("published", 1, 2))
     ]
-    assert "| naive + tau-norm | 42.00 | 3.00 | 2.00 |\n" in report.table_1(pd.concat(both))
+    assert "| naive + tau-norm | 42.00 | 3.00 | 2.00 |\n" in paper_tables.table_1(pd.concat(both))
 
 
 def test_table_1_averages_no_different_settings_and_sets_ways_of_training_side_by_side():
     both = [results(method="CB + WD", mode="paper", weight_decay=d, all=a) for d, a in ((0.2, 40.0), (0.3, 42.0))]
     shorter = results(method="CB + WD", mode="paper", stage1_epochs=8, all=1.0)
-    head, *lines = report.table_1(pd.concat([shorter, *both])).splitlines()
+    head, *lines = paper_tables.table_1(pd.concat([shorter, *both])).splitlines()
     assert head.index("ResNet-32, 60 epochs, 1 seed: tuned") < head.index("ResNet-32, 8 epochs, 1 seed: tuned")
     assert "| CB + WD | 52.42 | 40.00 / 42.00 | 1.00 |" in "\n".join(lines)
 
@@ -196,33 +200,33 @@ def of_two_first_stages() -> pd.DataFrame:
 
 def test_first_stages_that_were_trained_in_other_ways_stand_apart():
     table = of_two_first_stages()
-    plain, mixed = report.markdown(table).split("**cifar100")[1:]
+    plain, mixed = paper_tables.markdown(table).split("**cifar100")[1:]
     assert "60 epochs at 0.1, batch 128, mixup, autoaugment+cutout**" in mixed + plain
     both = [(text.count("| WD |"), "41.00 ± 1.41" in text, "46.00 ± 1.41" in text) for text in (plain, mixed)]
     assert sorted(both) == [(1, False, False), (1, True, True)]
-    head, *lines = report.table_1(table).splitlines()
+    head, *lines = paper_tables.table_1(table).splitlines()
     assert "narrow ResNet-32, 60 epochs at 0.1, batch 128, 2 seeds: tuned |" in head
     assert "narrow ResNet-32, 60 epochs at 0.1, batch 128, mixup, autoaugment+cutout, 1 seed: tuned |" in head
     assert "| WD | 46.08 | 41.00 ± 1.41 | 50.00 |" in lines
-    assert "| WD | 46.08 / 52.71 / 66.03 | 41.00 ± 1.41 | 50.00 |" in report.table_2(table)
-    assert report.table_of_released(table).splitlines()[0].count("batch 128") == 2
+    assert "| WD | 46.08 / 52.71 / 66.03 | 41.00 ± 1.41 | 50.00 |" in paper_tables.table_2(table)
+    assert paper_tables.table_of_released(table).splitlines()[0].count("batch 128") == 2
 
 
 def test_table_1_averages_the_released_radius_over_seeds():
     rows = [
         results(method="CB + MaxNorm", mode="released", max_norm=r, seed=i, all=10.0 + i) for i, r in enumerate((1, 2))
     ]
-    assert "| 10.50 ± 0.71 |" in report.table_1(pd.concat(rows))
+    assert "| 10.50 ± 0.71 |" in paper_tables.table_1(pd.concat(rows))
 
 
 def test_table_1_takes_its_data_alone():
-    for table in (report.table_1, report.table_2, report.table_of_released):
+    for table in (paper_tables.table_1, paper_tables.table_2, paper_tables.table_of_released):
         assert table(results(dataset="synthetic")) == ""
-    assert report.table_1(results(imbalance_factor=50.0)) == ""
+    assert paper_tables.table_1(results(imbalance_factor=50.0)) == ""
 
 
 def test_table_2_has_the_measured_imbalance_factors_in_a_cell():
-    lines = report.table_2(pd.concat([results(), results(imbalance_factor=10.0, all=60.0)])).splitlines()
+    lines = paper_tables.table_2(pd.concat([results(), results(imbalance_factor=10.0, all=60.0)])).splitlines()
     assert "| WD | 46.08 / 52.71 / 66.03 | 40.00 / 60.00 |" in lines
     assert "| naive | 38.38 / 43.99 / 57.31 | – / – |" in lines
     assert len(lines) == 2 + 7
@@ -231,7 +235,7 @@ def test_table_2_has_the_measured_imbalance_factors_in_a_cell():
 def test_the_released_numbers_stand_beside_ours_in_their_protocol():
     ours = counted((31.0, 32.0, 33.0, 34.0), method="CB + WD + MaxNorm", mode="released", few=20.0)
     ours = pd.concat([ours, counted((51.0, 52.0, 53.0, 54.0), method="CB + WD + MaxNorm", mode="paper", run="other")])
-    lines = report.table_of_released(ours).splitlines()
+    lines = paper_tables.table_of_released(ours).splitlines()
     theirs = "| CB + WD + MaxNorm | 72.2 / 49.6 / 34.9 / 53.1 | 51.83 |"
     assert f"{theirs} 70.00 / 40.00 / 20.00 / 34.00 | 31.00 |" in lines
     assert f"| WD + L2norm | 77.0 / 50.3 / 21.6 / 51.0 | – |{2 * ' not measured |'}" in lines
@@ -253,7 +257,7 @@ def test_a_comparison_has_a_table_for_each_first_stage():
         for i, decay in enumerate((0.005, 0.0))
         for method, accuracy, run in kinds
     ]
-    decayed, naive = report.comparison_markdown(pd.DataFrame(rows)).split("**cifar100")[1:]
+    decayed, naive = other_tables.comparison_markdown(pd.DataFrame(rows)).split("**cifar100")[1:]
     assert "stage-1 weight decay 0.005** · first stage run-0 ·" in decayed
     assert "| 40.00 |" in decayed
     assert "| mixup |" in decayed
@@ -270,7 +274,7 @@ def test_seeds_that_one_network_tuned_are_one_table_of_means():
         for seed in (0, 1)
         for method, accuracy in (("first stage alone", 30.0), ("CB", 40.0))
     ]  # fmt: skip
-    told = report.comparison_markdown(pd.DataFrame(rows))
+    told = other_tables.comparison_markdown(pd.DataFrame(rows))
     assert told.count("**cifar100") == 1
     assert "first stage run-0, run-1 ·" in told
     cells = [line.split(" | ")[5] for line in told.splitlines() if line.startswith(("| CB", "| first stage alone"))]
@@ -279,7 +283,7 @@ def test_seeds_that_one_network_tuned_are_one_table_of_means():
     assert "tuning network has 50.00 % of the held-out images, the first stage 31.00 % of the test" in told
     for differs in ({"tuned_on": "other images"}, {"further": "choice random"}, {"stage1_epochs": 40}):
         other = pd.DataFrame([COMPARISON | {"stage1_run": "run-2", "first stage": "run-2"} | differs])
-        apart = report.comparison_markdown(pd.concat([pd.DataFrame(rows), other]))
+        apart = other_tables.comparison_markdown(pd.concat([pd.DataFrame(rows), other]))
         assert apart.count("**cifar100") == 2
         assert ("decay 0.005, choice random**" in apart) == ("further" in differs)
 
@@ -292,7 +296,7 @@ def test_methods_without_any_figure_are_a_sentence_with_their_options():
         COMPARISON | blank | {"method": "L2norm", "hyper-parameters": "does not suit a cosine classifier"},
         COMPARISON | blank | {"method": "LDAM", "hyper-parameters": "not measured: --loss ldam-drw", "published": 42.0},
     ]
-    told = report.comparison_markdown(pd.DataFrame(rows))
+    told = other_tables.comparison_markdown(pd.DataFrame(rows))
     assert told.endswith("\nNot measured; `python -m ltr sweep` trains the network: mixup (`--mix mixup`).\n")
     assert "| L2norm | does not suit a cosine classifier | – |" in told
     assert "| LDAM | not measured: --loss ldam-drw | – |" in told
@@ -322,7 +326,7 @@ def with_and_without(seed: int, plain: float, limited: float, fired: float = 0.2
 
 def test_the_gain_of_max_norm_is_taken_seed_by_seed():
     both = pd.concat([with_and_without(0, 40.0, 40.5), with_and_without(1, 30.0, 30.1, fired=0.75)])
-    (row,) = report.max_norm_gains(both, "max-0").to_dict("records")
+    (row,) = paper_tables.max_norm_gains(both, "max-0").to_dict("records")
     assert row == {
         "model": "CB + WD + MaxNorm (tuned)", "radius": "1.000", "projected": "after each step",
         "fired (% of checks)": "50.00", "all, with": "35.30", "all, without": "35.00",
@@ -332,10 +336,10 @@ def test_the_gain_of_max_norm_is_taken_seed_by_seed():
 
 def test_the_gain_of_max_norm_is_of_one_first_stage_and_one_weight_decay():
     own = with_and_without(0, 40.0, 40.5)
-    strangers = [with_and_without(1, 1.0, 2.0, **{name: 7}) for name in (*report.SET[1:], "stage1_weight_decay")]
+    strangers = [with_and_without(1, 1.0, 2.0, **{name: 7}) for name in (*paper_tables.SET[1:], "stage1_weight_decay")]
     rest = [results(method="CB + MaxNorm", mode="paper", loss="cb-ce", max_norm=1.0, max_norm_every="step", run="x")]
     rest += [own.iloc[:1].assign(weight_decay=0.1, all=9.0), own.assign(tta="flip"), own.assign(selection="best_test")]
-    (row,) = report.max_norm_gains(pd.concat([own, *strangers, *rest]), "max-0").to_dict("records")
+    (row,) = paper_tables.max_norm_gains(pd.concat([own, *strangers, *rest]), "max-0").to_dict("records")
     assert (row["gain"], row["seeds"], row["±"]) == ("+0.50", 1, "–")
 
 
@@ -343,15 +347,15 @@ def test_a_published_radius_is_compared_with_the_tuned_rows_plain_counterpart():
     pair = with_and_without(0, 40.0, 40.5, weight_decay=0.0)
     pair = pair.assign(method=["CB", "CB + MaxNorm"])
     published = pair.iloc[1:].assign(mode="published", max_norm=0.4, all=38.0, run="published")
-    table = report.max_norm_gains(pd.concat([pair, published]), "max-0").set_index("model")
+    table = paper_tables.max_norm_gains(pd.concat([pair, published]), "max-0").set_index("model")
     assert table.gain.to_dict() == {"CB + MaxNorm (tuned)": "+0.50", "CB + MaxNorm (published values)": "-2.00"}
 
 
 def test_what_max_norm_adds_stands_in_a_table_a_network():
-    text = report.max_norm_table(with_and_without(0, 40.0, 40.5))
+    text = paper_tables.max_norm_table(with_and_without(0, 40.0, 40.5))
     assert "**narrow ResNet-32, 60 epochs, 1 seed**" in text
     assert "| CB + WD + MaxNorm (tuned) | 1.000 | after each step | 25.00 | 40.50 | 40.00 | +0.50 | – | 1 |" in text
-    assert report.max_norm_table(results()) == ""
+    assert paper_tables.max_norm_table(results()) == ""
 
 
 # ---- numbers that are not there
@@ -365,8 +369,13 @@ def test_a_group_without_classes_is_a_dash_in_every_table():
         for method, mode in (("WD", None), ("CB + WD", "paper"), ("CB + WD + MaxNorm", "released"))
     ]
     table = pd.concat([*rows, with_and_without(0, 40.0, 40.5, few=NAN)]).assign(few=NAN)
-    made = [report.markdown(table), report.table_1(table), report.table_2(table), report.table_1(table, 10)]
-    made += [report.table_of_released(table), report.max_norm_table(table)]
+    made = [
+        paper_tables.markdown(table),
+        paper_tables.table_1(table),
+        paper_tables.table_2(table),
+        paper_tables.table_1(table, 10),
+    ]
+    made += [paper_tables.table_of_released(table), paper_tables.max_norm_table(table)]
     assert all(made)
     assert not [text for text in made if "nan" in text.replace("WD", "")]
     assert "| WD | 0.005 |  |  | 70.00 | 40.00 | – | 60.00 | 61.00 | – | – | 5.00 |" in made[0]
@@ -374,24 +383,24 @@ def test_a_group_without_classes_is_a_dash_in_every_table():
 
 def test_seeds_that_diverged_are_left_out_and_counted():
     values = [pd.Series(values) for values in ([40.0, NAN], [40.0, 42.0, NAN], [NAN, NAN], [40.0], [NAN])]
-    assert list(map(report.cell, values)) == [
+    assert list(map(cells.cell, values)) == [
         "40.00 (1 of 2 seeds)", "41.00 ± 1.41 (2 of 3 seeds)", "–", "40.00", "–",
     ]  # fmt: skip
 
 
 def test_a_gain_of_a_diverged_seed_is_none():
     both = pd.concat([with_and_without(0, 40.0, 40.5), with_and_without(1, 30.0, NAN)])
-    (row,) = report.max_norm_gains(both, "max-0").to_dict("records")
+    (row,) = paper_tables.max_norm_gains(both, "max-0").to_dict("records")
     assert (row["all, with"], row["all, without"], row["gain"], row["seeds"]) == ("40.50", "40.00", "+0.50", 1)
-    (row,) = report.max_norm_gains(with_and_without(0, 40.0, NAN), "max-0").to_dict("records")
+    (row,) = paper_tables.max_norm_gains(with_and_without(0, 40.0, NAN), "max-0").to_dict("records")
     assert (row["all, with"], row["gain"], row["±"], row["seeds"]) == ("–", "–", "–", 0)
-    assert "nan" not in report.max_norm_table(with_and_without(0, NAN, NAN))
+    assert "nan" not in paper_tables.max_norm_table(with_and_without(0, NAN, NAN))
 
 
 def test_ways_of_counting_that_are_not_there_add_a_dash():
     plain = results(run="a")
-    assert (report.counting_gains(plain, ["a"]) == "–").all(axis=None)
-    assert (report.counting_gains(plain, ["b"]) == "–").all(axis=None)
+    assert (paper_tables.counting_gains(plain, ["a"]) == "–").all(axis=None)
+    assert (paper_tables.counting_gains(plain, ["b"]) == "–").all(axis=None)
 
 
 def test_a_table_without_rows_makes_no_table(tmp_path):
@@ -400,7 +409,7 @@ def test_a_table_without_rows_makes_no_table(tmp_path):
 
 
 def test_a_comparison_may_be_of_diverged_methods_alone():
-    text = report.comparison_markdown(pd.DataFrame([COMPARISON | {"all": NAN, "few": NAN, "tuned_on": NAN}]))
+    text = other_tables.comparison_markdown(pd.DataFrame([COMPARISON | {"all": NAN, "few": NAN, "tuned_on": NAN}]))
     assert "nan" not in text
     assert "| CB |  | 1.00 | 1.00 | – | – | 1.00 |" in text
 
@@ -410,7 +419,7 @@ def test_a_comparison_may_be_of_diverged_methods_alone():
     [(0.12345, "0.123"), (1234.5, "1,234"), (float("nan"), "")],
 )
 def test_measured_numbers_have_three_digits(value, shown):
-    assert report.rounded(value) == shown
+    assert cells.rounded(value) == shown
 
 
 # ---- the paper's rows
@@ -418,11 +427,13 @@ def test_measured_numbers_have_three_digits(value, shown):
 
 def test_the_rows_that_are_tuned_are_those_with_a_value_to_choose():
     untuned = {"naive", "WD", "WD + L2norm", "CE + L2norm", "CB", "CB + L2norm"}
-    assert {method for method in published.TABLE_1 if not report.is_tuned(method)} == untuned
+    assert {method for method in published.TABLE_1 if not paper_tables.is_tuned(method)} == untuned
 
 
 def test_the_counterpart_without_max_norm_differs_by_it_alone():
-    limited = {method: report.without_max_norm(method) for method in methods.METHODS if report.has_max_norm(method)}
+    limited = {
+        method: paper_tables.without_max_norm(method) for method in methods.METHODS if paper_tables.has_max_norm(method)
+    }
     assert limited == {
         "CE + MaxNorm": None,
         "CE + WD + MaxNorm": "CE + WD",
@@ -485,7 +496,7 @@ def test_speed_is_told_in_sentences_with_the_features_that_it_needs():
         {**shared, "what": bench.GRID, "ours_s": 20, "reference_s": 1000, "ratio": 50},
         {**shared, "what": bench.BALANCE.format("all"), "backbone": "9 x 5", "ours_s": 90, "peak_mb": 1500},
     ]
-    told = report.benchmark_markdown(pd.DataFrame(rows, columns=bench.COLUMNS))
+    told = other_tables.benchmark_markdown(pd.DataFrame(rows, columns=bench.COLUMNS))
     assert "- resnet32 on cpu (x): an epoch takes 4.0 s, of the reference 12.0 s.\n" in told
     assert "a ratio of 50; the features take 30 s, with them the ratio is 20.\n" in told
     assert "- 9 x 5 on cpu (x): `balance` with `all` methods takes 1.5 minutes and 1.5 GB for 100 embeddings.\n" in told

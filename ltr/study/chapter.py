@@ -24,7 +24,7 @@ from ltr.runtime import distributed, process
 from ltr.runtime.storage import read_table
 from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage, SecondStage
-from ltr.study.report import where
+from ltr.study.cells import where
 from ltr.study.rows import Rows, open_rows, tuned_like
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]

@@ -39,7 +39,7 @@ from ltr.second_stage import FrozenFeatures
 from ltr.settings import MOST, SHIPPED, FirstStage, SecondStage
 from ltr.settings import WHOLE_NETWORK as NAMES
 from ltr.study import published
-from ltr.study.report import NOT_MEASURED
+from ltr.study.cells import NOT_MEASURED
 from ltr.study.rows import check_none_chosen
 
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]

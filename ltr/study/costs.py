@@ -17,7 +17,7 @@ from ltr.errors import InputError
 from ltr.metrics import percent
 from ltr.runtime.options import Parser, file
 from ltr.runtime.storage import read_table, write_text
-from ltr.study import published, report
+from ltr.study import cells, paper_tables, published, report
 from ltr.study.bench import FEATURES, STAGE_1, epoch_flops
 
 ALONE = "first stage alone"
@@ -70,8 +70,8 @@ def line(rows: pd.DataFrame, firsts: pd.DataFrame, benchmarks: pd.DataFrame) -> 
     """
     first = firsts.iloc[0]
     chosen = rows.groupby("method", sort=False).validation.mean().idxmax()
-    alone, balanced = (report.cell(rows[rows.method == name]["all"]) for name in (ALONE, chosen))
-    words = f"{report.NETWORKS[first.backbone]}, {report.training(firsts)}, {report.seeds(rows)}"
+    alone, balanced = (cells.cell(rows[rows.method == name]["all"]) for name in (ALONE, chosen))
+    words = f"{paper_tables.NETWORKS[first.backbone]}, {paper_tables.training(firsts)}, {cells.seeds(rows)}"
     cost = [petaflops(first.backbone, first.stage1_epochs), *minutes(benchmarks, first)]
     return [words, *cost, alone, balanced, chosen]
 
@@ -86,10 +86,10 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame, benchmarks: pd.Dat
     Returns:
         text, of columns `HEAD`; accuracies in percent.
     """
-    firsts = report.headline(results)
+    firsts = paper_tables.headline(results)
     firsts = firsts[firsts.run == firsts.stage1_run]
     firsts = firsts[~firsts["first further"].astype(str).str.contains("choice")]  # other images than everyone's
-    compared = report.where(comparison, dataset="cifar100", imbalance_factor=100, profile="exp")
+    compared = cells.where(comparison, dataset="cifar100", imbalance_factor=100, profile="exp")
     compared = compared[compared.tuned_on.notna() & (compared.stage1_weight_decay > 0)]
     compared = compared[compared.stage1_run.isin(firsts.run)]
     kinds = [(firsts[firsts.run.isin(own.stage1_run)], own) for _, own in compared.groupby("tuned_on")]
@@ -109,9 +109,10 @@ def main(arguments: Sequence[str]) -> None:
         parser.add_argument(name, type=file, help=f"a {name}.csv")
     parser.add_argument("--readme", type=file, help="a file whose table is written anew")
     options = parser.parse_args(arguments)
+    of = [*paper_tables.SET, "stage1_run"]
     needs = {
-        "results": [*report.SET, "stage1_run", "run", "selection", "tta"],
-        "comparison": [*report.SET, "stage1_run", "stage1_weight_decay", "method", "all", "validation", "tuned_on"],
+        "results": [*of, "run", "selection", "tta"],
+        "comparison": [*of, "stage1_weight_decay", "method", "all", "validation", "tuned_on"],
         "benchmarks": ["what", "backbone", "images", "device", "ours_s"],
     }
     for name in needs:
@@ -121,4 +122,4 @@ def main(arguments: Sequence[str]) -> None:
     if options.readme is None:
         print(table.set_index("network").to_string())
     else:
-        write_text(options.readme, report.replaced(options.readme, {"costs": report.in_markdown(table)}))
+        write_text(options.readme, report.replaced(options.readme, {"costs": cells.in_markdown(table)}))

@@ -19,7 +19,8 @@ from ltr.runtime.storage import read_table
 from ltr.second_stage import Features
 from ltr.stack import Grid
 from ltr.study import maxnorm, published
-from ltr.study.report import BASE, NETWORKS, SETTINGS, has_max_norm, headline, where, without_max_norm
+from ltr.study.cells import where
+from ltr.study.paper_tables import BASE, NETWORKS, SETTINGS, has_max_norm, headline, without_max_norm
 from ltr.study.rows import Rows
 
 AS_IT_IS_AND_SCALED = {

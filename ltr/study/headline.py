@@ -21,13 +21,14 @@ from ltr.metrics import percent, with_dashes
 from ltr.runtime.options import Parser, file
 from ltr.runtime.storage import read_table, write_text
 from ltr.second_stage import FEATURES
-from ltr.study import published, report
-from ltr.study.report import block, in_markdown, replaced, where
+from ltr.study import cells, paper_tables, published
+from ltr.study.cells import in_markdown, where
+from ltr.study.report import block, replaced
 
 BEST = "CB + WD + MaxNorm"
 ADJUSTED = "logit adjustment"
 MEASURES = ("many", "medium", "few", "all", "ece")
-PLACE = [*report.BASE, "stage1_weight_decay"]
+PLACE = [*paper_tables.BASE, "stage1_weight_decay"]
 HEAD = ["model", "many", "medium", "few", "all", "ECE"]
 
 
@@ -43,7 +44,7 @@ def network(rows: pd.DataFrame, stage1: Sequence[str] = ()) -> dict[str, Any]:
     """The kind of first stage that the rows are of; seeds do not tell kinds apart.
 
     Args:
-        rows: of `report.headline`.
+        rows: of `paper_tables.headline`.
         stage1: names of its runs; none where there is one kind alone.
 
     Raises:
@@ -60,7 +61,7 @@ def chosen(rows: pd.DataFrame, comparison: pd.DataFrame | None, place: dict[str,
     """The five rows of one kind of first stage.
 
     Args:
-        rows: of `report.headline`.
+        rows: of `paper_tables.headline`.
         comparison: of comparison.csv, which logit adjustment is in; None to go without.
         place: see `network`.
     """
@@ -96,7 +97,8 @@ def beside(rows: pd.DataFrame, place: dict[str, Any]) -> dict[str, dict[str, Any
     same = where(rows, **{name: place[name] for name in ("dataset", "imbalance_factor", "profile")})
     same = same[same.stage1_epochs >= place["stage1_epochs"]]
     others = [other for other in networks(same).to_dict("records") if not len(where(pd.DataFrame([other]), **place))]
-    return {f"{report.NETWORKS[own['backbone']]}, {report.training(pd.DataFrame([own]))}": own for own in others}
+    trained = (paper_tables.training(pd.DataFrame([own])) for own in others)
+    return {f"{paper_tables.NETWORKS[own['backbone']]}, {how}": own for own, how in zip(others, trained, strict=True)}
 
 
 def table_of(results: pd.DataFrame, comparison: pd.DataFrame | None = None, stage1: Sequence[str] = ()) -> pd.DataFrame:
@@ -110,14 +112,14 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame | None = None, stag
     Returns:
         text: groups, all classes and ECE of one kind of first stage; then all classes of other kinds, and the paper's.
     """
-    rows = report.headline(results)
+    rows = paper_tables.headline(results)
     place = network(rows, stage1)
     found, lines = chosen(rows, comparison, place), []
     others = {name: chosen(rows, comparison, other) for name, other in beside(rows, place).items()}
     for name, title in titles(found).items():
         if len(found[name]):
-            own = [report.cell(found[name][measure]) for measure in MEASURES]
-            theirs = [report.cell(other[name]["all"]) for other in others.values()]
+            own = [cells.cell(found[name][measure]) for measure in MEASURES]
+            theirs = [cells.cell(other[name]["all"]) for other in others.values()]
             lines.append([title, *own, *theirs, percent(published.TABLE_1.get(name, [np.nan])[-1])])
     return pd.DataFrame(lines, columns=[*HEAD, *(f"{name}: all" for name in others), "paper (ResNet-34): all"])
 
@@ -130,22 +132,23 @@ def between(values: pd.Series) -> str:
 def findings(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | None = None) -> str:
     """What the rows on one first stage come to, a sentence each in Markdown; a dash for what is not there.
 
-    Arguments as of `table_of`; and the folder of the runs, see `report.error_of_gain`.
+    Arguments as of `table_of`; and the folder of the runs, see `paper_tables.error_of_gain`.
     """
-    rows = report.headline(results)
+    rows = paper_tables.headline(results)
     place = network(rows, stage1)
     rows = rows.assign(mode=rows["mode"].fillna("paper"), chosen=rows["best"] - rows["all"])
     ours = where(rows, **place)
     modes = {mode: own.groupby("method").mean(numeric_only=True) for mode, own in ours.groupby("mode")}
     tuned, of = modes["paper"], where(ours, mode="paper")
     naive = where(rows, **place | {"stage1_weight_decay": 0, "method": "naive"})
-    decayed = report.error_of_gain(naive, where(of, method="WD"), folder)
+    decayed = paper_tables.error_of_gain(naive, where(of, method="WD"), folder)
     lines = [*what_helps(tuned, naive.mean(numeric_only=True), decayed), *what_max_norm_does(tuned, of, folder)]
     lines += what_is_not_tuned(*(modes.get(name, tuned[:0]) for name in ("published", "released")))
     mirrored, most = between(ours.flip - ours["all"]), ours.loc[ours.chosen.idxmax()]
     lines.append(
         f"**The way of counting.** Mirrored test images add {mirrored} points, to choose the epoch on the test "
-        f"set up to {most.chosen:.2f}: {most.method} ({report.SETTINGS[most['mode']]}) ends at {most['all']:.2f} %."
+        f"set up to {most.chosen:.2f}: {most.method} ({paper_tables.SETTINGS[most['mode']]}) ends at "
+        f"{most['all']:.2f} %."
     )
     return with_dashes("".join(f"- {line}\n" for line in lines))
 
@@ -169,10 +172,10 @@ def what_helps(tuned: pd.DataFrame, naive: pd.Series, error: float) -> list[str]
 
 def what_max_norm_does(tuned: pd.DataFrame, rows: pd.DataFrame, folder: Path | None) -> list[str]:
     """What it adds to rows by method, and to their calibration."""
-    pairs = {name: report.without_max_norm(name) for name in tuned.index if report.has_max_norm(name)}
+    pairs = {name: paper_tables.without_max_norm(name) for name in tuned.index if paper_tables.has_max_norm(name)}
 
     def error(name: str, plain: str) -> float:
-        return report.error_of_gain(where(rows, method=plain), where(rows, method=name), folder)
+        return paper_tables.error_of_gain(where(rows, method=plain), where(rows, method=name), folder)
 
     said = [
         f"{tuned['all'][name] - tuned['all'][plain]:+.2f} ± {error(name, plain):.2f} points to {plain} (ECE "
@@ -220,12 +223,12 @@ def main(arguments: Sequence[str]) -> None:
     for path in filter(None, (options.results, options.comparison)):
         if not path.is_file():
             raise InputError(f"results: there is no file {path}")
-    needs, comparison = [*report.SET, "stage1_weight_decay", "stage1_run", "method", "all"], None
+    needs, comparison = [*paper_tables.SET, "stage1_weight_decay", "stage1_run", "method", "all"], None
     if options.comparison is not None:
         comparison = read_table(options.comparison, "comparison", [*needs, "hyper-parameters"])
     results = read_table(options.results, "results", [*needs, "selection", "tta", "mode", "run"])
     stage1 = options.stage1 or ()
-    if not stage1 and len(networks(report.headline(results))) > 1:
+    if not stage1 and len(networks(paper_tables.headline(results))) > 1:
         stage1 = [path.parent.name for path in options.results.parent.glob(f"demo_1/*/{FEATURES}")]
     table = table_of(results, comparison, stage1)
     if options.readme is None:
