@@ -147,8 +147,8 @@ def split_indices(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose the validation and the long-tailed training images.
 
-    The first `hold_out` images of each class go to validation, before the tail is cut; class 0 then
-    says how many a full class holds, and the profile takes from what follows. The as-is profile takes all
+    Of each class `hold_out` images go to validation, before the tail is cut and by the same choice; class 0 then says
+    how many a full class holds, and the profile takes from what follows. The as-is profile takes all
     that follows, in the source's order, whichever class is the largest.
 
     Args:
@@ -177,11 +177,10 @@ def split_indices(
     train, validation = [], []
     for k in range(len(names)):
         members = np.flatnonzero(labels == k)
-        validation.append(members[:hold_out])
-        members = members[hold_out:]
         if choice == "random":
             members = np.random.default_rng([seed, k]).permutation(members)
-        train.append(members[: counts[k]])
+        validation.append(members[:hold_out])
+        train.append(members[hold_out:][: counts[k]])
     chosen = np.concatenate(train)
     return np.sort(chosen) if profile == "as-is" else chosen, np.concatenate(validation)
 

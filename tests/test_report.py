@@ -143,6 +143,26 @@ def test_first_stages_stand_apart_and_those_that_were_balanced_alone_get_a_colum
     assert "mixup" in paper_tables.table_1(pd.concat([wd, other]))  # where none was, all are shown
 
 
+def test_another_choice_of_the_images_stands_beside_the_first_ones():
+    def kind(name: str, further: str | None, *accuracies: float) -> list[pd.DataFrame]:
+        runs_of = [(f"{name}-{seed}", seed, accuracy) for seed, accuracy in enumerate(accuracies)]
+        return [results(run=r, stage1_run=r, seed=s, all=a, few=5.0, further=further) for r, s, a in runs_of]
+
+    first, drawn = kind("first", "warm_up 8", 40.0, 42.0), kind("drawn", "warm_up 8, choice random", 43.0, 45.0)
+    plain = kind("plain", None, 30.0, 31.0)  # learned in another way
+    (line,) = paper_tables.choices(pd.concat([*first, *drawn, *plain])).splitlines()
+    assert line.startswith("- narrow ResNet-32, 60 epochs")
+    assert (
+        "warm_up 8, weight decay 0.005: 41.00 ± 1.41 % (70.00 ± 0.00 / 40.00 ± 0.00 / 5.00 ± 0.00) on the first" in line
+    )
+    assert "44.00 ± 1.41 %" in line
+    assert line.endswith(f", 2 seeds: +3.00 ± {2**0.5:.2f} points.")
+    one = paper_tables.choices(pd.concat([*plain, *kind("other", "choice random", 33.0)]))
+    assert one.endswith("1 seed: +2.50 ± – points.\n")
+    assert paper_tables.choices(pd.concat([*first, *plain])) == ""
+    assert paper_tables.choices(pd.concat([*plain, *drawn])) == "", "nothing to stand beside"
+
+
 def test_table_1_has_every_row_and_says_what_is_not_measured():
     lines = paper_tables.table_1(pd.concat([results(), results(seed=1, all=42.0)])).splitlines()
     assert len(lines) == 2 + 17

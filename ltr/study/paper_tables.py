@@ -282,6 +282,39 @@ def first_stages(results: pd.DataFrame) -> str:
     return in_markdown(pd.DataFrame(lines, columns=[*head, *(f"all, {name}" for name in ONCE_BALANCED.values())]))
 
 
+DRAWN = "choice random"
+
+
+def choice_line(first: pd.DataFrame, drawn: pd.DataFrame) -> str:
+    """What one kind of first stage does on the first images of each class, and on random ones; rows of `headline`."""
+    gain = drawn["all"].mean() - first["all"].mean()
+    error = (first["all"].var() / len(first) + drawn["all"].var() / len(drawn)) ** 0.5
+    words = f"{NETWORKS[first.backbone.iloc[0]]}, {training(first)}, weight decay {first.stage1_weight_decay.iloc[0]:g}"
+    said = [
+        f"{cell(own['all'])} % ({' / '.join(cell(own[group]) for group in metrics.GROUPS)}) on {images}, {seeds(own)}"
+        for own, images in ((first, "the first images of each class"), (drawn, "a random choice of as many"))
+    ]
+    return f"- {words}: {'; '.join(said)}: {gain:+.2f} ± {or_dash(error, '.2f')} points.\n"
+
+
+def choices(results: pd.DataFrame) -> str:
+    """What another choice of the training images does to a first stage, a sentence a kind: all classes (many / medium /
+    few), means and deviations; ± of the difference is its standard error over the seeds.
+    """
+    rows = headline(results)
+    alone = rows[rows.run == rows.stage1_run].fillna({"first further": ""})
+    lines = []
+    for _, drawn in alone[alone["first further"].str.endswith(DRAWN)].groupby(
+        [*BASE, "stage1_weight_decay"], dropna=False
+    ):
+        one = drawn.iloc[0]
+        plain = one["first further"].removesuffix(DRAWN).removesuffix(", ")
+        first = where(alone, **one[[*BASE, "stage1_weight_decay"]].to_dict() | {"first further": plain})
+        if len(first):
+            lines.append(choice_line(first.replace({"first further": ""}, np.nan), drawn))
+    return "".join(lines)
+
+
 # ---- the released notebooks beside ours
 
 

@@ -1,8 +1,8 @@
 """Tables of results, benchmarks and comparisons: `python -m ltr report exp/results.csv [--readme README.md]`.
 
 Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
-`<!-- /results -->` (the file's name; `table-1`, `table-2`, `first-stages`, `released` and `max-norm` too) is written
-anew, so that every number there is one of the file.
+`<!-- /results -->` (the file's name; `table-1`, `table-2`, `first-stages`, `choices`, `released` and `max-norm` too) is
+written anew, so that every number there is one of the file.
 """
 
 import re
@@ -39,6 +39,7 @@ def tables(path: Path) -> dict[str, str]:
         "table-1": paper_tables.table_1(table),
         "table-2": paper_tables.table_2(table),
         "first-stages": paper_tables.first_stages(table),
+        "choices": paper_tables.choices(table),
         "released": paper_tables.table_of_released(table),
         "max-norm": paper_tables.max_norm_table(table, path.parent),
     }
