@@ -48,7 +48,7 @@ demo: .venv/.installed
 test: .venv/.developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The same without the tests that run whole scripts, notebooks or several processes, or take a second or more: a minute.
 check: override ARGS += -m "not slow and not seconds and not soak"

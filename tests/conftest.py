@@ -14,7 +14,7 @@ from trees import NAMES, SMALL, TEST, TRAIN, random_images, write_small, write_t
 
 from ltr.data.synthetic import SYNTHETIC
 
-LONGEST = ("test_distributed", "test_interruptions", "test_notebooks", "test_streaming", "test_study")
+LONGEST = ["test_study", "test_notebooks", "test_interruptions", "test_distributed", "test_streaming"]  # in this order
 
 settings.register_profile("ltr", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ltr")
@@ -59,9 +59,10 @@ def few_shapes():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The longest files first, then the others with slow tests, so that two workers end together."""
+    """The longest files first, then the others with slow tests, so that workers end together."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.stem not in LONGEST, item.path not in slow))
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path.stem, len(LONGEST)), item.path not in slow))
 
 
 def pytest_configure():

@@ -26,6 +26,7 @@ from ltr.runtime import distributed, engine
 from ltr.runtime.distributed import Job, ProcessGroup
 from ltr.runtime.engine import Engine
 from ltr.runtime.options import ROOT
+from ltr.runtime.process import GO_ON
 from ltr.settings import FirstStage
 
 GLOO = dist.is_available() and dist.is_gloo_available()
@@ -201,7 +202,8 @@ def test_one_process_keeps_the_names_of_its_runs():
 @several
 def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(whole, tmp_path):
     log = finish(tmp_path / "out", tmp_path / "log", code=1, KILL="22")  # 6 to prepare, 5 an epoch
-    assert only_message(log).endswith(GONE)
+    # torchrun's SIGTERM may reach the other process before it notices that it is alone
+    assert only_message(log).endswith((GONE, GO_ON))
     assert "\nWD   3/12" in log
     assert "\nWD   4/12" not in log
     assert "WD: resuming at epoch" in finish(tmp_path / "out", tmp_path / "log")

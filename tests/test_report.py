@@ -106,7 +106,7 @@ def test_other_sets_have_no_published_figure():
 def test_the_readme_is_rewritten_between_its_marks(tmp_path):
     results().to_csv(tmp_path / "results.csv", index=False)
     readme = tmp_path / "README.md"
-    places = ("table-1", "table-2", "first-stages", "released", "max-norm")
+    places = ("table-1", "table-2", "first-stages", "choices", "released", "max-norm")
     text = "".join(f"<!-- {place} -->\n<!-- /{place} -->\n" for place in places)
     readme.write_text(text + "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
     report.main([str(tmp_path / "results.csv"), "--readme", str(readme)])
@@ -160,6 +160,7 @@ def test_another_choice_of_the_images_stands_beside_the_first_ones():
     one = paper_tables.choices(pd.concat([*plain, *kind("other", "choice random", 33.0)]))
     assert one.endswith("1 seed: +2.50 ± – points.\n")
     assert paper_tables.choices(pd.concat([*first, *plain])) == ""
+    assert paper_tables.choices(pd.concat(plain).assign(further=NAN)) == "", "as read from a file where none has it"
     assert paper_tables.choices(pd.concat([*plain, *drawn])) == "", "nothing to stand beside"
 
 

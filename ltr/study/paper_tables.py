@@ -302,7 +302,8 @@ def choices(results: pd.DataFrame) -> str:
     few), means and deviations; ± of the difference is its standard error over the seeds.
     """
     rows = headline(results)
-    alone = rows[rows.run == rows.stage1_run].fillna({"first further": ""})
+    alone = rows[rows.run == rows.stage1_run]
+    alone = alone.assign(**{"first further": alone["first further"].fillna("").astype(str)})
     lines = []
     for _, drawn in alone[alone["first further"].str.endswith(DRAWN)].groupby(
         [*BASE, "stage1_weight_decay"], dropna=False
