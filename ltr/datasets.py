@@ -28,7 +28,7 @@ STATISTICS = {  # RGB mean and standard deviation of the training images, in 0..
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 PROFILES = ("exp", "step", "as-is")
-CHOICES = ("first", "random")
+CHOICES = ("first", "random", "hash")
 CIFAR100_TEST = "6cd9e091e1ed15c6f0329fbb0bc38c5e386abe7325fcd1a9588e8e4b8b75f933"
 
 
@@ -155,7 +155,8 @@ def split_indices(
         labels: int [N], of all training images of the source.
         names: [C].
         imbalance_factor: plays no part in the as-is profile.
-        choice: "first" takes a class's images in their order, "random" draws them with `seed`.
+        choice: "first" takes a class's images in their order, as does "hash", whose order is `LabelledImages.by_hash`;
+            "random" draws them with `seed`.
 
     Returns:
         indices of training and of validation images.
@@ -216,7 +217,8 @@ def load(
         root: CIFAR's download folder, the tree that holds `train` and `test`, or the list files' folder.
         imbalance_factor: images of the largest class over those of the smallest; of no effect with "as-is".
         profile: one of `PROFILES`.
-        choice: "first" n images of a class or "random" ones.
+        choice: which n images of a class: the "first" of the source, a "random" draw, or the first by the "hash" of
+            their pixels, which are the same from every source.
         hold_out: images a class for a balanced validation set, taken before the tail is cut.
         seed: of the random choice only; the synthetic set's pixels do not depend on it.
         normalization: a key of `STATISTICS`.
@@ -231,6 +233,8 @@ def load(
         return load_large_set(source, Path(root), hold_out, normalization, workers)
     own = source in OWN_IMAGES
     train, test, names = READERS[source](Path(root), **({"resize": resize} if own else {}))
+    if choice == "hash":
+        train = train.by_hash()
     chosen, held = split_indices(train.labels, names, imbalance_factor, profile, choice, hold_out, seed)
     name = Path(root).resolve().name if own else source
     if test.fingerprint() == CIFAR100_TEST:

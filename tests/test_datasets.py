@@ -125,6 +125,30 @@ def test_random_choice_follows_its_seed():
     assert np.array_equal(CIFAR_LABELS[train], CIFAR_LABELS[first])
 
 
+def test_the_choice_by_hash_is_the_same_from_every_source_and_of_a_part(tree):
+    options = {"imbalance_factor": 3, "hold_out": 2, "choice": "hash"}  # of 8: 2 held out, then 6, 3 and 2
+    whole, first = (
+        datasets.load("folder", tree, **options),
+        datasets.load("folder", tree, **options | {"choice": "first"}),
+    )
+    kept = [whole.train, whole.validation]
+    assert [len(each) for each in kept] == [len(first.train), len(first.validation)]
+    assert whole.train.fingerprint() != first.train.fingerprint()
+    needed = {image.tobytes() for each in kept for image in each.images}
+    for number, path in enumerate(sorted((tree / "train").glob("*/*"))):
+        pixels = np.asarray(Image.open(path).convert("RGB")).tobytes()
+        if pixels in needed:
+            path.rename(path.with_name(f"{(7 * number) % 31:02d}-{path.name}"))
+        else:
+            path.unlink()
+    part = datasets.load("folder", tree, **options)
+    for one, other in zip(kept, (part.train, part.validation), strict=True):
+        assert one.fingerprint() == other.fingerprint()
+        assert np.array_equal(one.images, other.images)
+    shorter = datasets.load("folder", tree, **options | {"imbalance_factor": 6})
+    assert {image.tobytes() for image in shorter.train.images} < {image.tobytes() for image in whole.train.images}
+
+
 def test_a_tree_cut_to_what_is_needed_gives_the_same_set(tree):
     options = {"imbalance_factor": 3, "hold_out": 2}  # of 8: 2 held out, then 6, 3 and 2
     full = datasets.load("folder", tree, **options)

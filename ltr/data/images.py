@@ -38,13 +38,19 @@ class LabelledImages:
         """The images at these positions, in their order."""
         return LabelledImages(self.images[indices], self.labels[indices])
 
+    def hashes(self) -> list[bytes]:
+        """SHA-256 of each image's pixels."""
+        return [hashlib.sha256(image.tobytes()).digest() for image in self.images]
+
+    def by_hash(self) -> "LabelledImages":
+        """The images in the order of their pixels' hashes: the same from any source, and like a draw in all else."""
+        hashes = self.hashes()
+        return self.take(np.array(sorted(range(len(self)), key=hashes.__getitem__), dtype=int))
+
     def fingerprint(self) -> str:
         """SHA-256 over the sorted list of label and pixel hash: the same for any order of the images."""
-        rows = sorted(
-            b"%02d" % label + hashlib.sha256(image.tobytes()).digest()
-            for label, image in zip(self.labels.tolist(), self.images, strict=True)
-        )
-        return hashlib.sha256(b"".join(rows)).hexdigest()
+        rows = zip(self.labels.tolist(), self.hashes(), strict=True)
+        return hashlib.sha256(b"".join(sorted(b"%02d" % label + pixels for label, pixels in rows))).hexdigest()
 
 
 Parts = tuple[LabelledImages, LabelledImages, list[str]]  # training images, test images, class names
