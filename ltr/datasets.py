@@ -228,7 +228,7 @@ def load(
     Raises:
         InputError: see the readers; every message is one line that names the option.
     """
-    check_options(source, profile, resize)
+    check_options(source, profile, choice, resize)
     if source in LARGE_SETS:
         return load_large_set(source, Path(root), hold_out, normalization, workers)
     own = source in OWN_IMAGES
@@ -243,14 +243,17 @@ def load(
     return LongTailed(name, names, train.take(chosen), test, train.take(held) if hold_out else None, mean, std)
 
 
-def check_options(source: str, profile: str, resize: int | None) -> None:
-    """The large sets are long-tailed as they were published, and only one's own images are brought to another size.
+def check_options(source: str, profile: str, choice: str | None, resize: int | None) -> None:
+    """The large sets are long-tailed as they were published, so that all images stay; only one's own images are brought
+    to another size.
 
     Raises:
         InputError: the source does not have what is asked of it.
     """
     if source in LARGE_SETS and profile != "as-is":
         raise InputError(f"--profile: must be as-is with {source}, which is long-tailed already, got {profile}")
+    if source in LARGE_SETS and choice not in (None, "first"):
+        raise InputError(f"--choice: must be first with {source}, all of whose images stay, got {choice}")
     if resize is not None and source not in OWN_IMAGES:
         raise InputError(
             f"--resize: must be given with --dataset {' or '.join(OWN_IMAGES)}, got {resize} with {source}"

@@ -146,7 +146,7 @@ class Common:
         if given.pop("resume", False) and given.get("retrain"):
             raise InputError("--resume: must not be given with --retrain, which starts anew")
         values = cls.filled({"preset": preset or ("paper" if torch.cuda.is_available() else "demo")} | given)
-        datasets.check_options(values["dataset"], values["profile"], values.get("resize"))
+        datasets.check_options(values["dataset"], values["profile"], values.get("choice"), values.get("resize"))
         settings = cls(**values | uncut(values, given))
         return dataclasses.replace(settings, device=usable_device(settings.device))
 

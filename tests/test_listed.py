@@ -303,6 +303,16 @@ def test_nothing_is_cut_from_a_benchmark(tmp_path, source, profile):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("choice", ["random", "hash"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_nothing_is_chosen_from_a_benchmark(tmp_path, source, choice):
+    words = f"--preset paper --dataset {source} --choice {choice} --out {tmp_path / 'out'}".split()
+    says = f"--choice: must be first with {source}, all of whose images stay, got {choice}"
+    assert complaint(FirstStage.parse, words) == says
+    assert complaint(lambda: load(source, tmp_path, choice=choice)) == says
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_set_with_a_validation_list_holds_nothing_out(imagenet):
     message = complaint(lambda: load("imagenet-lt", imagenet, hold_out=1))
     assert message == "--hold-out: must be 0 with imagenet-lt, which has a validation list, got 1"
