@@ -209,6 +209,7 @@ def test_a_network_chooses_the_same_for_bases_of_any_seed(held_out, final):
     pd.testing.assert_frame_equal(tried, other)
 
 
+@pytest.mark.seconds
 def test_settings_do_depend_on_the_held_out_labels(held_out, final):
     before, _ = compare.compare(held_out, final, RECIPE)
     held_out.test_labels = np.repeat(0, len(held_out.test_labels))  # all of the commonest class

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from committed import assert_up_to_date
 
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT
@@ -22,10 +23,7 @@ def rows_of(table: pd.DataFrame, words: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", ["README.md", "exp/README.md"])
 def test_the_readmes_have_what_the_files_say(tmp_path, name):
-    readme = tmp_path / "README.md"
-    readme.write_text((ROOT / name).read_text("utf-8"), "utf-8")
-    costs.main([*map(str, FILES), "--readme", str(readme)])
-    assert readme.read_text("utf-8") == (ROOT / name).read_text("utf-8"), "run `make tables`"
+    assert_up_to_date(costs.main, FILES, name, tmp_path)
 
 
 def test_the_released_rows_are_what_their_notebooks_print():
@@ -76,6 +74,17 @@ def test_seeds_are_means_and_other_images_have_no_row():
     alone = own["all"][own.method == costs.ALONE].iloc[0]
     assert row["alone"] == f"{alone + 1:.2f} ± {2**0.5:.2f}"
     assert len(table) == len(costs.table_of(results, comparison, benchmarks))
+
+
+def test_what_one_network_tuned_but_learned_otherwise_stands_apart():
+    results, comparison, benchmarks = tables()
+    run = results.stage1_run[results.stage1_run.str.startswith("wd_wd0.0005_e200_resnet32_if100_s0")].iloc[0]
+    other = {"stage1_run": "other", "stage1_epochs": 100}
+    firsts = results[results.run == run].assign(run="other", **other)
+    compared = comparison[comparison.stage1_run == run].assign(**other)
+    table = costs.table_of(pd.concat([results, firsts]), pd.concat([comparison, compared]), benchmarks)
+    assert len(rows_of(table, "100 epochs at 0.1, batch 64, 1 seed")) == 1
+    assert len(rows_of(table, "200 epochs at 0.1, batch 64, 1 seed")) == 1
 
 
 def test_other_choices_of_images_have_no_row():

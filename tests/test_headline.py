@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from committed import SHIPPED
+from committed import SHIPPED, assert_up_to_date
 
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT
@@ -28,10 +28,7 @@ def of(table: pd.DataFrame, column: str = "all") -> list[str]:
 
 @pytest.mark.parametrize("name", ["README.md", "exp/README.md"])
 def test_the_readmes_have_what_the_files_say(tmp_path, name):
-    readme = tmp_path / "README.md"
-    readme.write_text((ROOT / name).read_text("utf-8"), "utf-8")
-    headline.main([*map(str, FILES), "--readme", str(readme)])
-    assert readme.read_text("utf-8") == (ROOT / name).read_text("utf-8"), "run `make tables`"
+    assert_up_to_date(headline.main, FILES, name, tmp_path)
 
 
 def test_a_file_without_a_place_is_refused(tmp_path):

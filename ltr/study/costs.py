@@ -17,7 +17,7 @@ from ltr.errors import InputError
 from ltr.metrics import percent
 from ltr.runtime.options import Parser, file
 from ltr.runtime.storage import read_table, write_text
-from ltr.study import cells, paper_tables, published, report
+from ltr.study import cells, other_tables, paper_tables, published, report
 from ltr.study.bench import FEATURES, STAGE_1, epoch_flops
 
 ALONE = "first stage alone"
@@ -92,9 +92,8 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame, benchmarks: pd.Dat
     compared = cells.where(comparison, dataset="cifar100", imbalance_factor=100, profile="exp")
     compared = compared[compared.tuned_on.notna() & (compared.stage1_weight_decay > 0)]
     compared = compared[compared.stage1_run.isin(firsts.run)]
-    kinds = [(firsts[firsts.run.isin(own.stage1_run)], own) for _, own in compared.groupby("tuned_on")]
-    kinds.sort(key=lambda kind: kind[0].stage1_epochs.iloc[0])
-    lines = [line(own, first, benchmarks) for first, own in kinds]
+    kinds = sorted(other_tables.kinds(compared), key=lambda own: own.stage1_epochs.iloc[0])
+    lines = [line(own, firsts[firsts.run.isin(own.stage1_run)], benchmarks) for own in kinds]
     return pd.DataFrame([*released(), *lines], columns=HEAD)
 
 

@@ -66,6 +66,15 @@ def held_out_and_test(rows: pd.DataFrame) -> str:
     return f"{held_out}, the first stage {tested:.2f} % of the test."
 
 
+def kinds(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each kind of first stage in a comparison.csv: those that one network tuned and that learned alike, of
+    all seeds; with the columns `tuned`, by what, and `further` as text.
+    """
+    tuned = table.groupby("stage1_run").tuned_on.transform("first").fillna(table.stage1_run)
+    told = table.assign(tuned=tuned, further=table["further"].fillna("") if "further" in table else "")
+    return [rows for _, rows in told.groupby(["tuned", "stage1_epochs", "stage1_weight_decay", "further"], sort=False)]
+
+
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a method, the best first: means over the first stages' seeds, and in `text`, beside each, their cells."""
     groups = rows.fillna({"hyper-parameters": "", "source": ""}).groupby(
@@ -122,12 +131,7 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     parts = []
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"]):
         order = network.sort_values(["stage1_epochs", "stage1_weight_decay"], ascending=False, kind="stable")
-        tuned = order.groupby("stage1_run").tuned_on.transform("first").fillna(order.stage1_run)
-        further = order["further"].fillna("") if "further" in order else ""
-        kinds = order.assign(tuned=tuned, further=further).groupby(
-            ["tuned", "stage1_epochs", "stage1_weight_decay", "further"], sort=False
-        )
-        first, *others = (rows for _, rows in kinds)
+        first, *others = kinds(order)
         parts += [first, *(rows[rows["first stage"].notna()] for rows in others)]
     return "\n".join(comparison_part(rows) for rows in parts if len(rows))
 
