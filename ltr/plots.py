@@ -983,19 +983,22 @@ def show_picture(path: Path) -> None:
 
 
 def show_animation(figures: Iterable[Figure], path: Path | None) -> None:
-    """Save figures of one size as a GIF that repeats, show it in a notebook, and close them.
+    """Save figures of one size as an animated PNG that repeats, show it in a notebook, and close them.
 
-    Each frame stays 0.3 seconds, the last one six times as long. Of several processes rank 0 alone draws them.
+    Each frame stays 0.3 seconds, the last one six times as long. Of several processes rank 0 alone draws them. Pages
+    show a PNG wherever they are read; of a GIF, nbconvert and GitHub show its name as text.
     """
     if not distributed.current().is_main:
         return
     frames = []
     for fig in figures:
-        frames.append(Image.open(io.BytesIO(_png(fig))).convert("RGB").quantize(32, dither=Image.Dither.NONE))
+        frames.append(Image.open(io.BytesIO(_png(fig))).convert("RGB"))
         plt.close(fig)
+    palette = frames[-1].quantize(32, dither=Image.Dither.NONE)  # frames of one palette keep the file small
+    first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     times = [300] * (len(frames) - 1) + [1800]  # milliseconds
     with io.BytesIO() as file:
-        frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
+        first.save(file, "png", save_all=True, append_images=others, duration=times, loop=0, optimize=True)
         _give(file.getvalue(), path)
 
 

@@ -469,7 +469,7 @@ chapter.claim(
 
 epochs = np.unique([0, *np.geomspace(1, settings.epochs, 8).round().astype(int)])
 frames = (plots.weight_rays(evolution, epoch) for epoch in epochs)
-chapter.animate(frames, "demo1_weights.gif")
+chapter.animate(frames, "demo1_weights.png")
 
 
 # The same as rays, clockwise from the most common class to the rarest, on one scale. Equal norms make a disc, as before training.

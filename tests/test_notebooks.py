@@ -202,7 +202,12 @@ def test_committed_notebooks_were_executed_in_order(path):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    shown = [output["data"] for output in outputs if "data" in output]
+    assert any("image/png" in data for data in shown)
+    # All that a page shows is what every reader of notebooks draws, and no number is missing without a dash.
+    assert not [data for data in shown if not {"image/png", "text/html", "text/markdown"} & {*data}]
+    words = [output.get("text") or output.get("data", {}).get("text/html", "") for output in outputs]
+    assert not re.search(r"\bnan\b", "".join(line for lines in words for line in lines))
     assert path.stat().st_size < 1_000_000
     assert not any(line.lstrip().startswith(("%", "!")) for cell in code for line in cell["source"])
     assert str(ROOT) not in path.read_text("utf-8"), "a path of this machine"

@@ -172,9 +172,9 @@ def test_chosen_values_stand_where_they_are():
 
 
 def test_text_of_a_table_is_named_by_method_and_setting():
-    table = pd.DataFrame([{"method": "CB", "setting": "tuned", "gain": 0.051, "norm / T": 2.0}])
-    text = evidence.in_text(table, {"gain": "{gain:+.2f}", "ratio": "{norm / T:.1f}"})
-    assert text.to_dict("index") == {"CB, tuned": {"gain": "+0.05", "ratio": "2.0"}}
+    table = pd.DataFrame([{"method": "CB", "setting": "tuned", "gain": 0.051, "norm / T": 2.0, "error": np.nan}])
+    text = evidence.in_text(table, {"gain": "{gain:+.2f}", "ratio": "{norm / T:.1f}", "error": "±{error:+.2f}"})
+    assert text.to_dict("index") == {"CB, tuned": {"gain": "+0.05", "ratio": "2.0", "error": "±–"}}
 
 
 # ---- the page

@@ -369,8 +369,11 @@ def rows_of(table: pd.DataFrame, loss: str) -> pd.DataFrame:
 
 
 def in_text(table: pd.DataFrame, forms: Mapping[str, str]) -> pd.DataFrame:
-    """Some columns as text, by their heads in forms as `{gain:+.2f} ±{error:.2f}`; rows named by method and setting."""
+    """Some columns as text, by their heads in forms as `{gain:+.2f} ±{error:.2f}`; rows named by method and setting.
+
+    A missing number is an en dash.
+    """
     rows = table.to_dict("records")
     names = [", ".join([row["method"], row["setting"]]) if "method" in row else "" for row in rows]
-    cells = {head: [form.format(**row) for row in rows] for head, form in forms.items()}
+    cells = {head: [metrics.with_dashes(form.format(**row)) for row in rows] for head, form in forms.items()}
     return pd.DataFrame(cells, index=names)
