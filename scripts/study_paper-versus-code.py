@@ -650,7 +650,7 @@ for (method, grid), column in zip(grids.items(), ("lr", ratio), strict=True):
 # the edge of a grid it says that the best may lie beyond.
 
 for method, grid in grids.items():
-    images = int(grid.tuned_on.iloc[0].split()[0]) if len(grid) else np.nan
+    images = grid.held_out.iloc[0] if len(grid) else np.nan
     share = grid["all"].max() / 100
     noise = 100 * np.sqrt(share * (1 - share) / images)
     near = int((grid["all"] >= grid["all"].max() - noise).sum())

@@ -138,6 +138,7 @@ def test_every_setting_that_was_tried_is_kept_and_one_a_method_is_chosen(demo):
         == demo.table.dropna(subset="validation").set_index("method").validation.to_dict()
     )
     assert (tried[compare.PROTOCOL] == ["synthetic", 120, "exp", "resnet32", 1, 0.005, 1]).all(axis=None)
+    assert (tried.held_out == 40).all()
     words = demo.table.set_index("method").loc["CB + WD + MaxNorm", "hyper-parameters"]
     row = tried[tried.chosen & (tried.method == "CB + WD + MaxNorm")].iloc[0]
     names = ("weight decay", "radius / mean norm", "lr")

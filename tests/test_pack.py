@@ -90,6 +90,17 @@ def test_a_run_that_is_kept_keeps_its_weights(folder, tmp_path):
     assert "weights.pt" not in files["last 2 layers"]
 
 
+def test_the_history_keeps_seven_digits_and_whole_epochs(folder, tmp_path):
+    before = {path: runs.Result.read(path).history for path in folder.glob("demo_?/*")}
+    packed(folder, "--data-root", str(tmp_path / "tree"))
+    for path, history in before.items():
+        pd.testing.assert_frame_equal(runs.Result.read(path).history, history, rtol=1e-6, check_dtype=False)
+    line = (next(folder.glob("demo_1/*")) / "metrics.csv").read_text("utf-8").splitlines()[1]
+    epoch, *values = line.split(",")
+    assert epoch == "1"
+    assert all(len(value.lstrip("0.").replace(".", "")) <= 7 for value in values)
+
+
 def test_norms_of_many_epochs_go_but_for_the_first_and_the_last(folder, tmp_path):
     base, head = next(folder.glob("demo_1/*")), next(folder.glob("demo_2/CB*"))
     long, short = np.random.default_rng(0).random((201, 100)).astype(np.float32), np.load(head / "norms.npy")

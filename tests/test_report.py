@@ -157,8 +157,11 @@ def test_another_choice_of_the_images_stands_beside_the_first_ones():
     )
     assert "44.00 ± 1.41 %" in line
     assert line.endswith(f", 2 seeds: +3.00 ± {2**0.5:.2f} points.")
-    one = paper_tables.choices(pd.concat([*plain, *kind("other", "choice random", 33.0)]))
-    assert one.endswith("1 seed: +2.50 ± – points.\n")
+    one = paper_tables.choices(pd.concat([*plain, *kind("other", "choice hash", 33.0)]))
+    assert "33.00 % (70.00 / 40.00 / 5.00) on as many in the order of their hashes, 1 seed: +2.50" in one
+    assert one.endswith(f" ± {(0.5 / 2 + 0.5) ** 0.5:.2f} points.\n"), "one seed has the others' variance"
+    alone = paper_tables.choices(pd.concat([*plain[:1], *kind("other", "choice random", 33.0)]))
+    assert alone.endswith("1 seed: +3.00 ± – points.\n")
     assert paper_tables.choices(pd.concat([*first, *plain])) == ""
     assert paper_tables.choices(pd.concat(plain).assign(further=NAN)) == "", "as read from a file where none has it"
     assert paper_tables.choices(pd.concat([*plain, *drawn])) == "", "nothing to stand beside"

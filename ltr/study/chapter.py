@@ -245,7 +245,7 @@ def tuning(rows: Rows) -> pd.DataFrame:
     Returns:
         a row a setting of a method: method, tau, weight decay, lr, ..., and many, medium, few, all in percent.
     """
-    columns = ["method", "tau", "weight decay", "lr", "radius / mean norm", "all", "tuned_on", "chosen"]
+    columns = ["method", "tau", "weight decay", "lr", "radius / mean norm", "all", "held_out", "chosen"]
     folder = rows.settings.out / "tuning"
     table = table_at(folder / "comparison.csv", [*columns, "stage1_run", "stage1_epochs"])
     table = table[table.stage1_run.isin(tuned_like(rows.base, folder / "demo_1", table.stage1_run))]

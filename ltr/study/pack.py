@@ -3,9 +3,9 @@
     python -m ltr pack exp --data-root data --keep wd_wd0.0005_e200_resnet32_if100_s0-4f0ecf51
 
 Every run keeps its predictions. Where an earlier run has none yet they are computed from its weights and the test
-images, and must give its own summary. Then logits go, and but for the runs to keep weights and features of more than
-100 kB, and of the norms of many epochs all rows between the first and the last. A run whose predictions cannot be had
-is left as it is, and named.
+images, and must give its own summary. Then logits go, and digits of the history past the seventh; but for the runs to
+keep, weights and features of more than 100 kB too, and of the norms of many epochs all rows between the first and the
+last. A run whose predictions cannot be had is left as it is, and named.
 """
 
 import contextlib
@@ -23,12 +23,13 @@ from ltr.errors import InputError, clip
 from ltr.metrics import Predictions
 from ltr.runtime import configs
 from ltr.runtime.options import Parser, folder, short
-from ltr.runtime.storage import write_whole
+from ltr.runtime.storage import write_text, write_whole
 from ltr.second_stage import FEATURES, FrozenFeatures
 
 LARGE, LONG = 100_000, 20_000  # bytes of weights and features, and of norms
 HEAVY = ("weights.pt", FEATURES)
 CUT = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization", "resize")  # of `datasets.load`
+DIGITS = 7  # of what a run told while it trained
 SLACK = 0.005  # points: less than one image of 10,000, more than what adding in another order does
 
 
@@ -123,6 +124,7 @@ def pack(path: Path, images: Images, keep: bool) -> str:
             file.unlink()
     if not keep and (path / "norms.npy").stat().st_size > LONG:
         write_whole(path / "norms.npy", lambda file: np.save(file, run.norms[[0, -1]]))
+    write_text(path / "metrics.csv", run.history.to_csv(index=False, float_format=f"%.{DIGITS}g"))
     return ""
 
 

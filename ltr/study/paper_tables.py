@@ -282,17 +282,26 @@ def first_stages(results: pd.DataFrame) -> str:
     return in_markdown(pd.DataFrame(lines, columns=[*head, *(f"all, {name}" for name in ONCE_BALANCED.values())]))
 
 
-DRAWN = "choice random"
+DRAWN = {"choice random": "a random choice of as many", "choice hash": "as many in the order of their hashes"}
 
 
-def choice_line(first: pd.DataFrame, drawn: pd.DataFrame) -> str:
-    """What one kind of first stage does on the first images of each class, and on random ones; rows of `headline`."""
-    gain = drawn["all"].mean() - first["all"].mean()
-    error = (first["all"].var() / len(first) + drawn["all"].var() / len(drawn)) ** 0.5
+def error_of_means(first: pd.Series, second: pd.Series) -> float:
+    """Standard error of the difference of two means over seeds; where one has a single seed, with the other's variance.
+
+    NaN where both have.
+    """
+    variances = [values.var() for values in (first, second)]
+    own, other = (one if pd.notna(one) else two for one, two in (variances, variances[::-1]))
+    return (own / len(first) + other / len(second)) ** 0.5
+
+
+def choice_line(first: pd.DataFrame, drawn: pd.DataFrame, images: str) -> str:
+    """What one kind of first stage does on the first images of each class, and on others; rows of `headline`."""
+    gain, error = drawn["all"].mean() - first["all"].mean(), error_of_means(first["all"], drawn["all"])
     words = f"{NETWORKS[first.backbone.iloc[0]]}, {training(first)}, weight decay {first.stage1_weight_decay.iloc[0]:g}"
     said = [
-        f"{cell(own['all'])} % ({' / '.join(cell(own[group]) for group in metrics.GROUPS)}) on {images}, {seeds(own)}"
-        for own, images in ((first, "the first images of each class"), (drawn, "a random choice of as many"))
+        f"{cell(own['all'])} % ({' / '.join(cell(own[group]) for group in metrics.GROUPS)}) on {which}, {seeds(own)}"
+        for own, which in ((first, "the first images of each class"), (drawn, images))
     ]
     return f"- {words}: {'; '.join(said)}: {gain:+.2f} ± {or_dash(error, '.2f')} points.\n"
 
@@ -304,15 +313,13 @@ def choices(results: pd.DataFrame) -> str:
     rows = headline(results)
     alone = rows[rows.run == rows.stage1_run]
     alone = alone.assign(**{"first further": alone["first further"].fillna("").astype(str)})
-    lines = []
-    for _, drawn in alone[alone["first further"].str.endswith(DRAWN)].groupby(
-        [*BASE, "stage1_weight_decay"], dropna=False
-    ):
-        one = drawn.iloc[0]
-        plain = one["first further"].removesuffix(DRAWN).removesuffix(", ")
-        first = where(alone, **one[[*BASE, "stage1_weight_decay"]].to_dict() | {"first further": plain})
-        if len(first):
-            lines.append(choice_line(first.replace({"first further": ""}, np.nan), drawn))
+    kind, lines = [*BASE, "stage1_weight_decay"], []
+    for choice, images in DRAWN.items():
+        for _, drawn in alone[alone["first further"].str.endswith(choice)].groupby(kind, dropna=False):
+            plain = drawn["first further"].iloc[0].removesuffix(choice).removesuffix(", ")
+            first = where(alone, **drawn[kind].iloc[0].to_dict() | {"first further": plain})
+            if len(first):
+                lines.append(choice_line(first.replace({"first further": ""}, np.nan), drawn, images))
     return "".join(lines)
 
 
