@@ -9,12 +9,16 @@ from ltr.settings import FirstStage
 from ltr.study import doctor
 
 
-def test_every_way_that_the_engine_has_is_tried_once():
+def test_every_way_that_the_engine_has_is_tried_once(monkeypatch):
+    monkeypatch.setattr(doctor, "has_fast_bf16", lambda device: device.type == "meta")
     cuda = Engine(torch.device("cuda"), precision="bf16", graph=True, compile=True)
     plain = ["plain, float32", "plain, channels-first"]
     assert list(doctor.ways(cuda)) == [*plain, "plain, bf16", "captured", "compiled", "as chosen"]
     assert doctor.ways(cuda)["captured"] == Engine(torch.device("cuda"), graph=True)
     assert list(doctor.ways(Engine())) == [*plain, "compiled", "as chosen"]
+    has_bf16 = Engine(torch.device("meta"))  # stands for a CPU that computes in it
+    assert list(doctor.ways(has_bf16)) == [*plain, "plain, bf16", "compiled", "as chosen"]
+    assert doctor.ways(has_bf16)["as chosen"].precision == "fp32"
 
 
 @pytest.mark.slow

@@ -201,10 +201,24 @@ def test_the_watch_sees_what_a_capture_would_refuse():
         ({"deterministic": True, "large": True}, "cpu, fp32, eager steps, deterministic", "no CUDA graph"),
     ],
 )
-def test_a_cpu_falls_back_and_says_so(options, shown, said):
+def test_a_cpu_falls_back_and_says_so(monkeypatch, options, shown, said):
+    monkeypatch.setattr(engine, "has_fast_bf16", lambda _: False)
     chosen = engine.choose("cpu", **options)
     assert str(chosen) == shown
     assert said in "; ".join(chosen.notices)
+
+
+@pytest.mark.parametrize("name", engine.CPU_BF16)
+def test_a_cpu_that_has_bf16_keeps_float32_unless_asked(monkeypatch, name):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, name: True}, raising=False)
+    auto, asked = engine.choose("cpu"), engine.choose("cpu", precision="bf16")
+    assert (auto.precision, asked.precision) == ("fp32", "bf16")
+    assert "--precision bf16 is faster on this processor" in auto.notices
+    assert not any("bf16" in notice for notice in asked.notices)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, name: False})
+    assert not any("bf16" in notice for notice in engine.choose("cpu").notices)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # PyTorch 2.6
+    assert not engine.has_fast_bf16(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("bf16", [True, False])

@@ -16,6 +16,7 @@ from ltr.errors import InputError
 
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE = GRAPH = ("auto", "on", "off")
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # a processor's instructions for it, as PyTorch calls them
 MENDED = (2, 11)  # a capture that fails leaves earlier PyTorch in a state that a later allocation may die of
 WARM_UP = 3  # steps before a capture, in which libraries choose their algorithms and allocate what they keep
 Step = Callable[[], None]
@@ -36,7 +37,7 @@ class Engine:
     deterministic: bool = False  # only algorithms that give the same bits each time
     processes: int = 1  # that share each batch
     sync_batch_norm: bool = False  # normalises by the whole batch's statistics, not by those of a process's shard
-    notices: tuple[str, ...] = ()  # what was wanted and is not to be had, a sentence each
+    notices: tuple[str, ...] = ()  # what was wanted and is not to be had, or is there and unused, a sentence each
 
     def __str__(self) -> str:
         words = {
@@ -147,7 +148,12 @@ def copy_into(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether a GPU computes in bfloat16; PyTorch is asked on this one, not on the one that happens to be current."""
+    """Whether a device computes in bfloat16. PyTorch is asked on this GPU, not on the one that happens to be current;
+    of a CPU an older one cannot tell, and it counts as one that does not.
+    """
+    if device.type == "cpu":
+        can = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(can.get(name, False) for name in CPU_BF16)
     if not torch.cuda.is_available():
         return False
     with torch.cuda.device(device):
@@ -179,7 +185,8 @@ def choose(
 
     Args:
         device, deterministic, processes, sync_batch_norm: see `Engine`.
-        precision: one of `PRECISIONS`; "auto" is bfloat16 on a GPU that computes in it, else float32.
+        precision: one of `PRECISIONS`; "auto" is bfloat16 on a GPU that computes in it, else float32: also on a CPU
+            that has it, whose results are to be those of any other.
         compile: one of `COMPILE`; "auto" compiles large networks on CUDA, whose elementwise passes it fuses. On a
             CPU it saves little of an epoch, and the compiler takes longer than an epoch (exp/benchmarks.csv).
         large: whether the network has millions of weights.
@@ -188,9 +195,11 @@ def choose(
     device = torch.device(device)
     cuda = device.type == "cuda"
     captured, notices = choose_graph(device, graph)
-    fast = cuda and has_fast_bf16(device)
+    fast = has_fast_bf16(device)
     if precision == "auto":
-        precision = "bf16" if fast else "fp32"
+        precision = "bf16" if fast and cuda else "fp32"
+        if fast and not cuda:
+            notices.append("--precision bf16 is faster on this processor")
     elif precision == "bf16" and not fast:
         notices.append(f"{device.type} has no fast bf16 here" + (": fp32" if device.type != "cpu" else ""))
         precision = "bf16" if device.type == "cpu" else "fp32"

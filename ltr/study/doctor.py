@@ -2,9 +2,10 @@
 
     python -m ltr doctor [--backbone resnet34] [--device cuda] [--data-root data]
 
-It names device and engine, trains a few steps in each way that the machine has (plain, captured, compiled; and with
-images in PyTorch's own memory order), says how far they end from the plain ones and how fast they are, looks for the
-images, memory and disk space, and tells how many hours the job would take. Nothing is downloaded, and no run written.
+It names device and engine, trains a few steps in each way that the machine has (plain, in bfloat16, captured,
+compiled; and with images in PyTorch's own memory order), says how far they end from the plain ones and how fast they
+are, looks for the images, memory and disk space, and tells how many hours the job would take. Nothing is downloaded,
+and no run written.
 All options are the first script's.
 """
 
@@ -20,7 +21,7 @@ import torch
 
 from ltr import datasets, first_stage, models, recipes, training
 from ltr.errors import InputError
-from ltr.runtime.engine import Engine
+from ltr.runtime.engine import Engine, has_fast_bf16
 from ltr.runtime.options import short
 from ltr.runtime.process import device_name
 from ltr.settings import FirstStage
@@ -37,8 +38,8 @@ def ways(how: Engine) -> dict[str, Engine]:
     """The plain way, and those that the chosen one is made of."""
     plain = Engine(how.device, deterministic=how.deterministic)
     found = {"plain, float32": plain, CHANNELS_FIRST: plain}
-    if how.precision != "fp32":
-        found[f"plain, {how.precision}"] = dataclasses.replace(plain, precision=how.precision)
+    if how.precision != "fp32" or has_fast_bf16(how.device):
+        found["plain, bf16"] = dataclasses.replace(plain, precision="bf16")
     if how.graph:
         found["captured"] = dataclasses.replace(plain, graph=True)
     found["compiled"] = dataclasses.replace(plain, compile=True)
