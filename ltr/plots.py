@@ -380,8 +380,9 @@ def projections(before: np.ndarray, after: dict[str, np.ndarray], radius: float,
     """Vectors [C, 2] in the plane before and after each of some rules, a panel a rule, with a ball's edge.
 
     Args:
-        names: of the C vectors, for the legend.
+        names: of the C vectors, four at most, from common to rare, for the legend; they look as the groups do.
     """
+    colors = [look["color"] for look in GROUP_LOOKS.values()]
     every = np.concatenate([before, *after.values(), radius * np.array([[-1, -1], [1, 1]])])
     low, high = every.min(0) - 0.3, every.max(0) + 0.3
     size = (2.7 * len(after), 2.7 * (high - low)[1] / (high - low)[0] + 0.7)
@@ -389,14 +390,13 @@ def projections(before: np.ndarray, after: dict[str, np.ndarray], radius: float,
     arrow = {"arrowstyle": "-|>", "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
     for (title, vectors), axes in zip(after.items(), np.atleast_1d(grid), strict=True):
         ball = axes.add_patch(Circle((0, 0), radius, facecolor="0.94", edgecolor="0.6"))
-        for index, (old, new) in enumerate(zip(before, vectors, strict=True)):
-            color = COLORS[index % len(COLORS)]
+        for old, new, color in zip(before, vectors, colors, strict=False):
             axes.plot(*old, "o", color=color, markerfacecolor="none", markersize=6)
             axes.annotate("", new, (0, 0), arrowprops={**arrow, "color": color})
         axes.set(title=_literal(title), xticks=[], yticks=[], aspect="equal")
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         axes.spines[:].set_visible(False)
-    rows = [Line2D([], [], color=COLORS[index % len(COLORS)]) for index in range(len(names))]
+    rows = [Line2D([], [], color=color) for color in colors[: len(names)]]
     old = Line2D([], [], marker="o", color="0.3", markerfacecolor="none", linestyle="")
     labels = [*map(_literal, names), "where the row was", f"ball of radius {radius:g}"]
     _legend_below(fig, [*rows, old, ball], labels)
@@ -492,9 +492,13 @@ def class_norms(table: pd.DataFrame, counts: pd.DataFrame, log: bool = False) ->
 def class_logits(table: pd.DataFrame, counts: pd.DataFrame) -> Figure:
     """Mean logit of each class over its own test images (`own`), and over all `others`; see `analysis.mean_logits`.
 
-    The table is of one model alone.
+    The table is of one model alone. Its `norm`, of each class's weights, is drawn to the scale of `own`.
     """
+    ratio = table["own"].mean() / table["norm"].mean()
+    scale = round(float(ratio), 1) if np.isfinite(ratio) and ratio > 0 else 1
+    table = table.assign(norm=scale * table["norm"])
     kinds = {"own": "images of the class", "others": "images of other classes"}
+    kinds["norm"] = f"norm of the class's weights × {scale:g}"
     long = table.melt(["class_index"], list(kinds), "model", "logit").replace({"model": kinds})
     long["model"] = pd.Categorical(long["model"], ["naive", "WD", *kinds.values()])  # in no network's colour
     fig = _class_lines(long, "logit", "mean logit of the class", counts, log=False)

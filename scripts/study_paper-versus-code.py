@@ -30,11 +30,21 @@ from ltr import metrics, plots, recipes, regularizers
 from ltr.methods import METHODS, of_loss
 from ltr.settings import SecondStage
 from ltr.study import evidence, paper_tables, published
-from ltr.study.chapter import Chapter, difference, show_table, table_at, take_aways, tuning
+from ltr.study.chapter import (
+    Chapter,
+    accuracy_table,
+    difference,
+    show_table,
+    table_at,
+    take_aways,
+    tried,
+    tuning,
+)
 
 settings = SecondStage.read(options)
 chapter = Chapter(settings)
 NOT_TUNED = ("published values", "released code")
+BOLD = "Bold: within two paired standard errors of the best."
 
 
 # ## 1 The line-up
@@ -84,10 +94,11 @@ print(f"but they lie within {alone.ours.max() - alone.ours.min():.2f} points of 
 
 
 under_cb = [name for name in of_loss("CB") if METHODS[name].weight_decay != "stage 1"]
-five = [tuned[name] for name in under_cb]
-gap, error = max(five) - min(five), case.error(("CB", "tuned"))
-words = f"tuned, five ways to retrain under CB differ by {gap:.2f} points, one standard error is"
-chapter.claim(f"{words} {error:.2f}", gap < 2 * error)
+five = {name: case.found[name, "tuned"] for name in under_cb if (name, "tuned") in case.found}
+best, worst = (most(five, key=tuned.get) for most in (max, min))
+gap = difference(five[worst], five[best])
+words = "tuned, five ways to retrain under CB lie within a point: the best over the worst"
+chapter.claim(f"{words} {gap}", gap.points < 1)
 ends = {each: {name: case.accuracy(name, each) for name in METHODS} for each in NOT_TUNED}
 known = pd.DataFrame(ends).dropna()
 lower = int((known["released code"] < known["published values"]).sum())
@@ -316,6 +327,8 @@ shown = {
     if row in case.found
 }
 show_table(pd.DataFrame.from_dict(shown, orient="index"), "the means are of training images")
+
+
 tuned_cosine, strong = (along[f"CB + WD, {each}"] for each in ("tuned", "published values"))
 chapter.claim(
     "the stronger the weight decay, the nearer rows are to the class means: cosine "
@@ -335,15 +348,9 @@ chapter.claim(
 deep = next((rows for name, rows in others.items() if name == "ResNet-34"), {})
 names = [name for name in ("WD", "WD + L2norm", *under_cb) if name in deep]
 if names:
-    shown = pd.DataFrame([deep[name].accuracy() for name in names], index=names)[
-        ["many", "few", "all"]
-    ]
-    decays = [deep[name].config["settings"].get("weight_decay") for name in names]
-    shown = shown.map(metrics.percent).assign(
-        **{"weight decay": ["–" if each is None else f"{each:g}" for each in decays]}
-    )
     epochs = deep["WD"].config["settings"]["stage1_epochs"]
-    show_table(shown, f"ResNet-34, {epochs} epochs; last epoch, plain test images; %")
+    note = f"ResNet-34, {epochs} epochs; last epoch, plain test images; tuned values; %. {BOLD}"
+    show_table(accuracy_table({name: deep[name] for name in names}), note)
 else:
     print("not measured here: both chapters before with --backbone resnet34")
 
@@ -363,7 +370,7 @@ if "CB + WD" in added:
 
 
 # The published value suits its network. (It is the largest of our grid, so that more may be better still.) There weight decay and MaxNorm
-# add points to the balanced loss, as in the paper, and about half as many; together no more than one of them. Which brings us to the other suspect.
+# add points to the balanced loss, as in the paper, and fewer than there; together no more than one of them. Which brings us to the other suspect.
 
 # ## 4 Does MaxNorm act?
 # 
@@ -458,7 +465,7 @@ chapter.claim(
 
 # (Each was picked on the test set, so these gains are upper bounds.) That is the paper's own observation, in its direction: weight decay and
 # MaxNorm each add points to the class-balanced loss. Both keep rows short, the one by a pull on all, the other by a wall, and once rows are short
-# there is nothing left to add. The dark band at the top is a weight decay that is too strong, which no radius repairs; the published values stand in it.
+# there is nothing left to add. Towards the top of the right panel weight decay is too strong for all classes together, which no radius repairs, while rare classes alone fare best there (left); the published values stand where that begins.
 # Beside a learning rate that was tuned as well (CB in the table of section 1) each adds less: a faster start goes some of the way, too.
 # 
 # ### With the released code's loss
@@ -555,7 +562,8 @@ chapter.claim(f"{words}, under CE once an epoch costs up to {by:.1f} less", most
 # 
 # Look at the last two columns of the first table in section 4: with a radius the expected calibration
 # error (ECE, the mean distance of confidence and accuracy, [Guo et al. 2017](https://arxiv.org/abs/1706.04599)) changes much more than
-# the accuracy. Guo et al.'s own remedy is a *temperature*: divide all logits by one number $T$, which changes no answer.
+# the accuracy. Guo et al.'s own remedy is a *temperature*: divide all logits by one number $T$, which changes no answer. What fits best is told by the negative
+# log-likelihood (NLL): the mean of $-\log p$ of the right class over the test images, cross-entropy in other words; its unit is the nat.
 # 
 # Suppose every row lies on the ball, $w_k = \delta u_k$ with unit vectors $u_k$. Leaving the small biases aside,
 # 
@@ -617,37 +625,36 @@ if len(both_ways):
 
 
 # So a radius is two things at once. One is a temperature: the best $T$ follows the norms, and fitted in a second on held-out images it does
-# the same for any row under CB. Rows without weight decay are too sure of themselves ($T$ above 1), those with the tuned one too modest
+# the same for any classifier under CB. Those without weight decay are too sure of themselves ($T$ above 1), those with the tuned one too modest
 # (below 1): weight decay makes short rows, and the accuracy does not mind. The other part no temperature gives: a wall for common classes, behind
 # which rare ones catch up, changes answers, by the points of section 4, though the likelihood hardly
 # ([over five orders](../exp/README.md#is-a-radius-anything-but-a-temperature)). Under plain cross-entropy it only costs.
 
 # ## 6 How flat is the ground?
 # 
-# The values of the column *tuned* were chosen on 20 images a class that were held out, by networks which never saw them. **What do
-# you expect?** Of the weight decays and radii that were tried, how many lie within the noise of so few images from the best?
+# The values of the column *tuned* were chosen on 20 images a class that were held out, by networks which never saw them (easier images
+# than those of the test, [as they are the first by file name](../exp/README.md#how-the-settings-were-chosen), so that all accuracies of this section lie
+# higher). **What do you expect?** Of the weight decays and radii that were tried, how many lie within the noise of so few images from the best?
 
-tried = tuning(chapter.rows)
-ratio = "radius / mean norm"
-grids = {
-    "CB + WD": tried[tried.method == "CB + WD"],
-    "CB + WD + MaxNorm": tried[
-        (tried.method == "CB + WD + MaxNorm") & (tried.lr == chosen["lr"])
-    ],
-}
-for (method, grid), column in zip(grids.items(), ("lr", ratio), strict=True):
+settings_tried = tried(chapter.rows)
+names = "CB + WD", "CB + WD + MaxNorm"
+grids = {name: settings_tried[settings_tried.method == name] for name in names}
+limited = grids["CB + WD + MaxNorm"]
+grids["CB + WD + MaxNorm"] = limited[limited.lr == chosen["lr"]]
+heads = {"lr": "learning rate", "radius": "radius / mean norm"}
+for (method, grid), column in zip(grids.items(), heads, strict=True):
     if grid.empty:
         print(f"{method}: nothing was tried on held-out images for this first stage")
         continue
-    cells = grid.pivot_table(index="weight decay", columns=column, values="all")
+    cells = grid.pivot_table(index="weight_decay", columns=column, values="all")
     best = grid.loc[grid["all"].idxmax()]
-    words = column.replace("lr", "learning rate"), "weight decay", "held-out accuracy (%)"
-    figure = plots.heatmap(cells, *words, (best["weight decay"], best[column]))
-    chapter.show(figure, f"study_tuning-{column.split()[0]}.png")
+    words = heads[column], "weight decay", "held-out accuracy (%)"
+    figure = plots.heatmap(cells, *words, (best["weight_decay"], best[column]))
+    chapter.show(figure, f"study_tuning-{column}.png")
 
 
-# Above CB + WD over the learning rate; below CB + WD + MaxNorm at the learning rate of our rows, over the radius. The frame is the best; at
-# the edge of a grid it says that the best may lie beyond.
+# Above CB + WD over the learning rate; below CB + WD + MaxNorm at the learning rate of our rows, over the radius. The frame is the best,
+# which the rows have; at the edge of a grid it says that the best may lie beyond.
 
 for method, grid in grids.items():
     images = grid.held_out.iloc[0] if len(grid) else np.nan
@@ -658,8 +665,8 @@ for method, grid in grids.items():
     chapter.claim(f"{method}: {words}, {noise:.1f} points", near >= 3)
 
 
-curves = tried[tried.method.isin(("tau-norm", "logit adjustment"))]
-curves = curves.rename(columns={"method": "model"})
+curves = tuning(chapter.rows).rename(columns={"method": "model"})
+curves = curves[curves.model.isin(("tau-norm", "logit adjustment"))]
 if len(curves):
     figure = plots.lines(curves, "tau", "all", r"$\tau$", "held-out accuracy (%)")
     chapter.show(figure, "study_tuning-tau.png")
@@ -668,8 +675,9 @@ if len(curves):
 
 
 # Logit adjustment subtracts $\tau \log n_k$ from each logit, up to a constant, in the place of any training. The ground is flat near the
-# top and steep at the edges, where the published values stand. What was chosen within the flat part is
-# chance, and so is the ranking of rows that were chosen there. This is why rows within two standard errors share the bold type.
+# top and steep at the edges, where the published values stand. Which setting of the flat part
+# was chosen is chance, and so are tenths of a point between rows that were chosen there. This is why rows within two standard errors share the
+# bold type.
 
 # ## 7 Which epoch was counted?
 # 
@@ -710,7 +718,7 @@ chapter.claim(words, worst[1] in NOT_TUNED and flatter[worst] > 2)
 
 # ## 8 Weight decay, or learning rate times weight decay?
 # 
-# The paper's first stage learns at 0.01 with weight decay 0.005; recipes for this network, as ours, take 0.1 with 0.0002 to 0.0005, of which the last has the same product. **What do
+# The paper's first stage learns at 0.01 with weight decay 0.005; recipes for this network, as ours, take 0.1 with 0.0002 to 0.0005, of which the last has the same product. (A warm-up, in the figure, is a number of first epochs in which the learning rate rises.) **What do
 # you expect?** (Accuracies below are of held-out images; one seed.) Is it the weight decay that helps, the product, or the learning rate?
 
 places = ["lr", "weight decay", "classifier"]
@@ -771,14 +779,12 @@ stronger = {
 pair = {"crop and flip": {name: case.found[name, "tuned"] for name in ("WD", *after)}, **stronger}
 if stronger:
     lines = {
-        f"{name}, {rows['WD'].config['settings']['stage1_epochs']} epochs: {method}": rows[
-            method
-        ].accuracy()
+        f"{name}, {rows['WD'].config['settings']['stage1_epochs']} epochs: {method}": rows[method]
         for name, rows in pair.items()
         for method in ("WD", *after)
     }
-    shown = pd.DataFrame.from_dict(lines, orient="index")[[*metrics.GROUPS, "all", "ece"]]
-    show_table(shown.map(metrics.percent), "last epoch, plain test images; tuned values; %")
+    note = f"last epoch, plain test images; tuned values; %. {BOLD}"
+    show_table(accuracy_table(lines), note)
 else:
     print(
         "not measured: the first script with --augmentation autoaugment+cutout, then the second"
@@ -831,8 +837,8 @@ take_aways(
     f"{gain:+.2f}. A radius is a temperature (ECE of {before}; with one fitted number {after}) "
     "and a wall for common classes.",
     f"The way of counting adds {both - plain:.1f} points to the headline, the best epoch alone "
-    f"{flatter[worst]:.1f} to a row that falls apart. Five tuned ways to retrain under CB differ "
-    f"by {gap:.2f}.",
+    f"{flatter[worst]:.1f} to a row that falls apart. Five tuned ways to retrain under CB lie "
+    f"within {gap.points:.1f} points.",
 )
 
 

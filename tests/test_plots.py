@@ -95,7 +95,7 @@ def figures(
         "projections": lambda: plots.projections(np.eye(2), dict.fromkeys(names, 0.5 * np.eye(2)), 0.5),
         "class_differences": lambda: plots.class_differences(per_class, names[0], about),
         "class_logits": lambda: plots.class_logits(
-            about.assign(model=names[1], own=falling * factors[1], others=-falling), about
+            about.assign(model=names[1], own=falling * factors[1], others=-falling, norm=falling), about
         ),
         "per_class_accuracy": lambda: plots.per_class_accuracy(per_class, about),
         "class_norms": lambda: plots.class_norms(per_class, about),

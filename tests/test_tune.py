@@ -13,7 +13,7 @@ from ltr.methods import METHODS
 from ltr.runtime.storage import read_table
 from ltr.settings import SecondStage
 from ltr.study import ship, sweep, tune
-from ltr.study.rows import VALUES, open_rows, read_values
+from ltr.study.rows import TRIED, VALUES, open_rows, read_values
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_shapes")]
 FIRST = "--preset demo --epochs 1 --lr 0.05 --imbalance-factor 40 --weight-decays 0.002 --seeds 1"
@@ -48,6 +48,19 @@ def test_every_row_has_values_that_its_grid_holds(tuned):
         assert own.temperature > 0
         assert 0 <= own["all"] <= 100
     assert table.tau["WD + tau-norm"] in (0.0, 0.5, 1.0)
+
+
+def test_what_was_tried_is_kept_and_its_best_is_chosen(tuned):
+    out, name = tuned
+    tried = read_table(out / "tuning" / TRIED)
+    assert set(tried.tuning_run) == {name}
+    assert set(tried.held_out) == {200}
+    values = read_table(out / "tuning" / VALUES).set_index("method")
+    own = tried[tried.method == "CB + WD + MaxNorm"]
+    assert len(own) == 2 * 2 * 2  # learning rates, weight decays, radii
+    assert own["all"].max() == values["all"]["CB + WD + MaxNorm"]
+    best, chosen = own.loc[own["all"].idxmax()], values.loc["CB + WD + MaxNorm"]
+    assert all(best[name] == chosen[name] for name in ("lr", "weight_decay", "radius"))
 
 
 def test_the_second_stage_takes_them_and_scales_the_radius(tuned):
@@ -149,5 +162,6 @@ def test_a_row_that_diverges_in_all_of_a_grid_is_left_out(tuned, monkeypatch, ca
     settings = SecondStage.parse(words)
     data = datasets.load(**settings.data).for_tuning()
     rows = open_rows(settings, data)
-    assert not [row for row in tune.in_a_grid(rows, rows.sources.features["paper"]) if row["method"] == "CE + WD"]
+    found = tune.best_in_grid(*tune.trained_grid(rows), rows.sources.features["paper"])
+    assert "CE + WD" not in {row["method"] for row in found}
     assert "CE + WD: training diverges with every setting; it keeps the preset's" in capsys.readouterr().out

@@ -25,7 +25,7 @@ from ltr.runtime.storage import read_table
 from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage, SecondStage
 from ltr.study.cells import where
-from ltr.study.rows import Rows, open_rows, tuned_like
+from ltr.study.rows import TRIED, Rows, open_rows, tuned_like
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
@@ -252,6 +252,18 @@ def tuning(rows: Rows) -> pd.DataFrame:
     return table[table.stage1_epochs == table.stage1_epochs.max()]
 
 
+def tried(rows: Rows) -> pd.DataFrame:
+    """What `ltr tune` tried on held-out images to choose the values of these rows; no rows without any.
+
+    Returns:
+        a row a setting of a method: method, lr, weight_decay, radius (times the mean norm), held_out (the number of
+        images), all (percent of them).
+    """
+    columns = ["method", "lr", "weight_decay", "radius", "held_out", "all"]
+    table = table_at(rows.settings.out / "tuning" / TRIED, ["tuning_run", *columns])
+    return table[table.tuning_run.isin(rows.tuned.get("tuning_run", []))]
+
+
 def compared(rows: Rows, method: str) -> pd.DataFrame:
     """What `ltr compare` measured of a method on this first stage and on the naive one, by their weight decay.
 
@@ -331,18 +343,19 @@ def show_table(frame: pd.DataFrame, note: str = "") -> None:
     """Show a table: HTML in a notebook, text in a script.
 
     Args:
-        frame: its cells are text, as they shall stand.
+        frame: its cells are text, as they shall stand; rows without a name have no first column.
         note: a line below it.
     """
     if not distributed.current().is_main:
         return
+    named = any(map(str, frame.index))
     if not process.in_ipython():
         plain = frame.replace({"<br>": " ", r"</?\w+>": ""}, regex=True)
-        print(plain.to_string(), *([note] if note else []), sep="\n")
+        print(plain.to_string(index=named), *([note] if note else []), sep="\n")
         return
     from IPython.display import HTML, display  # only a notebook has it
 
-    html = frame.to_html(escape=False, border=0, justify="right")
+    html = frame.to_html(escape=False, border=0, justify="right", index=named)
     display(HTML(f"{html}<p><small>{note}</small></p>" if note else html))
 
 

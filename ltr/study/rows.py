@@ -23,7 +23,7 @@ from ltr.runtime.storage import read_table
 from ltr.second_stage import FEATURES, Features, FrozenFeatures, read_features
 from ltr.settings import CHOSEN, SHIPPED, SecondStage
 
-VALUES = "values.csv"  # in a folder of tuning runs
+VALUES, TRIED = "values.csv", "tried.csv"  # in a folder of tuning runs: what was chosen, and from what
 TUNED = "tuned.csv"  # beside features that ship
 VALUE = ("lr", "weight_decay", "radius", "tau", "temperature")  # columns of either
 AUTO = "auto"  # the tuning run that learned as the first stage did

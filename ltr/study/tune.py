@@ -6,12 +6,14 @@
 choose here. Every row's learning rate, weight decay, radius or tau is the best of a grid on them, and beside it stands
 the temperature that fits them best. Radii are multiples of the mean norm of the first stage's rows, so that they can
 be carried to another network. The table goes to `<out>/values.csv`; `--tuned-on RUN` gives it to the second script.
-Of a naive network tau alone is chosen. All other options are the second script's.
+What was tried of the rows that learn side by side goes to `<out>/tried.csv`. Of a naive network tau alone is chosen.
+All other options are the second script's.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from ltr.runtime.storage import update_table
 from ltr.second_stage import Features
 from ltr.settings import SecondStage
 from ltr.stack import Grid
-from ltr.study.rows import TAUS, VALUE, VALUES, Rows, check_none_chosen, open_rows
+from ltr.study.rows import TAUS, TRIED, VALUE, VALUES, Rows, check_none_chosen, open_rows
 
 LR = (1.0, 10.0)  # times --lr
 DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -48,8 +50,13 @@ def candidates(method: Method, stage1_weight_decay: float) -> Iterator[dict[str,
         yield {"lr": lr, "weight_decay": decay, "radius": radius}
 
 
-def in_a_grid(rows: Rows, held_out: Features) -> Iterator[dict[str, Any]]:
-    """The rows whose classifier alone learns, without a constraint or inside a ball: all of them at once."""
+def trained_grid(rows: Rows) -> tuple[Grid, pd.DataFrame]:
+    """The rows whose classifier alone learns, without a constraint or inside a ball: every setting, all at once.
+
+    Returns:
+        the classifiers, and a row for each: method, loss, lr, weight_decay, radius (times the mean norm), max_norm
+        (the same, absolute), max_norm_every, held_out (number of these images), and `all` in percent of them.
+    """
     settings, asked = rows.settings, []
     for name, method in METHODS.items():
         if method.layers == 1 and method.constraint != "L2norm":
@@ -60,15 +67,20 @@ def in_a_grid(rows: Rows, held_out: Features) -> Iterator[dict[str, Any]]:
     radii = table.radius * rows.sources.mean_norm
     told = table.assign(lr=table.lr * settings.lr, max_norm=radii, max_norm_every="step")
     recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
+    held_out = rows.sources.features["paper"]
     grid = Grid(rows.sources.classifier, held_out, recipe, told).fit()
-    scored = grid.table()[["all"]].join(told.assign(radius=table.radius))
-    for name, each in scored.groupby("method", sort=False):
-        if each["all"].isna().all():
+    return grid, told.assign(held_out=len(held_out.test_labels), all=grid.table()["all"])
+
+
+def best_in_grid(grid: Grid, tried: pd.DataFrame, held_out: Features) -> Iterator[dict[str, Any]]:
+    """Each row's best setting of `trained_grid`."""
+    for name, own in tried.groupby("method", sort=False):
+        if own["all"].isna().all():
             print(DIVERGED.format(name), flush=True)
             continue
-        best = each["all"].idxmax()
+        best = own["all"].idxmax()
         logits = held_out.test_logits(grid.classifier(best), 0)
-        yield best_of([{"method": name, **each.loc[best].drop("method").to_dict(), "logits": logits}], held_out)
+        yield best_of([{**own.loc[best].drop("held_out").to_dict(), "logits": logits}], held_out)
 
 
 def one_at_a_time(rows: Rows, name: str) -> dict[str, Any] | None:
@@ -107,17 +119,21 @@ def best_of(found: Sequence[dict[str, Any]], held_out: Features) -> dict[str, An
     return best | {"temperature": fit_temperature(logits, torch.as_tensor(labels))}
 
 
-def chosen(rows: Rows) -> Iterator[dict[str, Any]]:
-    """Every row's values, chosen on the images that take the place of the test images."""
+def chosen(rows: Rows, grid: Grid | None, tried: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Every row's values, chosen on the images that take the place of the test images.
+
+    Args:
+        grid, tried: of `trained_grid`; of a naive network none.
+    """
     held_out, classifier = rows.sources.features["paper"], rows.sources.classifier
-    if not rows.settings.stage1_weight_decay:
+    if grid is None:
         yield over_tau(classifier, "naive", held_out, [0.0])
         yield over_tau(classifier, "naive + tau-norm", held_out, TAUS)
         return
     yield over_tau(classifier, "WD", held_out, [0.0])
     yield over_tau(classifier, "WD + L2norm", held_out, [1.0])
     yield over_tau(classifier, "WD + tau-norm", held_out, TAUS)
-    yield from in_a_grid(rows, held_out)
+    yield from best_in_grid(grid, tried, held_out)
     for name, method in METHODS.items():
         if method.layers > 1 or method.constraint == "L2norm":
             row = one_at_a_time(rows, name)
@@ -125,6 +141,13 @@ def chosen(rows: Rows) -> Iterator[dict[str, Any]]:
                 print(DIVERGED.format(name), flush=True)
             else:
                 yield row
+
+
+def save(path: Path, run: str, table: pd.DataFrame) -> None:
+    """Put the rows of a tuning run into the file, in place of its earlier ones."""
+    key = "tuning_run"
+    table.insert(0, key, run)
+    update_table(path, table, lambda old, new: old[key].isin(new[key]), [key])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -140,11 +163,14 @@ def main(arguments: Sequence[str]) -> None:
     data = datasets.load(**settings.data).for_tuning()
     rows = open_rows(settings, data)
     print(f"tuned on {len(data.test):,} held-out images: {rows.base.path.name}", flush=True)
+    grid, tried = trained_grid(rows) if settings.stage1_weight_decay else (None, pd.DataFrame())
     found = []
-    for row in chosen(rows):
-        found.append({"tuning_run": rows.base.path.name, **row})
+    for row in chosen(rows, grid, tried):
+        found.append(row)
         print(f"{row['method']}: {row['all']:.2f} % on the held-out images", flush=True)
-    path, key, table = settings.out / VALUES, "tuning_run", pd.DataFrame(found)
-    table = table.reindex(columns=table.columns.union(VALUE, sort=False))  # a naive network alone has a tau alone
-    update_table(path, table, lambda old, new: old[key].isin(new[key]), [key])
-    print(short(f"all values: {path}"))
+    values = pd.DataFrame(found)
+    values = values.reindex(columns=values.columns.union(VALUE, sort=False))  # a naive network alone has a tau alone
+    for name, table in {VALUES: values, TRIED: tried}.items():
+        if len(table):
+            save(settings.out / name, rows.base.path.name, table)
+    print(short(f"all values: {settings.out / VALUES}"))
