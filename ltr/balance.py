@@ -199,12 +199,17 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     The slope in :math:`\beta = 1 / T` rises with it, so its zero is found by bisection, between a thousandth and a
     thousand over an image's spread of logits: where every image is right, none would be large enough.
 
+    Returns:
+        NaN where a logit is not finite.
+
     Source: Guo et al. 2017, section 4.2.
     """
     logits = logits - logits.mean(1, keepdim=True)  # what all classes share says nothing
     size = float(logits.std())
-    if not size or not math.isfinite(size):
+    if not size:
         return 1.0
+    if not math.isfinite(size):
+        return math.nan
     wanted = logits.gather(1, labels[:, None]).mean()
     low, high = math.log(1e-3 / size), math.log(1e3 / size)
     for _ in range(18):  # to a ten-thousandth

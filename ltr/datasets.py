@@ -236,11 +236,17 @@ def load(
     if choice == "hash":
         train = train.by_hash()
     chosen, held = split_indices(train.labels, names, imbalance_factor, profile, choice, hold_out, seed)
-    name = Path(root).resolve().name if own else source
+    name = name_of(Path(root)) if own else source
     if test.fingerprint() == CIFAR100_TEST:
         name = "cifar100"
     mean, std = STATISTICS[normalization]
     return LongTailed(name, names, train.take(chosen), test, train.take(held) if hold_out else None, mean, std)
+
+
+def name_of(root: Path) -> str:
+    """What one's own images are called in tables: as their folder, which must not be taken for a known set."""
+    name = root.resolve().name or "images"  # a drive has no name
+    return f"own {name}" if name in SOURCES else name
 
 
 def check_options(source: str, profile: str, choice: str | None, resize: int | None) -> None:

@@ -91,6 +91,18 @@ class CifarResNet(nn.Module):
         return self.classifier(self.features(x))
 
 
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows [..., D] at unit length; rows of zeros stay zeros.
+
+    Those whose squares would under- or overflow are scaled by a power of two first, which rounds nothing.
+    """
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    largest = rows.detach().abs().amax(-1, keepdim=True)
+    scale = torch.ones_like(largest).masked_fill(largest > 1e15, 2.0**-80)
+    scale = scale.masked_fill((largest < 1e-15) & (largest > 0), 2.0**80)
+    return F.normalize(rows * scale, dim=-1, eps=torch.finfo(torch.float32).tiny)
+
+
 class CosineClassifier(nn.Linear):
     """Logits that are cosines between features and weights, times a scale (Cao et al. 2019, for LDAM)."""
 
@@ -101,8 +113,7 @@ class CosineClassifier(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [B, D] to [B, C]."""
-        tiny = torch.finfo(torch.float32).tiny  # the default would change the direction of small rows
-        return self.scale * F.linear(F.normalize(features, eps=tiny), F.normalize(self.weight, eps=tiny))
+        return self.scale * F.linear(unit_rows(features), unit_rows(self.weight))
 
 
 class Trunk(nn.Module):
@@ -273,7 +284,7 @@ def copy_classifier(model: Network) -> nn.Linear:
     A cosine one becomes linear, without bias: its unit rows times its scale, for the features of `frozen_features`.
     """
     if isinstance(model.classifier, CosineClassifier):
-        return linear(model.classifier.scale * F.normalize(model.classifier.weight))
+        return linear(model.classifier.scale * unit_rows(model.classifier.weight))
     return linear(model.classifier.weight, model.classifier.bias)
 
 
@@ -281,7 +292,7 @@ def frozen_features(model: Network | Trunk, x: Tensor) -> Tensor:
     """What the second stage learns from, float32: a network's features, at unit length before a cosine classifier."""
     features = model.features(x).float()
     cosine = isinstance(getattr(model, "classifier", None), CosineClassifier)
-    return F.normalize(features) if cosine else features
+    return unit_rows(features) if cosine else features
 
 
 def restore(

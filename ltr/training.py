@@ -287,10 +287,13 @@ class Evaluation:
 
     def all_logits(self, last: int, weights: dict[str, Tensor]) -> dict[tuple[str, str], np.ndarray]:
         """Logits of the last and of the best test epoch, plain and with the mirrored image, see `metrics.VARIANTS`."""
-        self.model.load_state_dict(self.best["model"])
-        best = self.both(self.best["epoch"])
+        best = None
+        if self.best["epoch"] != last:
+            self.model.load_state_dict(self.best["model"])
+            best = self.both(self.best["epoch"])
         self.model.load_state_dict(weights)  # with which the model ends
-        return keyed(best_test=best, last=self.both(last))
+        final = self.both(last)
+        return keyed(best_test=best or final, last=final)
 
 
 class Average:

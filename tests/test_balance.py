@@ -459,6 +459,8 @@ def test_the_temperature_is_the_most_likely():
     certain = 3.0 * nn.functional.one_hot(labels, 5).float()
     assert 0 < fit_temperature(certain, labels) < 1
     assert fit_temperature(torch.zeros(3, 2), torch.tensor([0, 1, 1])) == 1.0
+    for value in (np.nan, np.inf):
+        assert np.isnan(fit_temperature(torch.tensor([[1.0, value], [2.0, 1.0]]), torch.tensor([0, 1])))
 
 
 def outcome(hits: list[int], labels: list[int]) -> Predictions:

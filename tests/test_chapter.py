@@ -7,6 +7,7 @@ import pytest
 
 from ltr.metrics import Predictions
 from ltr.runtime import process
+from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage, SecondStage
 from ltr.study import chapter
 
@@ -38,6 +39,23 @@ def test_a_table_that_cannot_be_read_is_left_out(tmp_path):
         assert [*table] == ["a"]
     (tmp_path / "whole.csv").write_text("a,b\n1,2\n")
     assert chapter.table_at(tmp_path / "whole.csv", ["a"]).a.tolist() == [1]
+
+
+def test_a_map_is_of_this_network_on_these_images():
+    told = {"lr": 0.1, "batch_size": 64, "warm_up": 0, "out": ROOT / "exp", "imbalance_factor": 100, "profile": "exp"}
+
+    def of_images(name: str, **other: object) -> chapter.Chapter:
+        found = chapter.Chapter(SimpleNamespace(**{"backbone": "resnet32", **told, **other}))
+        object.__setattr__(found, "about", {"name": name})  # which is read from images otherwise
+        return found
+
+    known = chapter.tuning_runs(of_images("cifar100"))
+    assert known.stage1_weight_decay.nunique() > 2
+    assert len(chapter.map_of(of_images("cifar100"))) > len(known)
+    others = of_images("cifar10"), of_images("cifar100", backbone="resnet34"), of_images("cifar100", profile="as-is")
+    for each in others:
+        assert chapter.map_of(each).empty
+        assert chapter.tuning_runs(each).empty
 
 
 def test_sentences_to_remember_have_dashes_for_what_is_missing(capsys):

@@ -243,6 +243,11 @@ def test_a_tree_with_the_images_of_cifar100_goes_by_its_name(tree, images, monke
     assert datasets.load("folder", tree, imbalance_factor=1).name == "cifar100"
 
 
+@pytest.mark.parametrize(("root", "name"), [("cifar100", "own cifar100"), ("birds", "birds"), ("/", "images")])
+def test_ones_own_images_are_not_taken_for_a_known_set_and_have_a_name(root, name):
+    assert datasets.name_of(Path(root)) == name
+
+
 @pytest.mark.parametrize(("hold_out", "takes"), [(0, "4 training images"), (3, "2 training images and 3 to hold out")])
 def test_a_class_with_too_few_images_is_refused(tree, hold_out, takes):
     for path in sorted((tree / "train" / "bee").iterdir())[3:]:

@@ -100,6 +100,9 @@ def test_sentences_count_what_lies_beyond_two_errors():
     assert "nats**: -0.500 to +0.100; more than two standard errors above none in 0 of 3 settings, below in 1." in text
     assert "no more than a temperature** in 1 of 3 settings" in text
     assert "In 2 it costs accuracy or likelihood that no temperature gives back, in 1 it adds some." in text
+    diverged = settings([np.nan, 0.5, 0.5], [0.0, np.nan, 0.0])
+    assert "no more than a temperature** in 1 of 1 settings" in other_tables.answer(diverged)
+    assert other_tables.answer(diverged[:2]) == "- Every training diverged.\n"
 
 
 def test_the_committed_measurements_are_of_every_setting_in_several_orders():

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
-from ltr import losses
+from ltr import losses, models
 from ltr.models import BACKBONES, BasicBlock, CosineClassifier, LastLayers, Trunk, build_model, count_parameters
 
 PARAMETERS = {
@@ -214,3 +215,16 @@ def test_small_rows_have_the_cosines_of_large_ones():
     with torch.no_grad():
         classifier.weight.mul_(1e-15)
     torch.testing.assert_close(classifier(1e-15 * features), expected)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-23, 1.0, 1e20, 1e30])
+def test_rows_of_any_size_come_to_unit_length(size):
+    rows = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    expected = F.normalize(rows)
+    torch.testing.assert_close(models.unit_rows(size * rows), expected)
+    assert torch.equal(models.unit_rows(rows), expected), "ordinary rows keep their bits"
+    assert torch.equal(models.unit_rows(torch.zeros(2, 3)), torch.zeros(2, 3))
+    network = models.build_model("resnet32", 4, cosine=True)
+    with torch.no_grad():
+        network.classifier.weight.mul_(size)
+    torch.testing.assert_close(models.copy_classifier(network).weight.norm(dim=1), torch.full((4,), losses.SCALE))

@@ -49,6 +49,8 @@ def run_python(*words: object, **how) -> subprocess.CompletedProcess:
         (["/x/bin/ipython", "--pylab"], True),
         (["/x/IPython/__main__.py"], True),
         (["/x/pydevconsole.py", "--mode=client"], True),
+        (["/x/my_console.py", "--epochs", "3"], False),
+        (["/x/launcher.py"], False),
         ([""], True),
         ([], True),
         (["script.py", "--epochs", "3"], False),

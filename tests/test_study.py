@@ -25,6 +25,7 @@ from ltr import metrics, models, plots, runs
 from ltr.data.synthetic import SYNTHETIC
 from ltr.errors import TrainingError
 from ltr.methods import METHODS
+from ltr.runtime.configs import read_configs
 from ltr.runtime.options import ROOT
 from ltr.study import evidence, rows
 
@@ -129,6 +130,28 @@ def test_other_networks_saw_the_same_images_and_have_rows_of_their_own(monkeypat
         "ResNet-34": {"WD": "deep", "WD + L2norm": "l2-deep"},
         "second-cutout": {"WD": "second-cutout", "WD + L2norm": "l2-second-cutout"},
     }
+
+
+def test_a_run_that_cannot_be_read_is_left_out_with_a_warning(tmp_path, monkeypatch):
+    out = tmp_path / "exp"
+    shutil.copytree(ROOT / "exp", out, ignore=shutil.ignore_patterns("figures", "*.npz", "weights.pt"))
+    other, head = next(out.glob("demo_1/autoaugment-and-cutout_*")), next(out.glob("demo_2/cb-wd_*"))
+    base = SimpleNamespace(config=read_configs(out / "demo_1")[out / "demo_1" / SHIPPED.name])
+    case = SimpleNamespace(
+        rows=SimpleNamespace(settings=SimpleNamespace(out=out, first_stages=other.parent), base=base)
+    )
+    assert "AutoAugment and Cutout" in evidence.others(case)
+    assert "CB + WD" in evidence.tuned_rows(head.parent, SHIPPED.name)
+    for path in (other, next(path for path in out.glob("demo_2/cb-wd_paper_*") if SHIPPED.name in told(path))):
+        (path / "norms.npy").write_bytes(b"?")
+    with pytest.warns(UserWarning, match="is passed over"):
+        assert "AutoAugment and Cutout" not in evidence.others(case)
+    with pytest.warns(UserWarning, match="is passed over"):
+        assert "CB + WD" not in evidence.tuned_rows(head.parent, SHIPPED.name)
+
+
+def told(path: Path) -> str:
+    return (path / "config.json").read_text("utf-8")
 
 
 def test_seeds_stand_side_by_side_where_a_method_has_several():

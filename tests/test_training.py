@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from elsewhere import no_float64
 from torch import nn
 
 from ltr import first_stage, metrics, models, recipes, training
@@ -12,6 +13,7 @@ from ltr.datasets import LabelledImages, LongTailed
 from ltr.errors import InputError, TrainingError
 from ltr.regularizers import MaxNorm
 from ltr.runtime.checkpoint import load_checkpoint, save_checkpoint
+from ltr.runtime.engine import Engine
 
 
 @pytest.fixture
@@ -311,3 +313,45 @@ def test_nesterov_steps_along_the_gradient_and_the_momentum(rows):
     loss = nn.functional.cross_entropy(reference(rows.inputs), rows.labels)
     (gradient,) = torch.autograd.grad(loss, [reference.weight])
     torch.testing.assert_close(model.weight, reference.weight - 0.1 * (1 + 0.9) * gradient)
+
+
+@pytest.mark.parametrize(("worse", "passes"), [(False, 1 + 2), (True, 2 + 4)])
+def test_the_best_test_is_made_again_only_where_it_is_not_the_last(rows, monkeypatch, worse, passes):
+    model, seen = models.linear(torch.zeros(3, 5)), []
+    if worse:  # the second epoch's test
+        scores = iter([{"all": 90.0}, {"all": 10.0}])
+        rest = dict.fromkeys(metrics.GROUPS, 0.0)
+        monkeypatch.setattr(training.metrics, "group_accuracy", lambda *_: rest | next(scores, {"all": 0.0}))
+    plain = Rows.test_logits
+
+    def counted(self, model, epoch, flip=False):
+        seen.append(flip)
+        return plain(self, model, epoch, flip)
+
+    monkeypatch.setattr(Rows, "test_logits", counted)
+    test_every = 1 if worse else 2
+    outcome = training.fit(model, rows, recipes.Recipe(epochs=2, batch_size=6, lr=0.5, test_every=test_every))
+    assert len(seen) == passes
+    assert np.array_equal(outcome.logits["best_test", "none"], outcome.logits["last", "none"]) != worse
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("loss", ["ce", "ldam-drw"])
+def test_a_training_needs_no_float64_on_its_device(small, monkeypatch, loss):
+    cosine = loss == "ldam-drw"
+    expected, model = (models.CifarResNet(4, (8, 16), (1, 1), projection=True) for _ in range(2))
+    for network in (expected, model):
+        network.classifier = models.CosineClassifier(16, 4) if cosine else network.classifier
+    model.load_state_dict(expected.state_dict())
+    recipe = recipes.Recipe(epochs=2, batch_size=16, lr=0.05, loss=loss)
+    there = training.fit(expected, first_stage.ImageData(small, "cpu"), recipe)
+    monkeypatch.setattr(first_stage, "predict", without_inference_mode(first_stage.predict))
+    with no_float64() as device:
+        here = training.fit(model.to(device), first_stage.ImageData(small, device), recipe, engine=Engine(device))
+    np.testing.assert_allclose(here.history.train_loss, there.history.train_loss, rtol=1e-4)
+    np.testing.assert_allclose(here.logits["last", "none"], there.logits["last", "none"], atol=1e-3)
+
+
+def without_inference_mode(predict):
+    """The function below its decorator, as tensors of `elsewhere` know no inference mode."""
+    return torch.no_grad()(predict.__wrapped__)

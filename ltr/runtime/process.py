@@ -31,6 +31,7 @@ GO_ON = "interrupted; the same command goes on from the last saved epoch of a tr
 # Seconds after which a process that was told to end, and has not, is told so again; while it puts its files in order it
 # is left alone, but where Python ignored the first word it would go on.
 AGAIN, SOON = 5.0, 0.05
+LAUNCHERS = ("__main__", "ipykernel_launcher", "colab_kernel_launcher", "pydevconsole")  # of IPython's processes
 LOST = "another process of this job is gone or stuck; the same command goes on from the last saved epoch"
 
 
@@ -99,7 +100,7 @@ def in_ipython() -> bool:
 def is_launcher(arguments: Sequence[str]) -> bool:
     """Whether `sys.argv` in IPython is a kernel's own, not of a script that it runs (`%run script.py --epochs 3`)."""
     program = Path(arguments[0] if arguments else "")
-    launches = program.stem.endswith(("__main__", "launcher", "console")) or "-f" in arguments
+    launches = program.stem in LAUNCHERS or "-f" in arguments
     return launches or program.suffix != ".py"
 
 

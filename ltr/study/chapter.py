@@ -277,17 +277,20 @@ def compared(rows: Rows, method: str) -> pd.DataFrame:
     return found.set_index("stage1_weight_decay")[measures]
 
 
-def cells_of_map(settings: FirstStage) -> pd.DataFrame:
-    """Rows of the map of learning rates that differ from a first stage in weight decay alone, before balancing."""
-    alike = {"lr": settings.lr, "batch": settings.batch_size, "warm-up": settings.warm_up}
-    alike |= {"classifier": "first stage alone"}
-    columns = [*alike, "further", "run", "weight decay", "epochs", *metrics.GROUPS, "all"]
-    table = where(table_at(settings.out / "tuning" / "lr_wd.csv", columns), **alike)
-    network = f"_{settings.backbone}_if{settings.imbalance_factor:g}_"  # in a run's name
-    return table[table.further.isna() & table.run.astype(str).str.contains(network, regex=False)]
+def alike(chapter: Chapter) -> dict[str, Any]:
+    """What rows of a table must have that are of a chapter's network on its images."""
+    of = {name: getattr(chapter.settings, name) for name in ("imbalance_factor", "profile", "backbone")}
+    return {"dataset": chapter.about["name"], **of}
 
 
-def tuning_runs(settings: FirstStage) -> pd.DataFrame:
+def map_of(chapter: Chapter) -> pd.DataFrame:
+    """What `ltr map` found of a chapter's network on its images, see there; no rows without any."""
+    columns = ["lr", "weight decay", "classifier", "batch", "warm-up", "epochs", "further", "all", "all ±"]
+    columns += [*metrics.GROUPS, *alike(chapter)]
+    return where(table_at(chapter.settings.out / "tuning" / "lr_wd.csv", columns), **alike(chapter))
+
+
+def tuning_runs(chapter: Chapter) -> pd.DataFrame:
     """First stages of several weight decays, trained without the held-out images and tested on these, a row each.
 
     Those of this network and learning rate, of the map where it has several, else of results.csv; the longest ones.
@@ -295,12 +298,13 @@ def tuning_runs(settings: FirstStage) -> pd.DataFrame:
     Returns:
         columns stage1_weight_decay, stage1_epochs, many, medium, few, all; last epoch, plain, percent.
     """
-    columns = ["stage1_weight_decay", "stage1_epochs", *metrics.GROUPS, "all"]
-    mapped = cells_of_map(settings).rename(columns={"weight decay": columns[0], "epochs": columns[1]})
+    settings, columns = chapter.settings, ["stage1_weight_decay", "stage1_epochs", *metrics.GROUPS, "all"]
+    own = {"lr": settings.lr, "batch": settings.batch_size, "warm-up": settings.warm_up, "further": None}
+    mapped = where(map_of(chapter), **own, classifier="first stage alone")
+    mapped = mapped.rename(columns={"weight decay": columns[0], "epochs": columns[1]})
     if mapped[columns[0]].nunique() > 1:
         return mapped[columns]
-    wanted = {"backbone": settings.backbone, "imbalance_factor": settings.imbalance_factor, "lr": settings.lr}
-    wanted |= {"selection": "last", "tta": "none"}
+    wanted = {**alike(chapter), "lr": settings.lr, "selection": "last", "tta": "none"}
     table = where(table_at(settings.out / "tuning" / "results.csv", [*columns, *wanted]), **wanted)
     return table[table.stage1_epochs == table.stage1_epochs.max()][columns]
 

@@ -5,7 +5,7 @@
 It names device and engine, trains a few steps in each way that the machine has (plain, in bfloat16, captured,
 compiled; and with images in PyTorch's own memory order), says how far they end from the plain ones and how fast they
 are, looks for the images, memory and disk space, and tells how many hours the job would take. Nothing is downloaded,
-and no run written.
+and no run written; one's own images are decoded and kept, as the first script does.
 All options are the first script's.
 """
 

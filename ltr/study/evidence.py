@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ltr import metrics, models, regularizers, runs
 from ltr.methods import class_means, of_loss
-from ltr.runtime.configs import read_configs
+from ltr.runtime.configs import read_configs, read_each
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table
 from ltr.second_stage import Features
@@ -290,24 +290,24 @@ def others(case: Evidence) -> dict[str, dict[str, runs.Result]]:
     """Other first stages that learned from the same images, see `told_apart`, and their tuned rows.
 
     By what they are called, or by their folders where several are called alike; each row by its method, the first
-    stage itself as WD. Those without a row are left out.
+    stage itself as WD. Those without a row are left out, and so are, with a warning, those that cannot be read.
     """
     settings, base, found = case.rows.settings, case.rows.base.config, {}
     for path, config in read_configs(settings.first_stages).items():
         name = told_apart(config["settings"], base["settings"])
         if name and config["data"]["fingerprint"] == base["data"]["fingerprint"]:
             rows = tuned_rows(settings.out / "demo_2", path.name)
-            found[path.name if name in found else name] = {"WD": runs.Result.read(path), **rows}
+            for first in read_each([path], runs.Result.read).values():
+                found[path.name if name in found else name] = {"WD": first, **rows}
     return {name: rows for name, rows in found.items() if len(rows) > 1}
 
 
 def tuned_rows(folder: Path, stage1: str) -> dict[str, runs.Result]:
     """The finished rows on a first stage in the paper's mode, by method."""
-    return {
-        config["settings"]["method"]: runs.Result.read(path)
-        for path, config in read_configs(folder).items()
-        if config["settings"].get("stage1_run") == stage1 and config["settings"].get("mode") in (None, "", "paper")
-    }
+    told = {path: config["settings"] for path, config in read_configs(folder).items()}
+    of_it = (path for path, own in told.items() if own.get("stage1_run") == stage1)
+    tuned = [path for path in of_it if told[path].get("mode") in (None, "", "paper")]
+    return {told[path]["method"]: run for path, run in read_each(tuned, runs.Result.read).items()}
 
 
 def over_seeds(case: Evidence) -> pd.DataFrame:

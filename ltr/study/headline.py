@@ -144,7 +144,7 @@ def findings(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | N
     decayed = paper_tables.error_of_gain(naive, where(of, method="WD"), folder)
     lines = [*what_helps(tuned, naive.mean(numeric_only=True), decayed), *what_max_norm_does(tuned, of, folder)]
     lines += what_is_not_tuned(*(modes.get(name, tuned[:0]) for name in ("published", "released")))
-    mirrored, most = between(ours.flip - ours["all"]), ours.loc[ours.chosen.idxmax()]
+    mirrored, most = between(ours.flip - ours["all"]), ours.sort_values("chosen", na_position="first").iloc[-1]
     lines.append(
         f"**The way of counting.** Mirrored test images add {mirrored} points, to choose the epoch on the test "
         f"set up to {most.chosen:.2f}: {most.method} ({paper_tables.SETTINGS[most['mode']]}) ends at "

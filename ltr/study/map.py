@@ -42,6 +42,8 @@ CELL = ("lr", "weight decay", "lr x wd", "batch", "warm-up", "epochs")
 # What else a run may differ in, and what the map itself has.
 FURTHER = {"schedule": "cosine", "loss": "ce", **dict.fromkeys(("mix", "mix_alpha", "augmentation", "sampling"))}
 FURTHER |= {"nesterov": False, **dict.fromkeys(("average", "network"))}
+FURTHER |= {"choice": "first", "momentum": 0.9, "normalization": "cifar100"}
+SET = ("imbalance_factor", "profile", "backbone")  # beside the images' name: what a reader looks for a map of
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
         logits = (features.test_logits(classifier, 0) for classifier in found)
         hits = np.stack([metrics.hits_of(each, labels) for each in logits])
         own = cross_fitted(hits, halves_of(labels)) if name in BALANCED else hits[0]
-        yield Scored(cell(settings, path.name) | {"classifier": name}, own, groups)
+        of = {"dataset": run.config["data"]["name"], **{key: settings[key] for key in SET}}
+        yield Scored(of | cell(settings, path.name) | {"classifier": name}, own, groups)
 
 
 def reference_run(cells: pd.DataFrame) -> str:

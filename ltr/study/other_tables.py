@@ -70,7 +70,7 @@ def kinds(table: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each kind of first stage in a comparison.csv: those that one network tuned and that learned alike, of
     all seeds; with the columns `tuned`, by what, and `further` as text.
     """
-    tuned = table.groupby("stage1_run").tuned_on.transform("first").fillna(table.stage1_run)
+    tuned = table.groupby("stage1_run").tuned_on.transform("first").astype(object).fillna(table.stage1_run)
     told = table.assign(tuned=tuned, further=table["further"].fillna("") if "further" in table else "")
     return [rows for _, rows in told.groupby(["tuned", "stage1_epochs", "stage1_weight_decay", "further"], sort=False)]
 
@@ -158,7 +158,10 @@ def beyond(rows: pd.DataFrame, name: str) -> float:
 
 
 def answer(groups: Sequence[pd.DataFrame]) -> str:
-    """What the rows of each setting with MaxNorm, one an order, say in sentences."""
+    """What the rows of each setting with MaxNorm, one an order, say in sentences; nothing of those that diverged."""
+    groups = [rows for rows in groups if rows[["gain", "nats"]].notna().all(axis=None)]
+    if not groups:
+        return "- Every training diverged.\n"
     lines, above, below = [], np.zeros(len(groups), bool), np.zeros(len(groups), bool)
     nats = "likelihood at its own temperature, nats"
     for name, form, what in (("gain", "+.2f", "accuracy, points"), ("nats", "+.3f", nats)):

@@ -312,7 +312,7 @@ def choices(results: pd.DataFrame) -> str:
     """
     rows = headline(results)
     alone = rows[rows.run == rows.stage1_run]
-    alone = alone.assign(**{"first further": alone["first further"].fillna("").astype(str)})
+    alone = alone.assign(**{"first further": alone["first further"].astype(object).fillna("")})
     kind, lines = [*BASE, "stage1_weight_decay"], []
     for choice, images in DRAWN.items():
         for _, drawn in alone[alone["first further"].str.endswith(choice)].groupby(kind, dropna=False):
