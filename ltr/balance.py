@@ -46,6 +46,7 @@ from ltr.methods import LR as LEARNING_RATES
 from ltr.metrics import Predictions
 from ltr.models import linear
 from ltr.recipes import Recipe
+from ltr.regularizers import row_norms
 from ltr.runtime.options import nearest
 from ltr.runtime.process import check_writable
 from ltr.runtime.storage import table_text, write_json, write_text, write_weights
@@ -64,6 +65,7 @@ STEPS_AN_EPOCH = 200  # about, by larger batches; with small ones, writing the w
 LARGE = 2e12  # floating-point operations of a grid from which it is thinned
 ONE_IN = 10  # settings is trained to the end then
 ROOM = 2**28  # numbers that a stack of classifiers may hold at once
+UNLIKE = 10.0  # times, in which features of one layer hardly differ between training and validation
 TOO_FEW = 5  # validation images of a class below which its part in a choice is mostly chance
 # Plain cross-entropy from zeros, where there is no head yet: the class-balanced method, told another loss.
 PLAIN = Balancer(class_balanced, combinations(weight_decay=[0.0, 5e-4, 5e-3], lr=LEARNING_RATES))
@@ -408,6 +410,16 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
     return without_bias(chosen)
 
 
+def unlike(problem: Problem) -> list[str]:
+    """A line where training and validation features are of sizes that no layer gives to both."""
+    sets = problem.train, problem.validation
+    long, other = (float(row_norms(data.features).mean()) / problem.scale for data in sets)
+    if max(long, other) <= UNLIKE * min(long, other):
+        return []
+    sizes = f"training features are {long:.3g} long in the mean, validation features {other:.3g}"
+    return [f"{sizes}: are both what goes into the same layer?"]
+
+
 def warnings_for(problem: Problem, tuned: Mapping[str, Tuned], before: float) -> tuple[str, ...]:
     """What a reader of the table should know, a line each; `before` is the class mean of the head as it was."""
     lines, counts = [], problem.validation.class_counts
@@ -430,6 +442,7 @@ def warnings_for(problem: Problem, tuned: Mapping[str, Tuned], before: float) ->
         lines.append("no test set: figures are of the validation images, which chose, and flatter the methods")
     if problem.repeated:
         lines.append(f"{problem.repeated} test images stand in training or validation too")
+    lines += unlike(problem)
     means = tuned["NCM"].validation if "NCM" in tuned else 0.0
     if problem.head is not None and (before < 110 / len(counts) or means > 2 * tuned[FIRST].validation):
         lines.append(

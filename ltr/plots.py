@@ -16,9 +16,11 @@ stand from common to rare, and lines separate the groups.
 Accuracies are in percent. "The paper" is Alshammari et al., CVPR 2022 (arXiv 2203.14197).
 """
 
+import contextlib
 import functools
 import io
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -80,6 +82,7 @@ FRAME: dict[str, Any] = {"fill": False, "edgecolor": COLORS[1], "linewidth": 2} 
 
 CLASS_AXIS = "class, from common to rare"
 NAMED = 10  # classes at each end of an axis that have their names
+NAME = 24  # letters of a class's name that an axis has room for
 LINE = 1 / 23  # of a heat map's side, which a name beside it takes
 ACCURACY_AXIS = "accuracy (%)"
 NO_CLASS, DIVERGED = "no class in this group", "training diverged"
@@ -92,12 +95,20 @@ NON_INTERACTIVE = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "templat
 P = ParamSpec("P")
 
 
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """While it lasts figures have `STYLE`, and letters of a name that the font lacks are boxes without a warning."""
+    with plt.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        yield
+
+
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Run `draw` under `STYLE`; lay the figure out there too, as ticks take their style when first drawn."""
 
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with plt.rc_context(STYLE):
+        with drawing():
             fig = draw(*args, **kwargs)
             fig.draw_without_rendering()
         return fig
@@ -179,7 +190,9 @@ def _class_ticks(axis: Axis) -> None:
 
 def _class_names(counts: pd.DataFrame) -> list[str]:
     """As a figure has them, from common to rare."""
-    return [_literal(name).replace("_", " ") for name in _common_to_rare(counts)["name"]]
+    names = _common_to_rare(counts)["name"].astype(str)
+    short = (name if len(name) <= NAME else f"{name[: NAME - 1]}…" for name in names)
+    return [_literal(name).replace("_", " ") for name in short]
 
 
 def _name_classes(axes: Axes, counts: pd.DataFrame) -> None:
@@ -891,7 +904,9 @@ def landscape(
 
 
 @_styled
-def confusion(matrix: np.ndarray, group_edges: Sequence[int], counts: pd.DataFrame | None = None) -> Figure:
+def confusion(
+    matrix: np.ndarray, group_edges: Sequence[int], counts: pd.DataFrame | None = None, images: str = "test"
+) -> Figure:
     """Confusion matrix, each row scaled to 100 %, with lines between many, medium and few.
 
     The colour scale grows with the square root, since most confusions are far rarer than the hits.
@@ -900,6 +915,7 @@ def confusion(matrix: np.ndarray, group_edges: Sequence[int], counts: pd.DataFra
         matrix: [C, C] numbers of test images, true class by predicted class, common classes first.
         group_edges: the class at which medium starts and the one at which few starts.
         counts: see `class_counts`, for the names of the commonest and rarest classes; None for numbers.
+        images: which they are of.
     """
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(100.0 * matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
@@ -916,7 +932,7 @@ def confusion(matrix: np.ndarray, group_edges: Sequence[int], counts: pd.DataFra
     axes.set(xlabel=f"predicted {CLASS_AXIS}", ylabel=f"true {CLASS_AXIS}")
     for axis in (axes.xaxis, axes.yaxis):
         _name_lines(axes, axis, counts)
-    bar = fig.colorbar(image, ax=axes, label="share of the class's test images (%)")
+    bar = fig.colorbar(image, ax=axes, label=f"share of the class's {images} images (%)")
     bar.set_ticks([0, 1, 5, 10, 25, 50, 100])
     return fig
 
@@ -947,7 +963,7 @@ def reliability(bins: pd.DataFrame) -> Figure:
 
 def _png(fig: Figure, dpi: int = 2 * DPI) -> bytes:
     """The figure as PNG, shown at half its size; past 45 KB with a palette of as many colours as fit."""
-    with plt.rc_context(STYLE), io.BytesIO() as file:
+    with drawing(), io.BytesIO() as file:
         fig.savefig(file, dpi=dpi, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
         png = file.getvalue()
         picture = Image.open(file).convert("RGB")

@@ -171,8 +171,8 @@ class Common:
 
     @classmethod
     def of_command(cls: type[S], arguments: Sequence[str], preset: str | None = None) -> S:
-        """Settings of a command of `python -m ltr`, see `parse`."""
-        settings = cls.parse(arguments, preset).for_job(distributed.ALONE)
+        """Settings of a command of `python -m ltr`, see `parse` and `to_make`."""
+        settings = to_make(cls.parse(arguments, preset)).for_job(distributed.ALONE)
         process.set_up_libraries(settings.deterministic)
         return settings
 
@@ -230,6 +230,13 @@ class Common:
         if (processes := distributed.current().size) > 1:  # batch-norm sees a shard of the batch
             own["processes"] = processes
         return own | described
+
+
+def to_make(settings: S) -> S:
+    """The settings; raises InputError where they ask for the committed runs, which scripts read and nothing makes."""
+    if settings.committed:
+        raise InputError(f"--preset: must be one of {', '.join(recipes.PRESETS)}, got {COMMITTED}, which scripts read")
+    return settings
 
 
 def announce(settings: Common, words: Sequence[str], processes: int) -> None:

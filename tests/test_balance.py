@@ -580,6 +580,41 @@ def test_a_page_of_few_classes_and_missing_validation_images(classes):
     assert "What it costs" in balance_report.html(result)
 
 
+def test_a_page_of_a_head_that_stays_says_so(head, sets):
+    result = balance(head, sets["train"], sets["validation"], methods=[FIRST], names=NAMES)
+    page = balance_report.html(result)
+    assert "<h1>Left as it was</h1>" in page
+    assert "is folded into the head" not in page
+    assert "Precision falls" not in page
+
+
+def test_features_of_another_size_than_the_validations_are_told(head, sets):
+    x, y = sets["train"]
+    for factor, told in ((1.0, False), (1e6, True), (0.0, True)):
+        result = balance(head, (factor * x, y), sets["validation"], methods=[FIRST])
+        assert any("long in the mean" in line for line in result.warnings) == told
+
+
+@pytest.mark.parametrize(
+    ("model", "loader", "message"),
+    [
+        ([1], nn.Linear(4, 2), "model: must be a torch.nn.Module, got list"),
+        (nn.Linear(4, 2), None, "loader: must give batches .images, labels., got NoneType"),
+        (
+            nn.Linear(4, 2),
+            [(torch.ones(3, 4), 1)],
+            "loader: must give batches, a label for each image, got .* and 1",
+        ),
+        (nn.Linear(4, 2), [(torch.ones(3, 4), [1, 0])], "loader: must give batches, .* and 2 labels"),
+        (nn.Linear(4, 2), [(np.ones((3, 4)), [1, 0, 1])], "loader: images must be tensors"),
+        (nn.Linear(4, 2), [torch.ones(3, 4)], "loader: must give batches .images, labels., got Tensor"),
+    ],
+)
+def test_what_features_cannot_use_is_told(model, loader, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        features(model, loader)
+
+
 class Evil:
     """Would leave a file behind if it were ever unpickled."""
 

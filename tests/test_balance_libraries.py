@@ -131,5 +131,7 @@ def test_a_binary_estimator_is_refused(digits):
 
 def test_a_pipeline_is_no_head(digits, estimator):
     pipeline = pytest.importorskip("sklearn.pipeline").make_pipeline(estimator)
-    with pytest.raises(InputError, match="^head: must be a linear layer"):
+    with pytest.raises(
+        InputError, match="^head: must be a fitted linear estimator, of a pipeline its last step, got Pipeline"
+    ):
         balance(pipeline, **digits)

@@ -96,3 +96,8 @@ def test_balancing_is_measured_in_a_process_of_its_own(monkeypatch):
     assert (row["ours_s"], row["peak_mb"], row["images"]) == (41.5, 900.0, 100_000)
     rows = [what for what, _, _ in bench.plan(torch.device("cpu"), 1)]
     assert rows[-2:] == ["balance a head, fast methods", "balance a head, all methods"]
+
+
+def test_what_is_never_measured_is_refused(tmp_path):
+    with pytest.raises(InputError, match="^--only: must be the beginning of one of stage 1, .*, got nothing"):
+        bench.main(["--only", "nothing", "--device", "cpu", "--out", str(tmp_path / "benchmarks.csv")])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ltr.errors import InputError
 from ltr.metrics import Predictions
 from ltr.runtime import process
 from ltr.runtime.options import ROOT
@@ -56,6 +57,16 @@ def test_a_map_is_of_this_network_on_these_images():
     for each in others:
         assert chapter.map_of(each).empty
         assert chapter.tuning_runs(each).empty
+
+
+def test_what_is_absent_is_said_once_and_by_the_names_of_this_stage(tmp_path, capsys):
+    words = ["--preset", "committed", "--epochs", "3"]
+    with pytest.raises(InputError, match=r"^--epochs: no finished run in .* with 3; .* has \d+$"):
+        _ = chapter.Chapter(FirstStage.parse(words)).about
+    words = ["--preset", "paper", "--dataset", "imagenet-lt", "--device", "cpu", "--data-root", str(tmp_path / "none")]
+    with pytest.raises(InputError, match=r"^--data-root: must hold ImageNet_LT_train.txt for --dataset imagenet-lt"):
+        _ = chapter.Chapter(FirstStage.parse(words)).about
+    assert capsys.readouterr().out == ""
 
 
 def test_sentences_to_remember_have_dashes_for_what_is_missing(capsys):

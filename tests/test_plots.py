@@ -1,6 +1,7 @@
 """Figures of awkward tables: names with `$`, a group without classes, models whose training diverged."""
 
 import re
+import warnings
 from collections.abc import Callable
 
 import matplotlib as mpl
@@ -293,3 +294,13 @@ def test_filters_are_compared_relative_to_their_mean_too():
 def test_rays_of_all_models_have_one_scale():
     norms = {"A": np.full((2, 4), 1.0), "B": np.full((2, 4), 3.0)}
     assert [axes.get_ylim()[1] for axes in plots.weight_rays(norms, 1).axes] == [3.0, 3.0]
+
+
+def test_long_names_are_cut_and_letters_that_a_font_lacks_are_no_warning(tmp_path):
+    counts = pd.DataFrame({"class_index": range(4), "name": ["x" * 200, "日本", "a_b", "c"], "count": [4, 3, 2, 1]})
+    counts["group"] = "few"
+    assert plots._class_names(counts) == ["x" * 23 + "…", "日本", "a b", "c"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.show(plots.class_counts(counts), tmp_path / "counts.png")
+    assert (tmp_path / "counts.png").exists()

@@ -410,6 +410,12 @@ def test_without_a_word_the_committed_runs_are_read(monkeypatch, capsys, stage, 
     )
 
 
+@pytest.mark.parametrize("stage", [FirstStage, SecondStage])
+def test_no_command_makes_the_committed_runs(stage):
+    with pytest.raises(InputError, match="^--preset: must be one of demo, laptop, paper, got committed"):
+        stage.of_command(["--preset", "committed"])
+
+
 def test_committed_settings_are_those_of_the_run_that_ships():
     first, second = (stage.parse(["--preset", "committed"]) for stage in (FirstStage, SecondStage))
     assert (first.epochs, first.weight_decay) == (second.stage1_epochs, second.stage1_weight_decay)

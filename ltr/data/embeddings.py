@@ -98,7 +98,8 @@ def read_features(values: Any, name: str) -> Tensor:
     values = values.float()
     bad = (~values.isfinite().all(1)).nonzero()
     if len(bad):
-        raise InputError(f"{name}: features must be finite, got NaN or infinity in row {int(bad[0])}")
+        got = "NaN, infinity or what float32 cannot hold"
+        raise InputError(f"{name}: features must be finite, got {got} in row {int(bad[0])}")
     return values
 
 
@@ -331,6 +332,9 @@ def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
         weight, bias = (head.get(f"{layer}.{name}" if layer else name) for name in ("weight", "bias"))
     elif isinstance(head, (tuple, list)) and len(head) == 2:
         weight, bias = head
+    elif hasattr(head, "fit"):
+        got = clip(type(head).__name__)
+        raise InputError(f"head: must be a fitted linear estimator, of a pipeline its last step, got {got}")
     else:
         forms = "a linear layer, (weight, bias or None), an estimator with coef_, or a state dict and a layer's name"
         raise InputError(f"head: must be {forms}, got {clip(type(head).__name__)}")
@@ -473,6 +477,27 @@ def output_layer(model: nn.Module, names: Iterable[str], images: Tensor) -> tupl
     raise InputError(f"model: must end in a linear layer that makes its output [B, C], {what}")
 
 
+def batches_of(loader: Any) -> Iterable[Any]:
+    """What a loader gives; raises InputError where it gives nothing."""
+    try:
+        return iter(loader)
+    except TypeError as error:
+        raise InputError(f"loader: must give batches (images, labels), got {clip(type(loader).__name__)}") from error
+
+
+def check_batch(batch: Any) -> tuple[Tensor, list[Any]]:
+    """A batch's images [B, ...] and labels [B]; raises InputError where it is none."""
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise InputError(f"loader: must give batches (images, labels), got {clip(type(batch).__name__)}")
+    images, labels = batch[0], batch[1].tolist() if isinstance(batch[1], (Tensor, np.ndarray)) else batch[1]
+    if not isinstance(images, Tensor):
+        raise InputError(f"loader: images must be tensors [B, ...], got {clip(type(images).__name__)}")
+    if not isinstance(labels, (list, tuple)) or len(labels) != len(images):
+        got = f"{len(labels)} labels" if isinstance(labels, (list, tuple)) else clip(repr(labels))
+        raise InputError(f"loader: must give batches, a label for each image, got {list(images.shape)} and {got}")
+    return images, list(labels)
+
+
 @torch.no_grad()
 def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]:
     """What goes into the linear layer that makes a model's output, image by image, in evaluation mode.
@@ -489,6 +514,8 @@ def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]
     Raises:
         InputError: no linear layer makes the output, or the loader gives something else.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: must be a torch.nn.Module, got {clip(type(model).__name__)}")
     names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     if not names:
         raise InputError(f"model: must end in a linear layer, got {clip(type(model).__name__)} without one")
@@ -498,13 +525,12 @@ def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]
     training = [part for part in model.modules() if part.training]
     model.eval()
     try:
-        for batch in tqdm(loader, "features", leave=False, disable=None):
-            if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[0], Tensor):
-                raise InputError(f"loader: must give batches (images, labels), got {clip(type(batch).__name__)}")
-            name, inputs = output_layer(model, names, batch[0].to(device))
+        for batch in tqdm(batches_of(loader), "features", leave=False, disable=None):
+            images, its = check_batch(batch)
+            name, inputs = output_layer(model, names, images.to(device))
             names = [name]
             found.append(inputs.float().cpu())
-            labels.extend(batch[1].tolist() if isinstance(batch[1], Tensor) else batch[1])
+            labels.extend(its)
     finally:
         for part in training:
             part.training = True

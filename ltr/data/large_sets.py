@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ltr.data.images import Absent, check_root
+from ltr.data.images import Absent
 from ltr.data.lists import Row, below, check_labels, check_paths, parse_row, read_lines
 from ltr.data.streaming import ListedImages
 from ltr.errors import InputError, clip
@@ -66,7 +66,6 @@ def read(source: str, root: Path) -> tuple[ListedImages, ListedImages, list[str]
         InputError: a line or an entry is wrong, counts are not as published, an image is listed twice or absent, or
             two files name the classes differently.
     """
-    check_root(root)
     large_set = LARGE_SETS[source]
     files = {split: find_file(source, root, names) for split, names in large_set.files.items()}
     rows, named = {}, {}

@@ -10,8 +10,9 @@ best head under the state dict's own keys (head.pt), table.csv, per_class.csv, c
 with its figures inside.
 """
 
-import os
 import pickle
+import re
+import tempfile
 import warnings
 import zipfile
 import zlib
@@ -50,7 +51,7 @@ class Options:
     validation_share: float = option(
         None, "without --head: share of each class to validate on", real, above=0, high=0.9
     )
-    seed: int = option(0, "of the draws", whole, low=0)
+    seed: int = option(0, "of the draws", whole, low=0, high=2**32 - 1)
     out: Path = option(Path("balanced"), "folder for what comes out", folder)
 
 
@@ -97,6 +98,9 @@ def read_state(path: Path) -> Mapping[str, Any]:
             state = state[key]
     if not isinstance(state, Mapping):
         raise InputError(f"{what} {clip(path.name)} with a {type(state).__name__}")
+    if state and all(isinstance(value, Mapping) for value in state.values()):
+        keys = clip(", ".join(map(str, state)))
+        raise InputError(f"{what} {clip(path.name)} with {keys}: weights may lie under {', '.join(WRAPPERS)}")
     return state
 
 
@@ -120,9 +124,12 @@ def read_inputs(options: Options) -> dict[str, Any]:
 def check_out(options: Options) -> None:
     """Raises InputError where the folder cannot be written to, or a file of the caller's own would be replaced."""
     out, shown = options.out, clip(short(options.out, Path.cwd()))
-    place = next(each for each in (out, *out.parents) if each.exists())  # nothing is written yet
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"--out: must be a folder that can be written to, got {shown}")
+    place = next(each for each in (out, *out.parents) if each.exists())  # nothing is made yet
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(f"--out: must be a folder that can be written to, got {shown}") from error
     there = [name for name in WRITTEN if (out / name).exists()]
     if there and "chosen.json" not in there:
         raise InputError(f"--out: must be a folder without a {there[0]} of another origin, got {shown}")
@@ -152,6 +159,7 @@ def of_options(message: str) -> str:
     name, _, rest = message.partition(":")
     if name in ("names", "classes"):
         return f"--train: {message}"
+    rest = re.sub(r"\bwith validation$", f"with {flag('validation')}", rest)
     return flag(name) + ":" + rest.replace("validation_share", flag("validation_share"))
 
 

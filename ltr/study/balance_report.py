@@ -70,7 +70,7 @@ def confusion_figure(result: Balanced, name: str) -> str:
     matrix = both(result)[name].confusion[np.ix_(order, order)]
     group = metrics.group_of(result.class_counts[order])
     edges = [int((group == "many").sum()), int((group != "few").sum())]
-    return picture(plots.confusion(matrix, edges, class_table(result)), f"Confusion {name}.")
+    return picture(plots.confusion(matrix, edges, class_table(result), result.tested_on), f"Confusion {name}.")
 
 
 def both(result: Balanced) -> dict[str, Predictions]:
@@ -183,7 +183,7 @@ def cost(result: Balanced) -> str:
         lines.append(f"Common classes (more than 100 images) change by {many} points.")
     lines.append(f"Accuracy over all images, as often as they come in this set, changes by {overall} points.")
     fallen = (table["precision"] - table["precision before"]).dropna()
-    if len(fallen):
+    if len(fallen) and result.best != FIRST:
         number = f"{int((fallen < 0).sum())} of {len(fallen)} classes"
         lines.append(f"Precision falls for {number}, as more images are taken for rare ones.")
     lines.append(f"Tuning took {result.table['seconds'].sum():.0f} s. The head has the same size and speed as before.")
@@ -193,12 +193,13 @@ def cost(result: Balanced) -> str:
 def calibration(result: Balanced) -> str:
     """Both calibration errors in a sentence, and confidence against accuracy."""
     before, after = figures(result)
-    text = (
-        f"<p>Expected calibration error {percent(before['ECE'])} % before, {percent(after['ECE'])} % after; "
-        f"a temperature of {after['temperature']:.3g}, fitted on the validation images, is folded into the head.</p>"
-    )
+    text = f"<p>Expected calibration error {percent(before['ECE'])} % before, {percent(after['ECE'])} % after"
+    if result.best != FIRST:
+        value = f"{after['temperature']:.3g}"
+        text += f"; a temperature of {value}, fitted on the validation images, is folded into the head"
     bins = [each.reliability().assign(model=name) for name, each in both(result).items()]
-    return text + picture(plots.reliability(pd.concat(bins)), "Calibration: on the diagonal, confidence is accuracy.")
+    caption = "Calibration: on the diagonal, confidence is accuracy."
+    return f"{text}.</p>" + picture(plots.reliability(pd.concat(bins)), caption)
 
 
 def notes(lines: Sequence[str], kind: str) -> str:
@@ -210,8 +211,9 @@ def notes(lines: Sequence[str], kind: str) -> str:
 def html(result: Balanced) -> str:
     """The page: what was balanced, who gains and loses, confusion, calibration and the cost."""
     names = list(both(result))
+    title = escape("Left as it was" if result.best == FIRST else f"Balanced by {result.best}")
     parts = [
-        f"<h1>{escape(f'Balanced by {result.best}')}</h1>",
+        f"<h1>{title}</h1>",
         notes(result.verdict, "verdict"),
         notes(result.warnings, "warning"),
         "<h2>What was balanced</h2>" + about_table(result),
@@ -224,4 +226,4 @@ def html(result: Balanced) -> str:
         "<h2>Calibration</h2>" + calibration(result),
         "<h2>What it costs</h2>" + cost(result),
     ]
-    return PAGE.format(title=escape(f"Balanced by {result.best}"), style=STYLE, body="".join(parts))
+    return PAGE.format(title=title, style=STYLE, body="".join(parts))

@@ -361,7 +361,11 @@ def main(arguments: Sequence[str]) -> None:
     device = torch.device(usable_device(options.device))
     set_up_libraries(deterministic=False)
     print(f"{device_name(device)}, torch {torch.__version__}", flush=True)
-    for what, backbone, work in plan(device, options.repeat):
+    parts = plan(device, options.repeat)
+    if not any(what.startswith(options.only) for what, _, _ in parts):
+        names = ", ".join(dict.fromkeys(what for what, _, _ in parts))
+        raise InputError(f"--only: must be the beginning of one of {names}, got {options.only}")
+    for what, backbone, work in parts:
         if backbone not in ("", *options.backbones) or not what.startswith(options.only):
             continue
         for measured in work():

@@ -41,6 +41,27 @@ def train_network(
     return training.fit(model, images, settings.recipe(weight_decay), None, run.checkpoint, method, settings.engine)
 
 
+def say_absent(absent: datasets.Absent | None) -> None:
+    """Say that there are no images, where finished runs do in their place."""
+    if absent is not None:
+        print(f"{absent}; only finished runs can be read")
+
+
+def finished_first_stage(settings: FirstStage, absent: datasets.Absent | None) -> runs.Result:
+    """A run like the one that the settings would make, on whatever images; `absent` says why there are none.
+
+    Raises:
+        NoRun: there is none.
+    """
+    unless_told = dict.fromkeys((*settings.augmented, *LATER))  # of a run that did without
+    try:
+        found = runs.find(settings.out / "demo_1", unless_told | settings.identity(), absent=absent)
+    except runs.NoRun as error:
+        raise runs.NoRun(str(error).replace("--stage1-", "--")) from error  # as this stage calls its own options
+    say_absent(absent)
+    return found
+
+
 @dataclass(frozen=True)
 class Chapter:
     """A notebook's or script's way to images, runs and readers, as its settings ask."""
@@ -58,7 +79,6 @@ class Chapter:
         try:
             return datasets.load(**settings.data), None
         except datasets.Absent as absent:
-            print(f"{absent}; only finished runs can be read")
             return None, absent
 
     @property
@@ -78,9 +98,7 @@ class Chapter:
             return data.describe()
         if isinstance(self.settings, SecondStage):
             return self.rows.base.config["data"]
-        unless_told = dict.fromkeys((*self.settings.augmented, *LATER))  # of a run that did without
-        wanted = unless_told | self.settings.identity()
-        return runs.find(self.settings.out / "demo_1", wanted, absent=absent).config["data"]
+        return finished_first_stage(self.settings, absent).config["data"]
 
     @cached_property
     def classes(self) -> pd.DataFrame:
@@ -120,7 +138,9 @@ class Chapter:
     @cached_property
     def rows(self) -> Rows:
         """The second stage's rows on the first stage that the settings name."""
-        return open_rows(self.settings, *self._images)
+        rows = open_rows(self.settings, *self._images)
+        say_absent(self._images[1])
+        return rows
 
     def keep(self, results: list[runs.Result]) -> pd.DataFrame:
         """Put runs into results.csv, unless it has them already as committed; return the table."""
