@@ -122,7 +122,7 @@ def test_committed_runs_are_found_by_the_same_names(path):
     config = json.loads(path.read_text("utf-8"))
     asked = config["settings"]
     names = ["dataset", "imbalance_factor", "profile", "backbone", "lr", "batch_size", "test_every", "seed"]
-    later = "schedule", "warm_up", "choice", "loss", "mix", "mix_alpha", "augmentation", "sampling"
+    later = "schedule", "warm_up", "choice", "loss", "mix", "mix_alpha", "augmentation", "sampling", "precision"
     names += [name for name in later if name in asked]
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(asked[name]))]
     settings = FirstStage.parse(["--preset", "paper", *words, "--epochs", str(asked["stage1_epochs"])])
