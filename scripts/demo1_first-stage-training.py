@@ -528,7 +528,7 @@ if all(table is not None for table in tables.values()):
 # Never on the test set. 20 images of each class are held out before the tail is cut, a network is trained on the others for each $\lambda$, and the held-out images say which is best (the paper's figure 4). *What do you expect*: does the best $\lambda$ for common classes also serve the rare ones?
 
 HELD_OUT = 20  # images of each class
-tuned = tuning_runs(settings)
+tuned = tuning_runs(chapter)
 if tuned.stage1_weight_decay.nunique() > 1:
     figure = plots.sweep(
         tuned, "stage1_weight_decay", "weight decay", settings.weight_decay, True, "held-out"

@@ -34,6 +34,7 @@ from ltr.study.chapter import (
     Chapter,
     accuracy_table,
     difference,
+    map_of,
     show_table,
     table_at,
     take_aways,
@@ -722,8 +723,7 @@ chapter.claim(words, worst[1] in NOT_TUNED and flatter[worst] > 2)
 # you expect?** (Accuracies below are of held-out images; one seed.) Is it the weight decay that helps, the product, or the learning rate?
 
 places = ["lr", "weight decay", "classifier"]
-needs = [*places, "batch", "warm-up", "epochs", "further", *metrics.GROUPS, "all", "all ±"]
-mapped = table_at(settings.out / "tuning" / "lr_wd.csv", needs)
+mapped = map_of(chapter)
 if len(mapped):
     chapter.show(plots.lr_wd_map(mapped), "study_lr-wd.png")
     usual = mapped[(mapped.batch == settings.batch_size) & (mapped["warm-up"] == 0)]
