@@ -35,6 +35,21 @@ def test_the_report_names_engine_images_disk_and_hours(monkeypatch, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_ones_own_images_are_counted_and_not_decoded(tree, kind):
+    if kind == "list":
+        for split in ("train", "test"):
+            paths = sorted((tree / split).glob("*/*"))
+            labels = {name: k for k, name in enumerate(sorted({path.parent.name for path in paths}))}
+            lines = [f"{path.relative_to(tree)} {labels[path.parent.name]}\n" for path in paths]
+            (tree / f"{split}.txt").write_text("".join(lines))
+    before = sorted(tree.rglob("*"))
+    settings = FirstStage.parse(["--preset", "paper", "--device", "cpu", "--dataset", kind, "--data-root", str(tree)])
+    images = len(list(tree.glob("t*/*/*")))
+    assert doctor.images_at_hand(settings).startswith(f"{images} of 3 classes in ")
+    assert sorted(tree.rglob("*")) == before, "no pixels are kept"
+
+
 def test_images_that_are_not_there_are_not_fetched(monkeypatch, tmp_path):
     def fetch(*_):
         raise AssertionError("the network was touched")

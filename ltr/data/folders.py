@@ -69,12 +69,12 @@ def list_classes(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def read_folder(root: Path, resize: int | None = None) -> Parts:
-    """Images of `root/train/<class>/*` and `root/test/<class>/*`, brought to one size by `resize` (see `Listing`).
+def listings(root: Path, resize: int | None = None) -> tuple[list[Listing], list[str]]:
+    """Images of `root/train/<class>/*` and `root/test/<class>/*`, none decoded, and the names of the classes.
 
     Raises:
         Absent: there is no such folder.
-        InputError: a split, a class or an image is missing or broken.
+        InputError: a split or a class is missing or empty.
     """
     check_root(root)
     classes = {split: list_classes(root / split) for split in SPLITS}
@@ -82,8 +82,18 @@ def read_folder(root: Path, resize: int | None = None) -> Parts:
     if odd := sorted(classes["train"].keys() ^ classes["test"].keys()):
         where = "test" if odd[0] in names else "train"
         raise InputError(f"--data-root: train and test must have the same classes; {root / where} has no {odd[0]}")
-    listings = []
+    found = []
     for split, members in classes.items():
         labels = [k for k, paths in enumerate(members.values()) for _ in paths]
-        listings.append(Listing(split, list(itertools.chain(*members.values())), labels, resize))
-    return *read_pair(root, *listings), names
+        found.append(Listing(split, list(itertools.chain(*members.values())), labels, resize))
+    return found, names
+
+
+def read_folder(root: Path, resize: int | None = None) -> Parts:
+    """The images of `listings`, brought to one size by `resize` (see `Listing`).
+
+    Raises:
+        InputError: see `listings`; or an image is broken.
+    """
+    parts, names = listings(root, resize)
+    return *read_pair(root, *parts), names

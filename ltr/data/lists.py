@@ -100,16 +100,16 @@ def check_paths(rows: list[Row]) -> None:
         seen[row.path] = row.where
 
 
-def read_list(root: Path, resize: int | None = None) -> Parts:
+def listings(root: Path, resize: int | None = None) -> tuple[list[Listing], list[str]]:
     """Images that `root/train.txt` and `root/test.txt` name, a line each: `path/below/root.png label`.
 
     The format of the field's lists (ImageNet-LT, Places-LT). Labels are 0 to C - 1; `root/classes.txt` may name
     them, a line each, else the label is the name. Blank lines are skipped; there are no comments, as `#` may be
-    part of a path. `resize` brings images to one size, see `Listing`.
+    part of a path. `resize` brings images to one size, see `Listing`. None is decoded.
 
     Raises:
         Absent: there is no such folder.
-        InputError: a file is absent or a line wrong, an image is broken or listed twice, a class has no image.
+        InputError: a file is absent or a line wrong, an image is listed twice, a class has no image.
 
     Source: Liu et al. 2019 (the lists of ImageNet-LT and Places-LT).
     """
@@ -127,8 +127,18 @@ def read_list(root: Path, resize: int | None = None) -> Parts:
     num_classes = len(names) or labels
     for split in SPLITS:
         check_labels(files[split], rows[split], num_classes)
-    listings = [
+    found = [
         Listing(file.name, [str(root / row.path) for row in rows[split]], [row.label for row in rows[split]], resize)
         for split, file in files.items()
     ]
-    return *read_pair(root, *listings), names or [str(k) for k in range(num_classes)]
+    return found, names or [str(k) for k in range(num_classes)]
+
+
+def read_list(root: Path, resize: int | None = None) -> Parts:
+    """The images of `listings`, decoded.
+
+    Raises:
+        InputError: see `listings`; or an image is broken.
+    """
+    parts, names = listings(root, resize)
+    return *read_pair(root, *parts), names

@@ -4,8 +4,8 @@
 
 It names device and engine, trains a few steps in each way that the machine has (plain, in bfloat16, captured,
 compiled; and with images in PyTorch's own memory order), says how far they end from the plain ones and how fast they
-are, looks for the images, memory and disk space, and tells how many hours the job would take. Nothing is downloaded,
-and no run written; one's own images are decoded and kept, as the first script does.
+are, looks for the images, memory and disk space, and tells how many hours the job would take. Nothing is downloaded
+or decoded, and no run written.
 All options are the first script's.
 """
 
@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from ltr import datasets, first_stage, models, recipes, training
+from ltr.data import folders, lists
 from ltr.errors import InputError
 from ltr.runtime.engine import Engine, has_fast_bf16
 from ltr.runtime.options import short
@@ -31,6 +32,7 @@ BATCH = 64
 STEPS = 4  # of each way, the first of which is not timed
 JOB_STEPS = 2  # of the asked network, which may take seconds each
 NEED_GB = 2  # for the runs of one job
+LISTINGS = {"folder": folders.listings, "list": lists.listings}  # of one's own images
 CHANNELS_FIRST = "plain, channels-first"  # all others are channels-last
 
 
@@ -124,6 +126,10 @@ def images_at_hand(settings: FirstStage) -> str:
     if datasets.to_be_fetched(settings.dataset, settings.data_root):
         return f"not in {where} yet, the first script fetches them"
     try:
+        if settings.dataset in LISTINGS:
+            parts, names = LISTINGS[settings.dataset](settings.data_root)
+            images = sum(len(part.paths) for part in parts)
+            return f"{images:,} of {len(names):,} classes in {where}, which the first script decodes"
         return f"{datasets.load(**settings.data).name}, ready in {where}"
     except datasets.Absent as error:
         return f"not there ({short(error)})"
