@@ -395,7 +395,11 @@ def finished_runs(folder: Path) -> list[Result]:
 
 
 def find(
-    folder: Path, wanted: dict[str, Any], fingerprint: dict[str, str] | None = None, absent: InputError | None = None
+    folder: Path,
+    wanted: dict[str, Any],
+    fingerprint: dict[str, str] | None = None,
+    absent: InputError | None = None,
+    called: Callable[[str], str] = flag,
 ) -> Result:
     """The only finished run whose settings hold all that is wanted; others, damaged ones too, are no hindrance.
 
@@ -404,6 +408,7 @@ def find(
         wanted: settings and their values.
         fingerprint: of the data at hand; None takes any.
         absent: why there is no data at hand, to be said where there is no run either.
+        called: gives the option of a setting.
 
     Raises:
         NoRun: there is none; the message says in what the nearest one differs, or which could not be read.
@@ -423,7 +428,7 @@ def find(
         raise NoRun(f"{cause}--out: there is no finished run in {folder}{besides}")
     closest = min(found, key=lambda run: len(found[run]))
     key, have, value = found[closest][0]
-    raise NoRun(f"{cause}{flag(key)}: no finished run in {folder} with {value}; {closest.name} has {have}{besides}")
+    raise NoRun(f"{cause}{called(key)}: no finished run in {folder} with {value}; {closest.name} has {have}{besides}")
 
 
 def find_base(

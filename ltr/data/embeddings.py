@@ -477,14 +477,6 @@ def output_layer(model: nn.Module, names: Iterable[str], images: Tensor) -> tupl
     raise InputError(f"model: must end in a linear layer that makes its output [B, C], {what}")
 
 
-def batches_of(loader: Any) -> Iterable[Any]:
-    """What a loader gives; raises InputError where it gives nothing."""
-    try:
-        return iter(loader)
-    except TypeError as error:
-        raise InputError(f"loader: must give batches (images, labels), got {clip(type(loader).__name__)}") from error
-
-
 def check_batch(batch: Any) -> tuple[Tensor, list[Any]]:
     """A batch's images [B, ...] and labels [B]; raises InputError where it is none."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:
@@ -516,6 +508,8 @@ def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be a torch.nn.Module, got {clip(type(model).__name__)}")
+    if not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        raise InputError(f"loader: must give batches (images, labels), got {clip(type(loader).__name__)}")
     names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     if not names:
         raise InputError(f"model: must end in a linear layer, got {clip(type(model).__name__)} without one")
@@ -525,7 +519,7 @@ def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]
     training = [part for part in model.modules() if part.training]
     model.eval()
     try:
-        for batch in tqdm(batches_of(loader), "features", leave=False, disable=None):
+        for batch in tqdm(loader, "features", leave=False, disable=None):
             images, its = check_batch(batch)
             name, inputs = output_layer(model, names, images.to(device))
             names = [name]

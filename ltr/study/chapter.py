@@ -21,6 +21,7 @@ from ltr.errors import InputError
 from ltr.first_stage import ImageData
 from ltr.recipes import LATER
 from ltr.runtime import distributed, process
+from ltr.runtime.options import flag
 from ltr.runtime.storage import read_table
 from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage, SecondStage
@@ -47,17 +48,19 @@ def say_absent(absent: datasets.Absent | None) -> None:
         print(f"{absent}; only finished runs can be read")
 
 
+def first_stage_option(setting: str) -> str:
+    """The first script's option of a setting of its runs, which the second one calls by another name."""
+    return flag(setting.removeprefix("stage1_"))
+
+
 def finished_first_stage(settings: FirstStage, absent: datasets.Absent | None) -> runs.Result:
     """A run like the one that the settings would make, on whatever images; `absent` says why there are none.
 
     Raises:
         NoRun: there is none.
     """
-    unless_told = dict.fromkeys((*settings.augmented, *LATER))  # of a run that did without
-    try:
-        found = runs.find(settings.out / "demo_1", unless_told | settings.identity(), absent=absent)
-    except runs.NoRun as error:
-        raise runs.NoRun(str(error).replace("--stage1-", "--")) from error  # as this stage calls its own options
+    wanted = dict.fromkeys((*settings.augmented, *LATER)) | settings.identity()  # None of a run that did without
+    found = runs.find(settings.out / "demo_1", wanted, absent=absent, called=first_stage_option)
     say_absent(absent)
     return found
 
