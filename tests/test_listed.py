@@ -293,23 +293,19 @@ def test_both_files_must_name_the_classes_alike(inaturalist):
 # ---- options
 
 
-@pytest.mark.parametrize("profile", ["exp", "step"])
+@pytest.mark.parametrize(
+    ("option", "value", "must"),
+    [
+        *(("profile", value, "as-is with {}, which is long-tailed already") for value in ("exp", "step")),
+        *(("choice", value, "first with {}, all of whose images stay") for value in ("random", "hash")),
+    ],
+)
 @pytest.mark.parametrize("source", SOURCES)
-def test_nothing_is_cut_from_a_benchmark(tmp_path, source, profile):
-    words = f"--preset paper --dataset {source} --profile {profile} --out {tmp_path / 'out'}".split()
-    says = f"--profile: must be as-is with {source}, which is long-tailed already, got {profile}"
+def test_nothing_is_cut_or_chosen_from_a_benchmark(tmp_path, source, option, value, must):
+    words = f"--preset paper --dataset {source} --{option} {value} --out {tmp_path / 'out'}".split()
+    says = f"--{option}: must be {must.format(source)}, got {value}"
     assert complaint(FirstStage.parse, words) == says
-    assert complaint(lambda: load(source, tmp_path, profile=profile)) == says
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("choice", ["random", "hash"])
-@pytest.mark.parametrize("source", SOURCES)
-def test_nothing_is_chosen_from_a_benchmark(tmp_path, source, choice):
-    words = f"--preset paper --dataset {source} --choice {choice} --out {tmp_path / 'out'}".split()
-    says = f"--choice: must be first with {source}, all of whose images stay, got {choice}"
-    assert complaint(FirstStage.parse, words) == says
-    assert complaint(lambda: load(source, tmp_path, choice=choice)) == says
+    assert complaint(lambda: load(source, tmp_path, **{option: value})) == says
     assert not (tmp_path / "out").exists()
 
 
