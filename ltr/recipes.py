@@ -181,12 +181,15 @@ LARGE_START = {"weight_decay": PUBLISHED_DECAY, "max_norm": 1.0, "naive_tau": 1.
 
 
 def of_images(dataset: str) -> dict[str, Any]:
-    """What the choice of images decides in any preset: their profile and their statistics."""
-    if dataset == "cifar10":
-        return {"normalization": "cifar10"}
+    """What a set decides in any preset: its profile, which images of a class stay, and its statistics.
+
+    The order of one's own images is that of their file names, whose first ones may be no fair sample of a class.
+    """
     if dataset in OWN_IMAGES:
-        return {"profile": "as-is"}
-    return LARGE_SHARED if dataset in LARGE_FIRST_STAGE else {}
+        return {"profile": "as-is", "choice": "hash"}
+    if dataset == "cifar10":
+        return {"choice": "first", "normalization": "cifar10"}
+    return {"choice": "first"} | (LARGE_SHARED if dataset in LARGE_FIRST_STAGE else {})
 
 
 def first_stage(preset: str, dataset: str | None = None, backbone: str | None = None) -> dict[str, Any]:
@@ -208,7 +211,7 @@ def first_stage(preset: str, dataset: str | None = None, backbone: str | None = 
 def second_stage(preset: str, dataset: str | None = None, backbone: str | None = None) -> dict[str, Any]:
     """A preset's values of the second stage, and those of the first that it starts from; arguments as above."""
     first = first_stage(preset, dataset, backbone)
-    shared = ("dataset", "backbone", "imbalance_factor", "profile", "normalization", "seed")
+    shared = ("dataset", "backbone", "imbalance_factor", "profile", "choice", "normalization", "seed")
     values = {name: first[name] for name in shared if name in first} | SECOND_STAGE[preset]
     values |= {"stage1_epochs": first["epochs"], "stage1_weight_decay": first["weight_decay"]}
     if preset == "paper" and dataset in LARGE_SECOND_STAGE:

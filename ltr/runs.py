@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from ltr.errors import InputError
 from ltr.metrics import GROUPS, VARIANTS, Predictions
+from ltr.recipes import of_images
 from ltr.runtime import configs, distributed, storage
 from ltr.runtime.checkpoint import remove_checkpoint
 from ltr.runtime.options import flag
@@ -35,7 +36,7 @@ COLUMNS = (
     "torch,seconds,stage1_run,network,lr,batch_size,mix,augmentation,sampling,further,precision,commit"
 ).split(",")
 # What else a first stage may differ in, and what is said only where it differs.
-FURTHER = {"schedule": "cosine", "momentum": 0.9, "warm_up": 0, "nesterov": False, "mix_alpha": None, "choice": "first"}
+FURTHER = {"schedule": "cosine", "momentum": 0.9, "warm_up": 0, "nesterov": False, "mix_alpha": None}
 STEPS = 65_535  # of a stored confidence: 15 times 4,369, so that the edges of ECE's bins are among them
 COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 FIGURES = ("all", *GROUPS, "ece")
@@ -377,8 +378,9 @@ def predictions_of(result: Result) -> Predictions | None:
 
 def further(settings: Mapping[str, Any]) -> str:
     """In what a first stage was not trained as usual, beyond what tables have columns for."""
-    differs = {name: settings.get(name, plain) for name, plain in FURTHER.items()}
-    return ", ".join(f"{name} {value}" for name, value in differs.items() if value != FURTHER[name])
+    usual = FURTHER | {"choice": of_images(settings.get("dataset", ""))["choice"]}
+    differs = {name: settings.get(name, plain) for name, plain in usual.items()}
+    return ", ".join(f"{name} {value}" for name, value in differs.items() if value != usual[name])
 
 
 def digest(*parts: Any) -> str:

@@ -99,7 +99,7 @@ class Common:
     imbalance_factor: float = option(None, "images of the largest class over the smallest's", real, low=1)
     profile: str = option(None, "shape of the tail; as-is, which your own get, keeps all", choices=datasets.PROFILES)
     resize: int = option(None, "pixels of a side that your own images are brought to", whole, low=8, high=1024)
-    choice: str = option("first", "which images of a class stay", choices=datasets.CHOICES)
+    choice: str = option(None, "which images of a class stay; your own go by hash", choices=datasets.CHOICES)
     hold_out: int = option(0, "images a class kept for a validation set, before the tail is cut", whole, low=0)
     normalization: str = option("cifar100", "mean and deviation", choices=tuple(datasets.STATISTICS))
     backbone: str = option(None, "the network", choices=tuple(models.BACKBONES))

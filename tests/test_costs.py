@@ -87,10 +87,15 @@ def test_what_one_network_tuned_but_learned_otherwise_stands_apart():
     assert len(rows_of(table, "200 epochs at 0.1, batch 64, 1 seed")) == 1
 
 
-def test_other_choices_of_images_have_no_row():
+def test_of_several_choices_of_images_one_has_a_row():
     results, comparison, benchmarks = tables()
-    chosen = results.assign(further=results.further.fillna("") + "choice random")
-    assert len(costs.table_of(chosen, comparison, benchmarks)) == len(list(costs.released()))
+    expected = costs.table_of(results, comparison, benchmarks)
+    firsts, told = (table.assign(stage1_run=table.stage1_run + "-other") for table in (results, comparison))
+    worse = firsts.assign(run=firsts.run + "-other", further=firsts.further.fillna("") + "choice first")
+    both = costs.table_of(pd.concat([results, worse]), pd.concat([comparison, told]), benchmarks)
+    pd.testing.assert_frame_equal(both, expected)
+    alone = costs.table_of(worse, told, benchmarks)
+    assert alone.network[2:].str.contains("choice first").all(), "where there is no other, its own stands and says so"
 
 
 def test_what_is_absent_is_one_line(tmp_path):

@@ -143,25 +143,30 @@ def test_first_stages_stand_apart_and_those_that_were_balanced_alone_get_a_colum
     assert "mixup" in paper_tables.table_1(pd.concat([wd, other]))  # where none was, all are shown
 
 
-def test_another_choice_of_the_images_stands_beside_the_first_ones():
+def test_another_choice_of_the_images_stands_beside_the_usual_one():
     def kind(name: str, further: str | None, *accuracies: float) -> list[pd.DataFrame]:
         runs_of = [(f"{name}-{seed}", seed, accuracy) for seed, accuracy in enumerate(accuracies)]
         return [results(run=r, stage1_run=r, seed=s, all=a, few=5.0, further=further) for r, s, a in runs_of]
 
-    first, drawn = kind("first", "warm_up 8", 40.0, 42.0), kind("drawn", "warm_up 8, choice random", 43.0, 45.0)
+    first = kind("first", "warm_up 8, choice first", 40.0, 42.0)
+    drawn = kind("drawn", "warm_up 8, choice random", 43.0, 45.0)
     plain = kind("plain", None, 30.0, 31.0)  # learned in another way
     (line,) = paper_tables.choices(pd.concat([*first, *drawn, *plain])).splitlines()
     assert line.startswith("- narrow ResNet-32, 60 epochs")
     assert (
-        "warm_up 8, weight decay 0.005: 41.00 ± 1.41 % (70.00 ± 0.00 / 40.00 ± 0.00 / 5.00 ± 0.00) on the first" in line
+        "warm_up 8, weight decay 0.005: 44.00 ± 1.41 % (70.00 ± 0.00 / 40.00 ± 0.00 / 5.00 ± 0.00) on a draw of its own"
+        in line
     )
-    assert "44.00 ± 1.41 %" in line
-    assert line.endswith(f", 2 seeds: +3.00 ± {2**0.5:.2f} points.")
-    one = paper_tables.choices(pd.concat([*plain, *kind("other", "choice hash", 33.0)]))
-    assert "33.00 % (70.00 / 40.00 / 5.00) on as many in the order of their hashes, 1 seed: +2.50" in one
-    assert one.endswith(f" ± {(0.5 / 2 + 0.5) ** 0.5:.2f} points.\n"), "one seed has the others' variance"
+    assert "41.00 ± 1.41 %" in line
+    assert line.endswith(f"by file name, 2 seeds: -3.00 ± {2**0.5:.2f} points.")
+    one = paper_tables.choices(pd.concat([*kind("other", "choice hash", 33.0), *plain]))
+    assert "on a fair draw of the images, 2 seeds; 33.00 % (70.00 / 40.00 / 5.00) on as many in the order of" in one
+    assert one.endswith(f"1 seed: +2.50 ± {(0.5 / 2 + 0.5) ** 0.5:.2f} points.\n"), "one seed has the others' variance"
     alone = paper_tables.choices(pd.concat([*plain[:1], *kind("other", "choice random", 33.0)]))
     assert alone.endswith("1 seed: +3.00 ± – points.\n")
+    others = *kind("a", "choice first", 29.0), *kind("b", "choice random", 32.0)
+    every = paper_tables.choices(pd.concat([*plain, *others]))
+    assert [line.rsplit(": ", 1)[1][:5] for line in every.splitlines()] == ["+1.50", "-1.50"], "each beside the usual"
     assert paper_tables.choices(pd.concat([*first, *plain])) == ""
     assert paper_tables.choices(pd.concat(plain).assign(further=NAN)) == "", "as read from a file where none has it"
     assert paper_tables.choices(pd.concat([*plain, *drawn])) == "", "nothing to stand beside"

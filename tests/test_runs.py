@@ -94,11 +94,14 @@ def test_what_a_first_stage_did_otherwise_stands_in_its_rows(tmp_path, outcome, 
     plain = finished(tmp_path, outcome, data, "plain", schedule="cosine", warm_up=0)
     other = finished(tmp_path, outcome, data, "other", warm_up=5, choice="random", mix="mixup", mix_alpha=0.4)
     second = finished(tmp_path, outcome, data, "cb", warm_up=5, stage1_run=other.path.name)
-    assert [each.rows()[0]["further"] for each in (plain, other, second)] == [
+    own, named = (finished(tmp_path, outcome, data, c, dataset="folder", choice=c) for c in ("hash", "first"))
+    assert [each.rows()[0]["further"] for each in (plain, other, second, own, named)] == [
         None,
         "warm_up 5, mix_alpha 0.4, choice random",
         None,
-    ]
+        None,
+        "choice first",
+    ], "one's own images are drawn by their hashes, unless they are told not to be"
 
 
 def test_an_earlier_run_has_logits_in_place_of_predictions(tmp_path, outcome, data):

@@ -132,6 +132,47 @@ def test_other_networks_saw_the_same_images_and_have_rows_of_their_own(monkeypat
     }
 
 
+def test_augmentation_is_compared_on_the_same_images(monkeypatch):
+    plain = {"backbone": "resnet32", "stage1_weight_decay": 0.005, "seed": 0, "loss": "ce", "choice": "hash"}
+    other = plain | {"choice": "first", "precision": "bf16"}
+    strong = {"method": "Cutout", "augmentation": "cutout"}
+    drawn = {
+        "base": (plain, "a"),
+        "named": (other, "b"),
+        "cutout": (other | strong, "b"),
+        "slow": (plain | {"lr": 1}, "b"),
+    }
+    l2 = {f"l2-{name}": ({"method": "WD + L2norm", "stage1_run": name}, images) for name, (_, images) in drawn.items()}
+    folders = {Path("demo_1"): drawn, Path("demo_2"): l2}
+
+    def configs(folder: Path) -> dict[Path, dict]:
+        found = folders[folder].items()
+        return {folder / name: {"settings": own, "data": {"fingerprint": images}} for name, (own, images) in found}
+
+    def result(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(path=path, config=configs(path.parent)[path])
+
+    monkeypatch.setattr(evidence, "read_configs", configs)
+    monkeypatch.setattr(evidence.runs.Result, "read", result)
+    settings = SimpleNamespace(out=Path(), first_stages=Path("demo_1"))
+    rows = SimpleNamespace(settings=settings, base=result(Path("demo_1/base")))
+    case = SimpleNamespace(rows=rows, found={("WD", "tuned"): rows.base, ("CB", "released code"): None})
+
+    def names(found: dict) -> dict:
+        return {kind: {method: each.path.name for method, each in own.items()} for kind, own in found.items()}
+
+    elsewhere = {"WD": "named", "WD + L2norm": "l2-named"}, {"WD": "cutout", "WD + L2norm": "l2-cutout"}
+    assert names(evidence.augmented(case)) == dict(zip((evidence.PLAIN, "Cutout"), elsewhere, strict=True))
+    drawn["here"] = plain | strong, "a"
+    l2["l2-here"] = {"method": "WD + L2norm", "stage1_run": "here"}, "a"
+    own = names(evidence.augmented(case))
+    assert own == {evidence.PLAIN: {"WD": "base"}, "Cutout": {"WD": "here", "WD + L2norm": "l2-here"}}, (
+        "its own come first"
+    )
+    drawn.pop("here"), drawn.pop("cutout")
+    assert names(evidence.augmented(case)) == {evidence.PLAIN: {"WD": "base"}}
+
+
 def test_a_run_that_cannot_be_read_is_left_out_with_a_warning(tmp_path, monkeypatch):
     out = tmp_path / "exp"
     shutil.copytree(ROOT / "exp", out, ignore=shutil.ignore_patterns("figures", "*.npz", "weights.pt"))

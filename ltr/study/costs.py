@@ -87,8 +87,8 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame, benchmarks: pd.Dat
         text, of columns `HEAD`; accuracies in percent.
     """
     firsts = paper_tables.headline(results)
-    firsts = firsts[firsts.run == firsts.stage1_run]
-    firsts = firsts[~firsts["first further"].astype(str).str.contains("choice")]  # other images than everyone's
+    kinds = paper_tables.by_choice(firsts[firsts.run == firsts.stage1_run])
+    firsts = firsts[firsts.run.isin([run for usual, *_ in kinds for run in usual.run])]  # one choice of images each
     compared = cells.where(comparison, dataset="cifar100", imbalance_factor=100, profile="exp")
     compared = compared[compared.tuned_on.notna() & (compared.stage1_weight_decay > 0)]
     compared = compared[compared.stage1_run.isin(firsts.run)]

@@ -29,6 +29,7 @@ AS_IT_IS_AND_SCALED = {
 }
 DECAYS = (0, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5)
 NORMALISED = ("WD", "WD + L2norm", "WD + tau-norm")  # rows on the same features, whose classifier is not retrained
+PLAIN = "crop and flip"  # what others' augmentation is compared with
 Row = tuple[str, str]  # method and setting
 
 
@@ -286,20 +287,51 @@ def told_apart(own: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     return NETWORKS.get(own["backbone"], own["backbone"]) if deeper else own["method"]
 
 
-def others(case: Evidence) -> dict[str, dict[str, runs.Result]]:
-    """Other first stages that learned from the same images, see `told_apart`, and their tuned rows.
+def others(case: Evidence, base: runs.Result | None = None) -> dict[str, dict[str, runs.Result]]:
+    """Other first stages that learned from the same images as a base, see `told_apart`, and their tuned rows.
 
     By what they are called, or by their folders where several are called alike; each row by its method, the first
     stage itself as WD. Those without a row are left out, and so are, with a warning, those that cannot be read.
+
+    Args:
+        base: None for the case's own.
     """
-    settings, base, found = case.rows.settings, case.rows.base.config, {}
+    settings, own, found = case.rows.settings, (base or case.rows.base).config, {}
     for path, config in read_configs(settings.first_stages).items():
-        name = told_apart(config["settings"], base["settings"])
-        if name and config["data"]["fingerprint"] == base["data"]["fingerprint"]:
+        name = told_apart(config["settings"], own["settings"])
+        if name and config["data"]["fingerprint"] == own["data"]["fingerprint"]:
             rows = tuned_rows(settings.out / "demo_2", path.name)
             for first in read_each([path], runs.Result.read).values():
                 found[path.name if name in found else name] = {"WD": first, **rows}
     return {name: rows for name, rows in found.items() if len(rows) > 1}
+
+
+def learned_alike(case: Evidence) -> list[runs.Result]:
+    """The case's first stage, then those that learned as it did from other images of their classes."""
+    folder, base = case.rows.settings.first_stages, case.rows.base
+    free = ("choice", "precision", "test_every")
+
+    def told(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in settings.items() if name not in free}
+
+    own = told(base.config["settings"])
+    paths = [path for path, each in read_configs(folder).items() if told(each["settings"]) == own and path != base.path]
+    return [base, *read_each(paths, runs.Result.read).values()]
+
+
+def augmented(case: Evidence) -> dict[str, dict[str, runs.Result]]:
+    """The case's first stage and those whose images were mixed or augmented, each with its tuned rows as in `others`.
+
+    All are of the same images: the case's own, or, where nothing was augmented on these, others, from which a first
+    stage like the case's learned as well. The plain one comes first, alone where there is no other.
+    """
+    tuned = {method: result for (method, setting), result in case.found.items() if setting == SETTINGS["paper"]}
+    for plain in learned_alike(case):
+        if further := {name: rows for name, rows in others(case, plain).items() if name not in NETWORKS.values()}:
+            own = plain is case.rows.base
+            rows = tuned if own else tuned_rows(case.rows.settings.out / "demo_2", plain.path.name)
+            return {PLAIN: {"WD": plain, **rows}} | further
+    return {PLAIN: tuned}
 
 
 def tuned_rows(folder: Path, stage1: str) -> dict[str, runs.Result]:

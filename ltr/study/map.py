@@ -42,8 +42,8 @@ CELL = ("lr", "weight decay", "lr x wd", "batch", "warm-up", "epochs")
 # What else a run may differ in, and what the map itself has.
 FURTHER = {"schedule": "cosine", "loss": "ce", **dict.fromkeys(("mix", "mix_alpha", "augmentation", "sampling"))}
 FURTHER |= {"nesterov": False, **dict.fromkeys(("average", "network"))}
-FURTHER |= {"choice": "first", "momentum": 0.9, "normalization": "cifar100"}
-SET = ("imbalance_factor", "profile", "backbone")  # beside the images' name: what a reader looks for a map of
+FURTHER |= {"momentum": 0.9, "normalization": "cifar100"}
+SET = ("imbalance_factor", "profile", "choice", "backbone")  # beside the images' name: what a reader looks for a map of
 
 
 @dataclass(frozen=True)

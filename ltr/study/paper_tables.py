@@ -282,7 +282,13 @@ def first_stages(results: pd.DataFrame) -> str:
     return in_markdown(pd.DataFrame(lines, columns=[*head, *(f"all, {name}" for name in ONCE_BALANCED.values())]))
 
 
-DRAWN = {"choice random": "a random choice of as many", "choice hash": "as many in the order of their hashes"}
+# Which images of a class a first stage learned from, by the last words of `further`; each is held against the first.
+CHOICES = {
+    "": "a fair draw of the images",
+    "choice hash": "as many in the order of their hashes",
+    "choice random": "a draw of its own for each seed",
+    "choice first": "the first images of each class by file name",
+}
 
 
 def error_of_means(first: pd.Series, second: pd.Series) -> float:
@@ -295,13 +301,32 @@ def error_of_means(first: pd.Series, second: pd.Series) -> float:
     return (own / len(first) + other / len(second)) ** 0.5
 
 
-def choice_line(first: pd.DataFrame, drawn: pd.DataFrame, images: str) -> str:
-    """What one kind of first stage does on the first images of each class, and on others; rows of `headline`."""
-    gain, error = drawn["all"].mean() - first["all"].mean(), error_of_means(first["all"], drawn["all"])
-    words = f"{NETWORKS[first.backbone.iloc[0]]}, {training(first)}, weight decay {first.stage1_weight_decay.iloc[0]:g}"
+def by_choice(firsts: pd.DataFrame) -> Iterator[list[pd.DataFrame]]:
+    """First stages that differ in their images alone, those of each choice apart, in the order of `CHOICES`.
+
+    Args:
+        firsts: rows of `headline`.
+
+    Returns:
+        the rows, with columns `choice` and `beside`: what else `further` says, empty where it says no more.
+    """
+    told = firsts["first further"].astype(object).fillna("")
+    choice = told.str.extract(r"(choice \w+)$", expand=False).fillna("")
+    plain = [words.removesuffix(own).removesuffix(", ") for words, own in zip(told, choice, strict=True)]
+    alike = [name for name in (*BASE, "stage1_weight_decay") if name != "first further"]
+    for _, kind in firsts.assign(choice=choice, beside=plain).groupby([*alike, "beside"], dropna=False):
+        yield [own for name in CHOICES if len(own := kind[kind.choice == name])]
+
+
+def choice_line(usual: pd.DataFrame, other: pd.DataFrame) -> str:
+    """What one kind of first stage does on one choice of the images, and on another; rows of `by_choice`."""
+    gain, error = other["all"].mean() - usual["all"].mean(), error_of_means(usual["all"], other["all"])
+    how = training(usual.assign(**{"first further": usual.beside.replace("", np.nan)}))
+    words = f"{NETWORKS[usual.backbone.iloc[0]]}, {how}, weight decay {usual.stage1_weight_decay.iloc[0]:g}"
     said = [
-        f"{cell(own['all'])} % ({' / '.join(cell(own[group]) for group in metrics.GROUPS)}) on {which}, {seeds(own)}"
-        for own, which in ((first, "the first images of each class"), (drawn, images))
+        f"{cell(own['all'])} % ({' / '.join(cell(own[group]) for group in metrics.GROUPS)}) on "
+        f"{CHOICES[own.choice.iloc[0]]}, {seeds(own)}"
+        for own in (usual, other)
     ]
     return f"- {words}: {'; '.join(said)}: {gain:+.2f} ± {or_dash(error, '.2f')} points.\n"
 
@@ -311,16 +336,8 @@ def choices(results: pd.DataFrame) -> str:
     few), means and deviations; ± of the difference is its standard error over the seeds.
     """
     rows = headline(results)
-    alone = rows[rows.run == rows.stage1_run]
-    alone = alone.assign(**{"first further": alone["first further"].astype(object).fillna("")})
-    kind, lines = [*BASE, "stage1_weight_decay"], []
-    for choice, images in DRAWN.items():
-        for _, drawn in alone[alone["first further"].str.endswith(choice)].groupby(kind, dropna=False):
-            plain = drawn["first further"].iloc[0].removesuffix(choice).removesuffix(", ")
-            first = where(alone, **drawn[kind].iloc[0].to_dict() | {"first further": plain})
-            if len(first):
-                lines.append(choice_line(first.replace({"first further": ""}, np.nan), drawn, images))
-    return "".join(lines)
+    kinds = by_choice(rows[rows.run == rows.stage1_run])
+    return "".join(choice_line(usual, other) for usual, *others in kinds for other in others)
 
 
 # ---- the released notebooks beside ours
