@@ -33,7 +33,7 @@ from ltr.training import Outcome
 COLUMNS = (
     "dataset,imbalance_factor,profile,backbone,stage1_epochs,stage1_weight_decay,method,loss,weight_decay,"
     "max_norm,max_norm_every,max_norm_fired,tau,mode,seed,selection,tta,all,many,medium,few,ece,run,device,"
-    "torch,seconds,stage1_run,network,lr,batch_size,mix,augmentation,sampling,further,precision,commit"
+    "torch,seconds,stage1_run,network,lr,batch_size,mix,augmentation,sampling,choice,further,precision,commit"
 ).split(",")
 # What else a first stage may differ in, and what is said only where it differs.
 FURTHER = {"schedule": "cosine", "momentum": 0.9, "warm_up": 0, "nesterov": False, "mix_alpha": None}
@@ -359,7 +359,7 @@ class Result:
         shared |= {name: environment.get(name) for name in ("device", "torch", "commit")}
         shared |= {"run": self.path.name, "stage1_run": settings.get("stage1_run", self.path.name)}
         shared |= {"dataset": self.config["data"]["name"], "precision": self.precision}
-        shared["further"] = None if "stage1_run" in settings else further(settings) or None
+        shared |= {"choice": None, "further": None} if "stage1_run" in settings else otherwise(settings)
         if shared["loss"] is None:  # nothing was learned
             shared |= {"lr": None, "batch_size": None}
         return [
@@ -376,11 +376,14 @@ def predictions_of(result: Result) -> Predictions | None:
         return None
 
 
-def further(settings: Mapping[str, Any]) -> str:
-    """In what a first stage was not trained as usual, beyond what tables have columns for."""
-    usual = FURTHER | {"choice": of_images(settings.get("dataset", ""))["choice"]}
-    differs = {name: settings.get(name, plain) for name, plain in usual.items()}
-    return ", ".join(f"{name} {value}" for name, value in differs.items() if value != usual[name])
+def otherwise(settings: Mapping[str, Any]) -> dict[str, str | None]:
+    """In what a first stage was not trained as usual, beyond what tables have columns for: `choice`, where its images
+    were chosen otherwise than is usual for their source, and `further`.
+    """
+    told = [f"{name} {settings[name]}" for name, plain in FURTHER.items() if settings.get(name, plain) != plain]
+    usual = of_images(settings.get("dataset", ""))["choice"]
+    choice = settings.get("choice", usual)
+    return {"choice": None if choice == usual else choice, "further": ", ".join(told) or None}
 
 
 def digest(*parts: Any) -> str:

@@ -91,7 +91,7 @@ def test_of_several_choices_of_images_one_has_a_row():
     results, comparison, benchmarks = tables()
     expected = costs.table_of(results, comparison, benchmarks)
     firsts, told = (table.assign(stage1_run=table.stage1_run + "-other") for table in (results, comparison))
-    worse = firsts.assign(run=firsts.run + "-other", further=firsts.further.fillna("") + "choice first")
+    worse = firsts.assign(run=firsts.run + "-other", choice="first")
     both = costs.table_of(pd.concat([results, worse]), pd.concat([comparison, told]), benchmarks)
     pd.testing.assert_frame_equal(both, expected)
     alone = costs.table_of(worse, told, benchmarks)

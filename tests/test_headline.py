@@ -118,7 +118,7 @@ def test_other_balanced_kinds_stand_beside_it_and_no_others():
     alone = alone[alone.run == alone.stage1_run]  # no classifier of it was retrained
     tail = another_kind(results, "-tail").assign(imbalance_factor=50.0)
     short = another_kind(results, "-short").assign(stage1_epochs=40)
-    drawn, deeper = (one.assign(further="choice first") for one in (another_kind(results, "-drawn"), deep))
+    drawn, deeper = (one.assign(choice="first") for one in (another_kind(results, "-drawn"), deep))
     deeper = deeper.assign(run=deeper.run + "-drawn", stage1_run=deeper.stage1_run + "-drawn", all=1.0)
     table = headline.table_of(pd.concat([results, deep, alone, tail, short, drawn, deeper]), stage1=[SHIPPED.name])
     (column,) = [name for name in table.columns[len(headline.HEAD) :] if "paper" not in name]

@@ -144,12 +144,13 @@ def test_first_stages_stand_apart_and_those_that_were_balanced_alone_get_a_colum
 
 
 def test_another_choice_of_the_images_stands_beside_the_usual_one():
-    def kind(name: str, further: str | None, *accuracies: float) -> list[pd.DataFrame]:
+    def kind(name: str, choice: str | None, *accuracies: float, further: str | None = None) -> list[pd.DataFrame]:
+        told = {"few": 5.0, "further": further, "choice": choice}
         runs_of = [(f"{name}-{seed}", seed, accuracy) for seed, accuracy in enumerate(accuracies)]
-        return [results(run=r, stage1_run=r, seed=s, all=a, few=5.0, further=further) for r, s, a in runs_of]
+        return [results(run=r, stage1_run=r, seed=s, all=a, **told) for r, s, a in runs_of]
 
-    first = kind("first", "warm_up 8, choice first", 40.0, 42.0)
-    drawn = kind("drawn", "warm_up 8, choice random", 43.0, 45.0)
+    first = kind("first", "first", 40.0, 42.0, further="warm_up 8")
+    drawn = kind("drawn", "random", 43.0, 45.0, further="warm_up 8")
     plain = kind("plain", None, 30.0, 31.0)  # learned in another way
     (line,) = paper_tables.choices(pd.concat([*first, *drawn, *plain])).splitlines()
     assert line.startswith("- narrow ResNet-32, 60 epochs")
@@ -159,16 +160,16 @@ def test_another_choice_of_the_images_stands_beside_the_usual_one():
     )
     assert "41.00 ± 1.41 %" in line
     assert line.endswith(f"by file name, 2 seeds: -3.00 ± {2**0.5:.2f} points.")
-    one = paper_tables.choices(pd.concat([*kind("other", "choice hash", 33.0), *plain]))
+    one = paper_tables.choices(pd.concat([*kind("other", "hash", 33.0), *plain]))
     assert "on a fair draw of the images, 2 seeds; 33.00 % (70.00 / 40.00 / 5.00) on as many in the order of" in one
     assert one.endswith(f"1 seed: +2.50 ± {(0.5 / 2 + 0.5) ** 0.5:.2f} points.\n"), "one seed has the others' variance"
-    alone = paper_tables.choices(pd.concat([*plain[:1], *kind("other", "choice random", 33.0)]))
+    alone = paper_tables.choices(pd.concat([*plain[:1], *kind("other", "random", 33.0)]))
     assert alone.endswith("1 seed: +3.00 ± – points.\n")
-    others = *kind("a", "choice first", 29.0), *kind("b", "choice random", 32.0)
+    others = *kind("a", "first", 29.0), *kind("b", "random", 32.0)
     every = paper_tables.choices(pd.concat([*plain, *others]))
     assert [line.rsplit(": ", 1)[1][:5] for line in every.splitlines()] == ["+1.50", "-1.50"], "each beside the usual"
     assert paper_tables.choices(pd.concat([*first, *plain])) == ""
-    assert paper_tables.choices(pd.concat(plain).assign(further=NAN)) == "", "as read from a file where none has it"
+    assert paper_tables.choices(pd.concat(plain).assign(choice=NAN)) == "", "as read from a file where none has it"
     assert paper_tables.choices(pd.concat([*plain, *drawn])) == "", "nothing to stand beside"
 
 
@@ -310,11 +311,11 @@ def test_seeds_that_one_network_tuned_are_one_table_of_means():
     assert cells == [f"41.00 ± {2**0.5:.2f}", f"31.00 ± {2**0.5:.2f}"]
     assert "1 of 2 lie within a point" in told
     assert "tuning network has 50.00 % of the held-out images, the first stage 31.00 % of the test" in told
-    for differs in ({"tuned_on": "other images"}, {"further": "choice random"}, {"stage1_epochs": 40}):
+    for differs in ({"tuned_on": "other images"}, {"choice": "random"}, {"stage1_epochs": 40}):
         other = pd.DataFrame([COMPARISON | {"stage1_run": "run-2", "first stage": "run-2"} | differs])
         apart = other_tables.comparison_markdown(pd.concat([pd.DataFrame(rows), other]))
         assert apart.count("**cifar100") == 2
-        assert ("decay 0.005, choice random**" in apart) == ("further" in differs)
+        assert ("decay 0.005, choice random**" in apart) == ("choice" in differs)
 
 
 def test_methods_without_any_figure_are_a_sentence_with_their_options():

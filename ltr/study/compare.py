@@ -283,7 +283,7 @@ def first_stages(settings: Comparison) -> Stages:
         run, final, name = tuned, settings.features(tuned, cut), f"{tuned.path.name} ({NO_FULL_RUN})"
         final.passes = held_out.passes  # the same network on the same training images
     protocol = {column: run.config["settings"][column] for column in PROTOCOL}
-    protocol |= {"dataset": full.name, "stage1_run": run.path.name, "further": runs.further(run.config["settings"])}
+    protocol |= {"dataset": full.name, "stage1_run": run.path.name, **runs.otherwise(run.config["settings"])}
     protocol |= {"tuned_on": f"{len(tuning.test)} held-out images, {tuned.path.name}", "first stage": name}
     return Stages(held_out, final, tuned, run, fingerprint, protocol)
 
@@ -326,7 +326,12 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
     rows += [protocol | absent_row(name) for name in absent]
     for row in rows:
         row["published"], row["source"] = others.get(row["method"], (np.nan, ""))
-    first = [*(name for name in (*KEY, "further") if name in protocol), "method", "hyper-parameters", *FIGURES]
+    first = [
+        *(name for name in (*KEY, "choice", "further") if name in protocol),
+        "method",
+        "hyper-parameters",
+        *FIGURES,
+    ]
     first += ["published", "source", "validation", "seconds", "tuned_on", "first stage"]
     return pd.DataFrame(rows)[list(dict.fromkeys((*first, *rows[0])))]
 

@@ -68,11 +68,12 @@ def held_out_and_test(rows: pd.DataFrame) -> str:
 
 def kinds(table: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each kind of first stage in a comparison.csv: those that one network tuned and that learned alike, of
-    all seeds; with the columns `tuned`, by what, and `further` as text.
+    all seeds; with the columns `tuned`, by what, and `further` and `choice` as text.
     """
     tuned = table.groupby("stage1_run").tuned_on.transform("first").astype(object).fillna(table.stage1_run)
-    told = table.assign(tuned=tuned, further=table["further"].fillna("") if "further" in table else "")
-    return [rows for _, rows in told.groupby(["tuned", "stage1_epochs", "stage1_weight_decay", "further"], sort=False)]
+    words = {name: table[name].astype(object).fillna("") if name in table else "" for name in ("further", "choice")}
+    alike = ["tuned", "stage1_epochs", "stage1_weight_decay", *words]
+    return [rows for _, rows in table.assign(tuned=tuned, **words).groupby(alike, sort=False)]
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
@@ -108,7 +109,7 @@ def comparison_part(rows: pd.DataFrame) -> str:
     shown = merged[~silent]
     shown = shown.assign(published=shown.published.map(partial(or_dash, form=".1f")))  # as most of the sources have it
     shown = shown[["method", "hyper-parameters", *(f"{name} text" for name in COMPARED[:-1]), "published", "source"]]
-    further = f", {first.further}" if first.further else ""
+    further = "".join(f", {words}" for words in (first.further, first.choice and f"choice {first.choice}") if words)
     words = [
         f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs:g} "
         f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}{further}**",

@@ -20,7 +20,7 @@ from ltr.study.cells import NOT_MEASURED, cell, in_markdown, or_dash, seeds, whe
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
 # How a first stage was trained, beside its length: the columns of its own rows, by what they are called beside others'.
-HOW = ("lr", "batch_size", "loss", "mix", "augmentation", "sampling", "network", "further")
+HOW = ("lr", "batch_size", "loss", "mix", "augmentation", "sampling", "network", "further", "choice")
 FIRST = {f"first {name}": name for name in HOW}
 BASE = [*SET, *FIRST]
 MODEL = ["stage1_weight_decay", "method", "mode", "loss", "lr", "weight_decay", "max_norm_every", "radius", "tau"]
@@ -65,8 +65,9 @@ def training(rows: pd.DataFrame) -> str:
     words = [f"{row.stage1_epochs:g} epochs"]
     if pd.notna(row["first lr"]):
         words = [f"{words[0]} at {row['first lr']:g}", f"batch {row['first batch_size']:g}"]
-    choices = [row[name] for name in FIRST if name not in ("first lr", "first batch_size")]
-    return ", ".join([*words, *(choice for choice in choices if pd.notna(choice) and choice != "ce")])
+    told = [row[name] for name in FIRST if name not in ("first lr", "first batch_size", "first choice")]
+    words += [each for each in told if pd.notna(each) and each != "ce"]
+    return ", ".join([*words, *([f"choice {row['first choice']}"] if pd.notna(row["first choice"]) else [])])
 
 
 def by_training(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -282,12 +283,12 @@ def first_stages(results: pd.DataFrame) -> str:
     return in_markdown(pd.DataFrame(lines, columns=[*head, *(f"all, {name}" for name in ONCE_BALANCED.values())]))
 
 
-# Which images of a class a first stage learned from, by the last words of `further`; each is held against the first.
+# Which images of a class a first stage learned from; each choice is held against the first that is there.
 CHOICES = {
     "": "a fair draw of the images",
-    "choice hash": "as many in the order of their hashes",
-    "choice random": "a draw of its own for each seed",
-    "choice first": "the first images of each class by file name",
+    "hash": "as many in the order of their hashes",
+    "random": "a draw of its own for each seed",
+    "first": "the first images of each class by file name",
 }
 
 
@@ -302,30 +303,21 @@ def error_of_means(first: pd.Series, second: pd.Series) -> float:
 
 
 def by_choice(firsts: pd.DataFrame) -> Iterator[list[pd.DataFrame]]:
-    """First stages that differ in their images alone, those of each choice apart, in the order of `CHOICES`.
-
-    Args:
-        firsts: rows of `headline`.
-
-    Returns:
-        the rows, with columns `choice` and `beside`: what else `further` says, empty where it says no more.
-    """
-    told = firsts["first further"].astype(object).fillna("")
-    choice = told.str.extract(r"(choice \w+)$", expand=False).fillna("")
-    plain = [words.removesuffix(own).removesuffix(", ") for words, own in zip(told, choice, strict=True)]
-    alike = [name for name in (*BASE, "stage1_weight_decay") if name != "first further"]
-    for _, kind in firsts.assign(choice=choice, beside=plain).groupby([*alike, "beside"], dropna=False):
-        yield [own for name in CHOICES if len(own := kind[kind.choice == name])]
+    """First stages that differ in their images alone, rows of `headline`, those of each of `CHOICES` apart."""
+    alike = [name for name in (*BASE, "stage1_weight_decay") if name != "first choice"]
+    for _, kind in firsts.groupby(alike, dropna=False):
+        kind = kind.astype({"first choice": object})
+        yield [own for name in CHOICES if len(own := kind[kind["first choice"].fillna("") == name])]
 
 
 def choice_line(usual: pd.DataFrame, other: pd.DataFrame) -> str:
     """What one kind of first stage does on one choice of the images, and on another; rows of `by_choice`."""
     gain, error = other["all"].mean() - usual["all"].mean(), error_of_means(usual["all"], other["all"])
-    how = training(usual.assign(**{"first further": usual.beside.replace("", np.nan)}))
+    how = training(usual.assign(**{"first choice": np.nan}))
     words = f"{NETWORKS[usual.backbone.iloc[0]]}, {how}, weight decay {usual.stage1_weight_decay.iloc[0]:g}"
     said = [
         f"{cell(own['all'])} % ({' / '.join(cell(own[group]) for group in metrics.GROUPS)}) on "
-        f"{CHOICES[own.choice.iloc[0]]}, {seeds(own)}"
+        f"{CHOICES[own['first choice'].fillna('').iloc[0]]}, {seeds(own)}"
         for own in (usual, other)
     ]
     return f"- {words}: {'; '.join(said)}: {gain:+.2f} ± {or_dash(error, '.2f')} points.\n"
