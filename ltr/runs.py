@@ -32,7 +32,7 @@ from ltr.training import Outcome
 
 COLUMNS = (
     "dataset,imbalance_factor,profile,backbone,stage1_epochs,stage1_weight_decay,method,loss,weight_decay,"
-    "max_norm,max_norm_every,max_norm_fired,tau,mode,seed,selection,tta,all,many,medium,few,ece,run,device,"
+    "max_norm,max_norm_every,projected_share,tau,mode,seed,selection,tta,all,many,medium,few,ece,run,device,"
     "torch,seconds,stage1_run,network,lr,batch_size,mix,augmentation,sampling,choice,further,precision,commit"
 ).split(",")
 # What else a first stage may differ in, and what is said only where it differs.
@@ -42,6 +42,7 @@ COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 FIGURES = ("all", *GROUPS, "ece")
 # What a summary holds, as far as the package reads it.
 SUMMARY = {"seconds": (), **{f"{selection}/{tta}": (*FIGURES, "per_class") for selection, tta in VARIANTS}}
+EARLIER = {"max_norm_fired": "projected_share"}  # what runs from before call it
 ANEW = "without its folder, this run is trained anew"
 
 
@@ -248,6 +249,7 @@ class Result:
             raise InputError(f"--out: the run {path} is not finished")
         config = read_file(path / "config.json", lambda file: storage.read_json(file, configs.PARTS))
         summary = read_file(path / "summary.json", lambda file: storage.read_json(file, SUMMARY))
+        summary = {EARLIER.get(name, name): value for name, value in summary.items()}
         history = read_file(path / "metrics.csv", read_history)
         return cls(path, config, summary, history, read_file(path / "norms.npy", read_norms))
 
@@ -355,7 +357,7 @@ class Result:
         """The run's four rows of results.csv."""
         settings, environment = self.config["settings"], self.config["environment"]
         shared = {column: settings.get(column) for column in COLUMNS}
-        shared |= {key: self.summary[key] for key in ("max_norm", "max_norm_fired", "seconds") if key in self.summary}
+        shared |= {key: self.summary[key] for key in ("max_norm", "projected_share", "seconds") if key in self.summary}
         shared |= {name: environment.get(name) for name in ("device", "torch", "commit")}
         shared |= {"run": self.path.name, "stage1_run": settings.get("stage1_run", self.path.name)}
         shared |= {"dataset": self.config["data"]["name"], "precision": self.precision}

@@ -247,5 +247,5 @@ class Grid:
             logits = torch.addmm(bias, data.test_features(self.recipe.epochs - 1, False), weight.T)
             rows.append(metrics.group_accuracy(logits.cpu().numpy(), data.test_labels, data.class_counts))
         projected = (self.projected / self.checked).cpu().numpy()  # NaN where nothing was checked
-        found = pd.DataFrame(rows, index=self.settings.index).assign(max_norm_fired=projected)
+        found = pd.DataFrame(rows, index=self.settings.index).assign(projected_share=projected)
         return pd.concat([self.settings, found], axis=1).sort_index()

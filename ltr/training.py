@@ -411,7 +411,7 @@ class Trainer:
             if epoch == recipe.epochs or epoch % recipe.test_every == 0:
                 row |= self.test.after(self.epoch)
             if self.constraint:
-                row["max_norm_fired"] = self.constraint.projected_share
+                row["projected_share"] = self.constraint.projected_share
             self.norms.append(self.step.norms())
         self.history.append(row | {"seconds": time.perf_counter() - self.started})
         self.engines = [*dict.fromkeys([*self.engines, str(self.engine)])]
@@ -425,7 +425,7 @@ class Trainer:
         extra = {"best_test_epoch": self.test.best["epoch"] + 1, "seconds": float(history.seconds.sum())}
         extra |= engines_told(self.engines or [str(self.engine)]) | {"prepare_seconds": self.prepare_seconds}
         if self.constraint:
-            extra |= {"max_norm": self.constraint.radius, "max_norm_fired": self.constraint.projected_share}
+            extra |= {"max_norm": self.constraint.radius, "projected_share": self.constraint.projected_share}
         found = Outcome(history, torch.stack(self.norms).numpy(), logits, self.data.test_labels, weights, extra)
         return replace(found, averaged=self.average.outcome(found, self.test)) if self.average else found
 
@@ -437,7 +437,7 @@ class Trainer:
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
-            "max_norm": {"checked": int(limit.checked), "fired": int(limit.projected)} if limit else None,
+            "max_norm": {"checked": int(limit.checked), "projected": int(limit.projected)} if limit else None,
             "history": self.history,
             "norms": torch.stack(self.norms),
             "engines": self.engines,
@@ -461,7 +461,8 @@ class Trainer:
         self.engines = list(state.get("engines", ()))  # earlier checkpoints do not say
         if self.constraint:
             self.constraint.checked.fill_(state["max_norm"]["checked"])
-            self.constraint.projected.fill_(state["max_norm"]["fired"])
+            moved = state["max_norm"]  # earlier checkpoints call them so
+            self.constraint.projected.fill_(moved["projected"] if "projected" in moved else moved["fired"])
         if self.average:
             self.average.network.load_state_dict(state["average"])
 

@@ -543,7 +543,7 @@ if len(both_ways):
         "loss": "{loss}",
         "radius": "{max_norm:.2f}",
         "projected after": "each {max_norm_every}",
-        "rows moved": "{max_norm_fired:.0%}",
+        "rows moved": "{projected_share:.0%}",
         "gain": "{gain:+.2f} <small>±{error:.2f}</small>",
     }
     orders = measured.seed.nunique()

@@ -181,9 +181,9 @@ def test_a_grid_equals_its_classifiers_trained_one_at_a_time(data):
         torch.testing.assert_close(grid.classifier(i).bias, classifier.bias, atol=1e-5, rtol=1e-4)
         assert table["all"][i] == pytest.approx(outcome.history.test_accuracy.iloc[-1])
         if ball:
-            assert table.max_norm_fired[i] == pytest.approx(ball.projected_share)
+            assert table.projected_share[i] == pytest.approx(ball.projected_share)
         else:
-            assert np.isnan(table.max_norm_fired[i])
+            assert np.isnan(table.projected_share[i])
 
 
 def test_a_grid_of_classifiers_without_bias_keeps_them_so(data):

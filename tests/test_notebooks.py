@@ -139,8 +139,8 @@ def test_the_second_chapter_leaves_the_curve_of_a_chosen_tau_to_the_third(demo):
 def test_the_demo_evaluates_every_model(demo):
     assert len(demo) == 4 * (2 + 1 + 6)  # networks, the naive one with tau-normalisation, classifiers
     assert demo[["all", "many", "medium", "few", "ece"]].notna().all(axis=None)
-    fired = demo[demo.method.str.contains("MaxNorm")].max_norm_fired
-    assert fired.between(0, 1).all()
+    moved = demo[demo.method.str.contains("MaxNorm")].projected_share
+    assert moved.between(0, 1).all()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def results(**columns) -> pd.DataFrame:
         "dataset": "cifar100", "imbalance_factor": 100.0, "profile": "exp", "backbone": "resnet32",
         "stage1_epochs": 60, "stage1_weight_decay": 0.005, "method": "WD", "seed": 0, "selection": "last",
         "tta": "none", "all": 40.0, "many": 70.0, "medium": 40.0, "few": float("nan"), "ece": 5.0,
-        "max_norm_fired": float("nan"),
+        "projected_share": float("nan"),
         "max_norm": float("nan"), "weight_decay": float("nan"), "run": "wd_s0-12ab", "device": "cpu", "torch": "2.6.0",
     }  # fmt: skip
     return pd.DataFrame([row | columns])
@@ -343,10 +343,10 @@ def test_the_readmes_tables_are_those_of_the_files(name):
         assert found[0] == f"{found[1]}{text}{found[2]}", "run `make tables`"
 
 
-def with_and_without(seed: int, plain: float, limited: float, fired: float = 0.25, **columns) -> pd.DataFrame:
+def with_and_without(seed: int, plain: float, limited: float, moved: float = 0.25, **columns) -> pd.DataFrame:
     """A pair of models, with MaxNorm and without it."""
     shared = {"mode": "paper", "loss": "cb-ce", "weight_decay": 0.001, "seed": seed, **columns}
-    projected = {"max_norm": 1.0, "max_norm_every": "step", "max_norm_fired": fired}
+    projected = {"max_norm": 1.0, "max_norm_every": "step", "projected_share": moved}
     pair = [
         results(method="CB + WD", all=plain, run=f"cb-wd-{seed}", **shared),
         results(method="CB + WD + MaxNorm", all=limited, run=f"max-{seed}", **shared, **projected),
@@ -355,11 +355,11 @@ def with_and_without(seed: int, plain: float, limited: float, fired: float = 0.2
 
 
 def test_the_gain_of_max_norm_is_taken_seed_by_seed():
-    both = pd.concat([with_and_without(0, 40.0, 40.5), with_and_without(1, 30.0, 30.1, fired=0.75)])
+    both = pd.concat([with_and_without(0, 40.0, 40.5), with_and_without(1, 30.0, 30.1, moved=0.75)])
     (row,) = paper_tables.max_norm_gains(both, "max-0").to_dict("records")
     assert row == {
         "model": "CB + WD + MaxNorm (tuned)", "radius": "1.000", "projected": "after each step",
-        "fired (% of checks)": "50.00", "all, with": "35.30", "all, without": "35.00",
+        "rows moved (% of checks)": "50.00", "all, with": "35.30", "all, without": "35.00",
         "gain": "+0.30", "±": "0.28", "seeds": 2,
     }  # fmt: skip
 

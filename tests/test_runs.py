@@ -33,7 +33,7 @@ def outcome() -> training.Outcome:
     logits = {variant: rng.normal(size=(12, 3)).astype(np.float32) for variant in metrics.VARIANTS}
     history = pd.DataFrame({"epoch": [1, 2], "test_accuracy": [10.0, 20.0]})
     weights = {"weight": torch.arange(6.0).reshape(3, 2)}
-    extra = {"seconds": 1.5, "max_norm": 0.25, "max_norm_fired": 0.5}
+    extra = {"seconds": 1.5, "max_norm": 0.25, "projected_share": 0.5}
     return training.Outcome(history, rng.random((3, 3)), logits, np.arange(12) % 3, weights, extra)
 
 
@@ -105,6 +105,15 @@ def test_what_a_first_stage_did_otherwise_stands_in_its_rows(tmp_path, outcome, 
         (None, None),
         (None, "first"),
     ], "one's own images are drawn by their hashes, unless they are told not to be"
+
+
+def test_an_earlier_run_calls_the_share_of_moved_rows_otherwise(tmp_path, outcome, data):
+    result = finished(tmp_path, outcome, data)
+    path = result.path / "summary.json"
+    path.write_text(path.read_text("utf-8").replace("projected_share", "max_norm_fired"), "utf-8")
+    again = runs.Result.read(result.path)
+    assert again.summary == result.summary
+    assert again.rows() == result.rows()
 
 
 def test_an_earlier_run_has_logits_in_place_of_predictions(tmp_path, outcome, data):
@@ -195,7 +204,7 @@ def test_results_hold_four_rows_a_run_and_replace_older_ones(tmp_path, outcome, 
     assert set(zip(table.selection, table.tta, strict=True)) == set(metrics.VARIANTS)
     row = table[(table.run == two.path.name) & (table.selection == "best_test") & (table.tta == "flip")].iloc[0]
     assert row["all"] == pytest.approx(two.accuracy("best_test", "flip")["all"], abs=1e-3)
-    assert (row.dataset, row.seed, row.max_norm, row.max_norm_fired) == ("tiny", 1, 0.25, 0.5)
+    assert (row.dataset, row.seed, row.max_norm, row.projected_share) == ("tiny", 1, 0.25, 0.5)
 
 
 HOLD = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"

@@ -68,7 +68,7 @@ def test_the_error_without_predictions_is_that_of_the_images():
 
 def test_the_best_radius_of_each_weight_decay_by_hand():
     lines = [(d, r, s, 40 + d + gain, 0.5) for d in (0, 1) for s in (0, 1) for r, gain in ((np.nan, 0), (1, s), (2, 2))]
-    pairs = pd.DataFrame(lines, columns=["weight_decay", "max_norm", "seed", "all", "max_norm_fired"])
+    pairs = pd.DataFrame(lines, columns=["weight_decay", "max_norm", "seed", "all", "projected_share"])
     best = evidence.best_radii(pairs)
     assert best.weight_decay.tolist() == [0, 1]
     assert best.max_norm.tolist() == [2, 2]
@@ -275,7 +275,7 @@ def accuracy(path: Path) -> None:
 
 def share(path: Path) -> None:
     summary = json.loads((path / "summary.json").read_text())
-    (path / "summary.json").write_text(json.dumps(summary | {"max_norm_fired": 0.5}))
+    (path / "summary.json").write_text(json.dumps(summary | {"projected_share": 0.5}))
 
 
 def norms(path: Path) -> None:

@@ -123,7 +123,7 @@ def test_max_norm_holds_after_every_epoch_and_is_counted(rows, every, checks):
     assert (outcome.norms[1:] <= 0.3 + 1e-6).all()
     assert outcome.norms[0].max() > 0.3
     assert ball.checked == checks
-    assert outcome.extra["max_norm_fired"] == int(ball.projected) / checks > 0
+    assert outcome.extra["projected_share"] == int(ball.projected) / checks > 0
 
 
 def test_the_outcome_holds_last_and_best_epochs(rows):

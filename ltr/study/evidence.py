@@ -122,7 +122,7 @@ class Evidence:
 
         It is paired where both runs tell of each image; else that of two independent accuracies, which is larger.
         """
-        if self.found[after].summary.get("max_norm_fired") == 0:
+        if self.found[after].summary.get("projected_share") == 0:
             return 0.0  # they are the same model
         one, other = self.hits(before), self.hits(after)
         if one is None or other is None:
@@ -185,7 +185,7 @@ def max_norm_gains(case: Evidence) -> pd.DataFrame:
             "setting": setting,
             "radius": result.summary["max_norm"],
             "projected after": f"each {result.config['settings']['max_norm_every']}",
-            "moved": 100 * result.summary["max_norm_fired"],
+            "moved": 100 * result.summary["projected_share"],
             "gain": after["all"] - before["all"],
             "error": case.error_of_gain(row, (method, setting)),
         }
@@ -388,7 +388,7 @@ def best_radii(pairs: pd.DataFrame) -> pd.DataFrame:
     limited = pairs[pairs.max_norm.notna()].set_index(key)
     limited = limited.assign(gain=limited["all"] - plain.reindex(limited.index))
     gains = limited.groupby(["weight_decay", "max_norm"]).agg(
-        gain=("gain", "mean"), deviation=("gain", "std"), moved=("max_norm_fired", lambda share: 100 * share.mean())
+        gain=("gain", "mean"), deviation=("gain", "std"), moved=("projected_share", lambda share: 100 * share.mean())
     )
     best = gains.dropna(subset="gain").sort_values("gain").groupby("weight_decay").tail(1)
     return best.sort_index().reset_index()

@@ -196,14 +196,14 @@ def what_is_not_tuned(published: pd.DataFrame, released: pd.DataFrame) -> list[s
         lines.append(
             f"**Published values on this network.** Tau {tau.tau:g} ends at {tau['all']:.2f} % (few-shot "
             f"{tau.few:.2f} %); weight decay {recipes.PUBLISHED_DECAY:g} takes {BEST} to {decay['all']:.2f} % "
-            f"(few-shot {decay.few:.2f} %); there MaxNorm moves a row in {100 * decay.max_norm_fired:.2f} % of the "
+            f"(few-shot {decay.few:.2f} %); there MaxNorm moves a row in {100 * decay.projected_share:.2f} % of the "
             "checks."
         )
     if BEST in released.index:
         row = released.loc[BEST]
         lines.append(
             f"**The released code**, whose loss is a mean over all classes: {BEST} ends at {row['all']:.2f} % "
-            f"(few-shot {row.few:.2f} %); MaxNorm moves a row in {100 * row.max_norm_fired:.2f} % of the checks."
+            f"(few-shot {row.few:.2f} %); MaxNorm moves a row in {100 * row.projected_share:.2f} % of the checks."
         )
     return lines
 

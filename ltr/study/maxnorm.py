@@ -92,7 +92,7 @@ def measure(settings: Question, rows: Rows) -> pd.DataFrame:
     recipe = settings.recipe(loss=settings.loss, lr=settings.lr)
     orders = {seed: features.reordered(seed) for seed in range(settings.orders)}
     grid = Grid(sources.classifier, orders, recipe, choices(settings, rows)).fit()
-    settings_of = grid.table()[["loss", "weight_decay", "max_norm", "max_norm_every", "seed", "max_norm_fired"]]
+    settings_of = grid.table()[["loss", "weight_decay", "max_norm", "max_norm_every", "seed", "projected_share"]]
     found = []
     for number, chosen in settings_of.iterrows():
         logits = features.test_logits(grid.classifier(number), 0)

@@ -146,10 +146,10 @@ def limited_line(rows: pd.DataFrame) -> list[str]:
     gain = [spread(rows.gain, "+.2f"), or_dash(rows["gain ±"].mean(), ".2f")]
     nats = [spread(rows.nats, "+.3f"), or_dash(rows["nats ±"].mean(), ".3f")]
     radius = ["none", "–"] if pd.isna(one.max_norm) else [f"{one.max_norm:.2f}", f"each {one.max_norm_every}"]
-    fired = or_dash(100 * rows.max_norm_fired.mean(), ".1f")
+    moved = or_dash(100 * rows.projected_share.mean(), ".1f")
     calibration = [or_dash(rows[name].mean(), ".2f") for name in ("ece", "temperature", "ece scaled")]
     loss = LOSSES.get(one.loss, one.loss)
-    return [loss, f"{one.weight_decay:g}", *radius, fired, spread(rows["all"], ".2f"), *gain, *calibration, *nats]
+    return [loss, f"{one.weight_decay:g}", *radius, moved, spread(rows["all"], ".2f"), *gain, *calibration, *nats]
 
 
 def beyond(rows: pd.DataFrame, name: str) -> float:
@@ -191,7 +191,18 @@ def question_part(table: pd.DataFrame) -> str:
     keys = ["loss", "weight_decay", "max_norm", "max_norm_every"]
     ordered = table.sort_values(keys, na_position="first", kind="stable")
     groups = [rows for _, rows in ordered.groupby(keys, dropna=False, sort=False)]
-    head = ["loss", "weight decay", "radius", "projected", "fired (%)", "all", "gain", "± images", "ECE", "temperature"]
+    head = [
+        "loss",
+        "weight decay",
+        "radius",
+        "projected",
+        "rows moved (%)",
+        "all",
+        "gain",
+        "± images",
+        "ECE",
+        "temperature",
+    ]
     head += ["ECE after it", "likelihood gained after it (nats)", "± images"]
     words = f"{table.seed.nunique()} orders of the images, mean ± deviation · first stage {table.stage1_run.iloc[0]}"
     body = in_markdown(pd.DataFrame(map(limited_line, groups), columns=head))

@@ -122,12 +122,12 @@ def models_of(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def model_line(title: str, rows: pd.DataFrame) -> list[str]:
     """A model's cells; means over its seeds."""
-    fired = ""
-    if has_max_norm(rows.method.iloc[0]) and rows.max_norm_fired.notna().any():
-        fired = f"{100 * rows.max_norm_fired.mean():.1f}"
+    moved = ""
+    if has_max_norm(rows.method.iloc[0]) and rows.projected_share.notna().any():
+        moved = f"{100 * rows.projected_share.mean():.1f}"
     settings = [rows.stage1_weight_decay.iloc[0], rows.weight_decay.mean(), rows.max_norm.mean()]
     short = ["" if pd.isna(value) else f"{value:.3g}" for value in settings]
-    return [title, *short, *(cell(rows[name]) for name in MEASURES), fired, str(rows.seed.nunique())]
+    return [title, *short, *(cell(rows[name]) for name in MEASURES), moved, str(rows.seed.nunique())]
 
 
 def set_part(rows: pd.DataFrame) -> str:
@@ -135,7 +135,7 @@ def set_part(rows: pd.DataFrame) -> str:
     one = rows.iloc[0]
     devices, versions = (", ".join(sorted(rows[name].unique())) for name in ("device", "torch"))
     models = list(models_of(rows))
-    head = ["model", "stage-1 WD", "stage-2 WD", "radius", *MEASURES[:-1], "ECE", "MaxNorm fired", "seeds"]
+    head = ["model", "stage-1 WD", "stage-2 WD", "radius", *MEASURES[:-1], "ECE", "rows moved (%)", "seeds"]
     table = pd.DataFrame([model_line(title, own) for title, own in models], columns=head)
     if (one.dataset, one.imbalance_factor, one.profile) == ("cifar100", 100, "exp"):
         theirs = [published.TABLE_1.get(own.method.iloc[0], ()) for _, own in models]
@@ -415,7 +415,7 @@ def gain_line(title: str, pairs: pd.DataFrame, folder: Path | None) -> dict[str,
         "model": title,
         "radius": or_dash(pairs.max_norm.mean(), ".3f"),
         "projected": f"after each {pairs.max_norm_every.iloc[0]}" if len(pairs) else "–",
-        "fired (% of checks)": metrics.percent(100 * pairs.max_norm_fired.mean()),
+        "rows moved (% of checks)": metrics.percent(100 * pairs.projected_share.mean()),
         "all, with": metrics.percent(pairs["all"].mean()),
         "all, without": metrics.percent(pairs["all without"].mean()),
         "gain": or_dash(pairs.gain.mean(), "+.2f"),
@@ -431,7 +431,7 @@ def max_norm_gains(results: pd.DataFrame, run: str, folder: Path | None = None) 
         folder: where the runs are, see `error_of_gain`.
 
     Returns:
-        a row a model with MaxNorm as text: its radius, when it projects and how often it fired, accuracy over all
+        a row a model with MaxNorm as text: its radius, when it projects and how often it moved a row, accuracy over all
         classes with and without it (last epoch, plain test, percent, means over seeds), and the mean of the gain with
         its error. Models whose counterpart without MaxNorm is not there have no row.
     """
