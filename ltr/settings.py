@@ -289,7 +289,7 @@ class FirstStage(Common):
     def run_key(self, method: str, weight_decay: float) -> tuple[str, dict[str, Any]]:
         """A run's label and identity. Its epochs and weight decay are named as stage 1's from here on."""
         method = self.named(method)
-        identity = self.identity(method=method, stage1_weight_decay=weight_decay)
+        identity = self.identity(method=method, stage1_weight_decay=float(weight_decay))  # 0 is 0.0 in JSON, too
         return self.label(method, f"wd{weight_decay:g}", f"e{self.epochs}"), identity
 
     def identity(self, **described: Any) -> dict[str, Any]:
