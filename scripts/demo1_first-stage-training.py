@@ -54,7 +54,7 @@ counts = classes["count"].to_numpy()
 # 
 # CIFAR100-LT cuts the 100 classes of CIFAR-100 in this way, with $n_{\max} = 500$ and $\mathrm{IF} = 100$. The test set stays balanced: every class counts the same there, which is what we want of the network.
 # 
-# Which $n_k$ images of a class stay is a choice too. Here it is the first ones by file name, which makes a harder set than a random draw of as many ([by how much](../exp/README.md#another-choice-of-the-images)): compare the numbers of these chapters with each other rather than with those of other papers.
+# Which $n_k$ images of a class stay is a choice too. Here it is the first ones by file name, which makes a harder set than a draw ([by how much](../exp/README.md#another-choice-of-the-images)): compare the numbers of these chapters with each other rather than with those of other papers; the [README](../README.md) has the same network on a draw.
 
 def tail(largest: int, number: int, imbalance_factor: float) -> np.ndarray:
     """Training images of each class, from common to rare."""

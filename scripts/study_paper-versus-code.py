@@ -773,10 +773,8 @@ chapter.claim(f"{words} with it", few[1] > few[0] - 2)
 # shapes? Each network alone, after L2-normalisation, which has no value to choose, and with its own chosen values:
 
 after = "WD + L2norm", "CB + WD + MaxNorm"
-stronger = {
-    name: rows for name, rows in others.items() if {*after} <= {*rows} and name != "ResNet-34"
-}
-pair = {"crop and flip": {name: case.found[name, "tuned"] for name in ("WD", *after)}, **stronger}
+pair = {n: rows for n, rows in evidence.augmented(case).items() if {*after} <= {*rows}}
+stronger = {name: rows for name, rows in pair.items() if name != evidence.PLAIN}
 if stronger:
     lines = {
         f"{name}, {rows['WD'].config['settings']['stage1_epochs']} epochs: {method}": rows[method]
@@ -791,7 +789,10 @@ else:
     )
 
 
-cropped = pair["crop and flip"]
+cropped = pair[evidence.PLAIN]
+chosen = cropped["WD"].config["settings"]["choice"]
+if chosen != settings.choice:
+    print(f"all of these learned from other images of the classes than the rows above: {chosen}")
 for name, rows in stronger.items():
     alone, balanced = (difference(cropped[each], rows[each]) for each in ("WD", after[1]))
     few = [each["WD"].accuracy()["few"] for each in (cropped, rows)]

@@ -10,6 +10,7 @@ from ltr.errors import InputError
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table, table_text
 from ltr.study import evidence, headline
+from ltr.study.cells import where
 
 FILES = ROOT / "exp" / "results.csv", ROOT / "exp" / "comparison.csv"
 
@@ -18,7 +19,7 @@ def one_seed() -> pd.DataFrame:
     """The committed rows of one seed, on the network whose features ship and on its naive one."""
     results = read_table(FILES[0])
     ours = results[results.run == SHIPPED.name].iloc[0]
-    naive = results[(results.method == "naive") & (results.backbone == ours.backbone) & (results.seed == ours.seed)]
+    naive = where(results, method="naive", **{name: ours[name] for name in ("backbone", "seed", "choice")})
     return results[results.stage1_run.isin([SHIPPED.name, *naive.run])]
 
 
@@ -124,6 +125,21 @@ def test_other_balanced_kinds_stand_beside_it_and_no_others():
     (column,) = [name for name in table.columns[len(headline.HEAD) :] if "paper" not in name]
     assert column.startswith("ResNet-34, 200 epochs at ")
     assert of(table, column) == [f"{float(value) + 5:.2f}" for value in of(table)]
+
+
+def test_what_ships_is_shown_on_a_fair_draw_where_it_learned_from_one(tmp_path, capsys):
+    named = one_seed().assign(choice="first")
+    drawn = another_kind(one_seed(), "-drawn")
+    other = another_kind(one_seed(), "-other", lr=0.3)
+    shipped = tmp_path / "demo_1" / SHIPPED.name
+    shipped.mkdir(parents=True)
+    (shipped / "features.npz").touch()
+    for results, expected in (([named, other, drawn], drawn), ([named, other], named)):
+        pd.concat(results).to_csv(tmp_path / "results.csv", index=False)
+        headline.main([str(tmp_path / "results.csv")])
+        shown = capsys.readouterr().out
+        assert all(value in shown for value in of(headline.table_of(expected)))
+    assert of(headline.table_of(named)) != of(headline.table_of(drawn))
 
 
 def test_a_file_that_is_absent_is_one_line(tmp_path):

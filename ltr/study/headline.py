@@ -3,8 +3,9 @@
     python -m ltr headline exp/results.csv exp/comparison.csv --readme README.md
 
 Last epoch, plain test, tuned values; means where there are several seeds. Where several kinds of first stages were
-balanced, the rows are of the one that `--stage1` names, or whose features ship. Without `--readme` they are printed; a
-file has places for the rows, `<!-- headline -->`, for the sentences, `<!-- findings -->`, or for both.
+balanced, the rows are of the one that `--stage1` names, or whose features ship: where that was trained on several
+choices of the images, on the most usual one. Without `--readme` they are printed; a file has places for the rows,
+`<!-- headline -->`, for the sentences, `<!-- findings -->`, or for both.
 """
 
 from collections.abc import Sequence
@@ -55,6 +56,15 @@ def network(rows: pd.DataFrame, stage1: Sequence[str] = ()) -> dict[str, Any]:
         names = ", ".join(sorted(set(where(rows, method=BEST, mode="paper").stage1_run.astype(str)))) or "none"
         raise InputError(f"--stage1: must choose one kind of balanced network, there are {names}")
     return places.iloc[0].to_dict()
+
+
+def on_a_draw(rows: pd.DataFrame, stage1: Sequence[str]) -> list[str]:
+    """The balanced runs that learned as some did, from the most usual choice of the images; see `network`."""
+    place = network(rows, stage1)
+    for usual, *others in paper_tables.by_choice(networks(rows)):
+        if any(len(where(kind, **place)) for kind in (usual, *others)):
+            place = usual[PLACE].iloc[0].to_dict()
+    return where(rows, **place).stage1_run.unique().tolist()
 
 
 def chosen(rows: pd.DataFrame, comparison: pd.DataFrame | None, place: dict[str, Any]) -> dict[str, pd.DataFrame]:
@@ -157,7 +167,10 @@ def findings(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | N
 
 def what_helps(tuned: pd.DataFrame, naive: pd.Series, error: float) -> list[str]:
     """What the stages do to rare classes and to all, from rows by method; `error` is that of weight decay's gain."""
-    wd, best, (ce, cb) = tuned.loc["WD"], tuned.loc[BEST], (tuned[tuned.index.isin(of_loss(x))] for x in ("CE", "CB"))
+    wd, best = tuned.loc["WD"], tuned.loc[BEST]
+    losses = {"plain cross-entropy": "CE", "the class-balanced loss": "CB"}
+    by_loss = {words: tuned["all"][tuned.index.isin(of_loss(loss))] for words, loss in losses.items()}
+    ends = [f"at {between(own)} % under {words}" for words, own in by_loss.items() if len(own)]
     return [
         f"**Rare classes.** Few-shot accuracy goes from {naive.few:.2f} % (naive) to {best.few:.2f} % ({BEST}, "
         f"tuned), accuracy over all classes from {naive['all']:.2f} to {best['all']:.2f} %. Against the network with "
@@ -165,8 +178,8 @@ def what_helps(tuned: pd.DataFrame, naive: pd.Series, error: float) -> list[str]
         f"**Weight decay alone** takes all classes from {naive['all']:.2f} to {wd['all']:.2f} % "
         f"({wd['all'] - naive['all']:+.2f} ± {error:.2f} points), few-shot ones from {naive.few:.2f} to "
         f"{wd.few:.2f} %.",
-        f"**The loss of the second stage.** With tuned values the classifier ends at {between(ce['all'])} % under "
-        f"plain cross-entropy, at {between(cb['all'])} % under the class-balanced loss; normalised without training at "
+        f"**The loss of the second stage.** With tuned values the classifier ends {', '.join(ends)}; normalised without "
+        "training at "
         f"{tuned['all'].get('WD + L2norm', np.nan):.2f} (L2) and {tuned['all'].get('WD + tau-norm', np.nan):.2f} % "
         "(tau).",
     ]
@@ -231,7 +244,8 @@ def main(arguments: Sequence[str]) -> None:
     results = read_table(options.results, "results", [*needs, "selection", "tta", "mode", "run"])
     stage1 = options.stage1 or ()
     if not stage1 and len(networks(paper_tables.headline(results))) > 1:
-        stage1 = [path.parent.name for path in options.results.parent.glob(f"demo_1/*/{FEATURES}")]
+        ship = [path.parent.name for path in options.results.parent.glob(f"demo_1/*/{FEATURES}")]
+        stage1 = on_a_draw(paper_tables.headline(results), ship)
     table = table_of(results, comparison, stage1)
     if options.readme is None:
         print(table.set_index("model").to_string())
