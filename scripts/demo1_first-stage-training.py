@@ -426,7 +426,7 @@ chapter.claim(
 )
 
 
-# It is the ratio that counts: one factor for all rows changes how confident the classifier is but, biases aside, none of its answers. So here, and in [all four pairs](../exp/README.md#what-does-weight-decay-do-to-the-norms) of networks without and with weight decay (three seeds, and a ResNet-34), the paper's premise, that weight decay balances norms, does not hold: it shrinks them all, and in relation most those of the rare classes, presumably because hardly any image pulls these the other way.
+# It is the ratio that counts: one factor for all rows changes how confident the classifier is but, biases aside, none of its answers. So here, and in [all pairs](../exp/README.md#what-does-weight-decay-do-to-the-norms) of narrow networks and of ResNet-34 without and with weight decay, the paper's premise, that weight decay balances norms, does not hold (in the one pair of wide ResNet-32 it does): it shrinks them all, and in relation most those of the rare classes, presumably because hardly any image pulls these the other way.
 # 
 # What do norms do to the logits? Of the network with weight decay, for each class the mean logit over its own test images and over all others, and beside them its norm (drawn so many times larger that it has the same mean as the first):
 

@@ -8,7 +8,7 @@ from ltr.runtime.options import ROOT
 from ltr.second_stage import FEATURES
 
 SHIPPED = next((ROOT / "exp").glob(f"demo_1/*/{FEATURES}")).parent
-KIND = ("backbone", "imbalance_factor", "stage1_epochs", "lr", "seed", "augmentation", "mix")
+KIND = ("backbone", "imbalance_factor", "choice", "stage1_epochs", "lr", "seed", "augmentation", "mix")
 
 
 def assert_up_to_date(command: Callable[[list[str]], None], files: Sequence[Path], name: str, tmp_path: Path) -> None:

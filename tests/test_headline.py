@@ -113,7 +113,7 @@ def test_several_kinds_of_networks_are_told_apart_and_never_averaged(tmp_path, c
 
 
 def test_other_balanced_kinds_stand_beside_it_and_no_others():
-    results = one_seed()
+    results = one_seed().assign(choice=None)
     deep = another_kind(results, "-deep").assign(backbone="resnet34")
     alone = another_kind(results, "-alone", mix="mixup")
     alone = alone[alone.run == alone.stage1_run]  # no classifier of it was retrained
@@ -129,8 +129,8 @@ def test_other_balanced_kinds_stand_beside_it_and_no_others():
 
 def test_what_ships_is_shown_on_a_fair_draw_where_it_learned_from_one(tmp_path, capsys):
     named = one_seed().assign(choice="first")
-    drawn = another_kind(one_seed(), "-drawn")
-    other = another_kind(one_seed(), "-other", lr=0.3)
+    drawn = another_kind(one_seed(), "-drawn").assign(choice=None)
+    other = another_kind(named, "-other", lr=0.3)
     shipped = tmp_path / "demo_1" / SHIPPED.name
     shipped.mkdir(parents=True)
     (shipped / "features.npz").touch()

@@ -51,7 +51,7 @@ def test_each_first_stage_has_rows_of_its_own(tmp_path):
     assert other_tables.question_markdown(table) in text
 
 
-def test_norms_are_of_all_first_stages_on_the_same_images():
+def test_norms_are_of_all_first_stages_on_such_images():
     base = runs.Result.read(SHIPPED)
     case = SimpleNamespace(base=base, naive=None, settings=SimpleNamespace(first_stages=SHIPPED.parent))
     names = [each.path.name for each in maxnorm.all_alike(case)]

@@ -178,10 +178,9 @@ def what_helps(tuned: pd.DataFrame, naive: pd.Series, error: float) -> list[str]
         f"**Weight decay alone** takes all classes from {naive['all']:.2f} to {wd['all']:.2f} % "
         f"({wd['all'] - naive['all']:+.2f} ± {error:.2f} points), few-shot ones from {naive.few:.2f} to "
         f"{wd.few:.2f} %.",
-        f"**The loss of the second stage.** With tuned values the classifier ends {', '.join(ends)}; normalised without "
-        "training at "
-        f"{tuned['all'].get('WD + L2norm', np.nan):.2f} (L2) and {tuned['all'].get('WD + tau-norm', np.nan):.2f} % "
-        "(tau).",
+        f"**The loss of the second stage.** With tuned values the classifier ends {', '.join(ends)}; normalised "
+        f"without training at {tuned['all'].get('WD + L2norm', np.nan):.2f} (L2) and "
+        f"{tuned['all'].get('WD + tau-norm', np.nan):.2f} % (tau).",
     ]
 
 

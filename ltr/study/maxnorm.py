@@ -8,13 +8,14 @@ differs by MaxNorm alone, image by image: in accuracy, and in likelihood once ea
 fitted on one half of the test images and used on the other, in turn, so that no image says how sure to be of itself.
 
 The measurements go to `<out>/maxnorm.csv`, and how even the norms of the classifiers are, of all first stages on these
-images, to `<out>/norms.csv`, in place of earlier ones of the same first stage. All other options are the second
+classes, to `<out>/norms.csv`, in place of earlier ones of the same first stage. All other options are the second
 script's.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,11 +114,14 @@ def evenness(results: Iterable[runs.Result]) -> pd.DataFrame:
 
 
 def all_alike(rows: Rows) -> list[runs.Result]:
-    """The first stage, its naive one, and all others beside it that learned from the same images."""
+    """The first stage, its naive one, and all others beside it that learned from as many images of the same classes."""
+
+    def classes(result: runs.Result) -> list[Any]:
+        return [result.config["data"][name] for name in ("name", "class_names", "class_counts")]
+
     own = [each for each in (rows.base, rows.naive) if each]
-    known, images = {each.path for each in own}, rows.base.config["data"]["fingerprint"]
-    others = runs.finished_runs(rows.settings.first_stages)
-    return own + [each for each in others if each.path not in known and each.config["data"]["fingerprint"] == images]
+    known, others = {each.path for each in own}, runs.finished_runs(rows.settings.first_stages)
+    return own + [each for each in others if each.path not in known and classes(each) == classes(rows.base)]
 
 
 def main(arguments: Sequence[str]) -> None:
