@@ -20,7 +20,6 @@ from ltr.runtime.storage import read_table, write_text
 from ltr.study import cells, other_tables, paper_tables, published, report
 from ltr.study.bench import FEATURES, STAGE_1, epoch_flops
 
-ALONE = "first stage alone"
 HEAD = ["network", "PFLOP", "minutes", "on", "alone", "balanced", "by"]
 IMAGES = 10_847  # of CIFAR100-LT at imbalance factor 100
 
@@ -70,7 +69,7 @@ def line(rows: pd.DataFrame, firsts: pd.DataFrame, benchmarks: pd.DataFrame) -> 
     """
     first = firsts.iloc[0]
     chosen = rows.groupby("method", sort=False).validation.mean().idxmax()
-    alone, balanced = (cells.cell(rows[rows.method == name]["all"]) for name in (ALONE, chosen))
+    alone, balanced = (cells.cell(own["all"]) for own in (firsts, rows[rows.method == chosen]))
     words = f"{paper_tables.NETWORKS[first.backbone]}, {paper_tables.training(firsts)}, {cells.seeds(rows)}"
     cost = [petaflops(first.backbone, first.stage1_epochs), *minutes(benchmarks, first)]
     return [words, *cost, alone, balanced, chosen]
@@ -86,10 +85,11 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame, benchmarks: pd.Dat
     Returns:
         text, of columns `HEAD`; accuracies in percent.
     """
-    firsts = paper_tables.headline(results)
+    of_the_set = {"dataset": "cifar100", "imbalance_factor": 100, "profile": "exp"}
+    firsts = cells.where(paper_tables.headline(results), **of_the_set)
     kinds = paper_tables.by_choice(firsts[firsts.run == firsts.stage1_run])
     firsts = firsts[firsts.run.isin([run for usual, *_ in kinds for run in usual.run])]  # one choice of images each
-    compared = cells.where(comparison, dataset="cifar100", imbalance_factor=100, profile="exp")
+    compared = cells.where(comparison, **of_the_set)
     compared = compared[compared.tuned_on.notna() & (compared.stage1_weight_decay > 0)]
     compared = compared[compared.stage1_run.isin(firsts.run)]
     kinds = sorted(other_tables.kinds(compared), key=lambda own: own.stage1_epochs.iloc[0])
