@@ -19,10 +19,10 @@ def tables() -> list[pd.DataFrame]:
 
 
 def one_seed() -> tuple[str, list[pd.DataFrame]]:
-    """The same with one seed of the network that README shows, and without what learned from other images; its run."""
+    """The same with one seed of the network that README shows, and without others and other images; its run."""
     results, comparison, benchmarks = tables()
-    firsts = results[(results.run == results.stage1_run) & results.choice.isna()]
-    ours = where(firsts, backbone="resnet32", stage1_epochs=200, method="WD")
+    firsts = where(results[results.run == results.stage1_run], backbone="resnet32", choice=None)
+    ours = where(firsts, stage1_epochs=200, method="WD")
     kept = set(firsts.run) - set(ours.run[ours.seed > 0])
     cut = [table[table.stage1_run.isin(kept)] for table in (results, comparison)]
     return ours.run[ours.seed == 0].iloc[0], [*cut, benchmarks]
