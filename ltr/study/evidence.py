@@ -21,7 +21,7 @@ from ltr.stack import Grid
 from ltr.study import maxnorm, published
 from ltr.study.cells import where
 from ltr.study.paper_tables import BASE, NETWORKS, SETTINGS, has_max_norm, headline, without_max_norm
-from ltr.study.rows import Rows
+from ltr.study.rows import Rows, but_for
 
 AS_IT_IS_AND_SCALED = {
     **{"all": "all", "T": "temperature", "ECE": "ece", "ECE at T": "ece scaled"},
@@ -310,13 +310,9 @@ def learned_alike(case: Evidence) -> list[runs.Result]:
     """The case's first stage, then those that learned as it did from other images of their classes."""
     folder, base = case.rows.settings.first_stages, case.rows.base
     free = ("choice", "precision", "test_every")
-
-    def told(settings: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in settings.items() if name not in free}
-
-    own = told(base.config["settings"])
-    paths = [path for path, each in read_configs(folder).items() if told(each["settings"]) == own and path != base.path]
-    return [base, *read_each(paths, runs.Result.read).values()]
+    own, configs = but_for(base.config["settings"], free), read_configs(folder)
+    alike = [path for path, each in configs.items() if but_for(each["settings"], free) == own]
+    return [base, *read_each([path for path in alike if path != base.path], runs.Result.read).values()]
 
 
 def augmented(case: Evidence) -> dict[str, dict[str, runs.Result]]:

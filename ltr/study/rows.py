@@ -1,6 +1,6 @@
 """The rows of the paper's Table 1 on one first stage: each is trained, or loaded where it is finished."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -280,15 +280,16 @@ def read_values(path: Path, option: str) -> pd.DataFrame:
     return table
 
 
+def but_for(settings: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
+    """A run's settings without some, for runs that are alike in all others."""
+    return {name: value for name, value in settings.items() if name not in free}
+
+
 def tuned_like(first: runs.Result, folder: Path, names: Iterable[str]) -> list[str]:
     """Those of some tuning runs that learned as a first stage did: all but held-out images, length and seed alike."""
-    free = ("hold_out", "seed", "test_every", "stage1_epochs")
-
-    def told(config: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in config["settings"].items() if name not in free}
-
-    known, own = set(names), told(first.config)
-    return [path.name for path, config in read_configs(folder).items() if path.name in known and told(config) == own]
+    free, known = ("hold_out", "seed", "test_every", "stage1_epochs"), set(names)
+    own, configs = but_for(first.config["settings"], free), read_configs(folder)
+    return [p.name for p, each in configs.items() if p.name in known and but_for(each["settings"], free) == own]
 
 
 def open_rows(settings: SecondStage, data: LongTailed | None, absent: Exception | None = None) -> Rows:
