@@ -103,12 +103,14 @@ def test_the_named_commands_make_what_was_missing(demo):
 
 
 @pytest.mark.slow
-def test_without_a_full_run_the_column_says_which_network_was_tested(demo):
+def test_without_a_full_run_the_tuning_network_is_the_one_tested(demo):
     measured = demo.first_table[demo.first_table["all"].notna()]
-    assert measured["first stage"].str.contains("tuning network, no full run").all()
+    assert (measured.run == measured.tuned_on).all()
     full = demo.table[demo.table.method.isin(BALANCERS)]
-    assert not full["first stage"].str.contains("tuning network").any()
-    assert full.tuned_on.str.startswith("40 held-out images, wd_").all()
+    assert (full.run == full.stage1_run).all()
+    assert (full.run != full.tuned_on).all()
+    assert (full.tuned_on == measured.tuned_on.iloc[0]).all()
+    assert (full.held_out == 40).all()
 
 
 @pytest.mark.slow
@@ -122,7 +124,7 @@ def test_every_method_is_a_row_with_its_protocol(demo):
     assert figures[["all", "ECE", "validation"]].apply(lambda values: values.between(0, 100)).all(axis=None)
     wanted = ["synthetic", 120, "exp", "resnet32", 1, 0.005, 1]
     assert (table[compare.PROTOCOL] == wanted).all(axis=None)
-    columns = ["hyper-parameters", "published", "source", "tuned_on", "first stage"]
+    columns = ["hyper-parameters", "published", "source", "tuned_on", "held_out", "run", "trained_by"]
     assert set(columns) <= set(table.columns)
 
 
@@ -149,8 +151,9 @@ def test_every_setting_that_was_tried_is_kept_and_one_a_method_is_chosen(demo):
 def test_networks_trained_from_scratch_are_measured_where_a_run_is_there(demo):
     rows = demo.table.set_index("method")
     assert rows.loc["naive", "hyper-parameters"] == "weight decay 0, 1 epochs at 0.1"
-    assert rows.loc["naive", "first stage"].startswith("naive_wd0_e1")
-    assert rows.loc["mixup", "hyper-parameters"] == "not measured: --mix mixup"
+    assert rows.loc["naive", "run"].startswith("naive_wd0_e1")
+    assert rows.loc["mixup", "trained_by"] == "--mix mixup"
+    assert "not measured: --mix mixup" in demo.both
     assert np.isnan(rows.loc["mixup", "all"])
     assert "naive" not in set(demo.first_table[demo.first_table["all"].notna()].method)
     assert not rows.index.duplicated().any()
@@ -166,7 +169,9 @@ def test_the_option_of_an_unmeasured_row_trains_that_method(method):
 
 
 def test_a_method_that_is_not_here_says_so():
-    assert compare.absent_row("PaCo")["hyper-parameters"] == "published only"
+    known = {"hyper-parameters": ["weight decay 1", None, None], "run": ["wd", None, None]}
+    rows = pd.DataFrame(known | {"trained_by": [None, compare.absent_row("PaCo")["trained_by"], "--mix mixup"]})
+    assert compare.how(rows).tolist() == ["weight decay 1", "published only", "not measured: --mix mixup"]
 
 
 @pytest.mark.slow
@@ -292,7 +297,7 @@ def test_the_naive_network_is_absent_from_others_comparisons_alone(decay, absent
     protocol = dict(zip(compare.PROTOCOL, ["cifar100", 100.0, "exp", "resnet32", 100, decay, 0], strict=True))
     figures = dict.fromkeys([*compare.FIGURES, "validation", "seconds"], 1.0)
     measured = pd.DataFrame([{"method": "first stage alone", "hyper-parameters": ""} | figures])
-    stages = SimpleNamespace(protocol=protocol | {"tuned_on": "", "first stage": "run"})
+    stages = SimpleNamespace(protocol=protocol | {"tuned_on": "tuning", "held_out": 9, "run": "run"})
     assert ("naive" in set(compare.assemble(measured, [], stages).method)) == absent
 
 
@@ -367,7 +372,7 @@ def network(tmp_path):
 def test_a_network_is_told_of_with_all_figures(network):
     path, stages = network
     (row,) = compare.finished_networks(path.parent, stages)
-    assert (row["method"], row["first stage"]) == ("mixup", "mixup")
+    assert (row["method"], row["run"]) == ("mixup", "mixup")
     assert row["forward 50"] >= 0
     assert row["all"] == pytest.approx(runs.Run(path, {}).load().accuracy()["all"])
 

@@ -273,8 +273,8 @@ def test_the_released_numbers_stand_beside_ours_in_their_protocol():
 
 COMPARISON = {
     "dataset": "cifar100", "imbalance_factor": 100.0, "profile": "exp", "backbone": "resnet32",
-    "stage1_epochs": 60, "stage1_weight_decay": 0.005, "seed": 0, "tuned_on": "9 held-out images", "source": "",
-    "method": "CB", "hyper-parameters": "", "first stage": "run", "stage1_run": "run",
+    "stage1_epochs": 60, "stage1_weight_decay": 0.005, "seed": 0, "tuned_on": "tuning", "held_out": 9, "source": "",
+    "method": "CB", "hyper-parameters": "", "run": "run", "stage1_run": "run", "trained_by": None,
 } | dict.fromkeys(["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"], 1.0)  # fmt: skip
 
 
@@ -282,7 +282,7 @@ def test_a_comparison_has_a_table_for_each_first_stage():
     kinds = [("CB", 40.0, "run"), ("LOS", NAN, "run"), ("mixup", NAN, None)]  # LOS diverged
     rows = [
         COMPARISON
-        | {"stage1_weight_decay": decay, "method": method, "all": accuracy - i, "first stage": run}
+        | {"stage1_weight_decay": decay, "method": method, "all": accuracy - i, "run": run}
         | {"stage1_run": f"run-{i}"}
         for i, decay in enumerate((0.005, 0.0))
         for method, accuracy, run in kinds
@@ -300,7 +300,7 @@ def test_a_comparison_has_a_table_for_each_first_stage():
 def test_seeds_that_one_network_tuned_are_one_table_of_means():
     rows = [
         COMPARISON | {"method": method, "all": accuracy + 2 * seed, "seed": seed, "validation": 50.0}
-        | {"stage1_run": f"run-{seed}", "first stage": f"run-{seed}"}
+        | {"stage1_run": f"run-{seed}", "run": f"run-{seed}"}
         for seed in (0, 1)
         for method, accuracy in (("first stage alone", 30.0), ("CB", 40.0))
     ]  # fmt: skip
@@ -311,8 +311,8 @@ def test_seeds_that_one_network_tuned_are_one_table_of_means():
     assert cells == [f"41.00 ± {2**0.5:.2f}", f"31.00 ± {2**0.5:.2f}"]
     assert "1 of 2 lie within a point" in told
     assert "tuning network has 50.00 % of the held-out images, the first stage 31.00 % of the test" in told
-    for differs in ({"tuned_on": "other images"}, {"choice": "random"}, {"stage1_epochs": 40}):
-        other = pd.DataFrame([COMPARISON | {"stage1_run": "run-2", "first stage": "run-2"} | differs])
+    for differs in ({"tuned_on": "other"}, {"choice": "random"}, {"stage1_epochs": 40}):
+        other = pd.DataFrame([COMPARISON | {"stage1_run": "run-2", "run": "run-2"} | differs])
         apart = other_tables.comparison_markdown(pd.concat([pd.DataFrame(rows), other]))
         assert apart.count("**cifar100") == 2
         assert ("decay 0.005, choice random**" in apart) == ("choice" in differs)
@@ -322,9 +322,9 @@ def test_methods_without_any_figure_are_a_sentence_with_their_options():
     blank = dict.fromkeys(["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"], NAN)
     rows = [
         COMPARISON,
-        COMPARISON | blank | {"method": "mixup", "hyper-parameters": "not measured: --mix mixup"},
+        COMPARISON | blank | {"method": "mixup", "run": None, "trained_by": "--mix mixup"},
         COMPARISON | blank | {"method": "L2norm", "hyper-parameters": "does not suit a cosine classifier"},
-        COMPARISON | blank | {"method": "LDAM", "hyper-parameters": "not measured: --loss ldam-drw", "published": 42.0},
+        COMPARISON | blank | {"method": "LDAM", "run": None, "trained_by": "--loss ldam-drw", "published": 42.0},
     ]
     told = other_tables.comparison_markdown(pd.DataFrame(rows))
     assert told.endswith("\nNot measured; `python -m ltr sweep` trains the network: mixup (`--mix mixup`).\n")

@@ -18,7 +18,7 @@ from ltr.errors import InputError, StorageError, clip
 TEXT = (
     *("dataset", "profile", "backbone", "method", "loss", "max_norm_every", "mode", "selection", "tta", "run"),
     *("stage1_run", "network", "mix", "augmentation", "sampling", "precision", "commit"),
-    *("device", "torch", "hyper-parameters", "source", "tuned_on", "tuning_run", "first stage", "metric"),
+    *("device", "torch", "hyper-parameters", "source", "tuned_on", "tuning_run", "trained_by", "metric"),
     *("further", "classifier", "against"),
 )
 

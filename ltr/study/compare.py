@@ -7,10 +7,10 @@ The first command trains a network without the held-out images: below `<out>/tun
 epochs differ; `--tuned-on` names another run there, as for a base that learned from other images of the classes. On its
 features, and scored by the held-out images, each method's setting is chosen. Then each is fitted once, with this
 setting, on the features of the first stage's full run in `<out>/demo_1`, and tested once.
-Where there is no full run, the tuning network is the one tested, and the column `first stage` says so. The table
+Where there is no full run, the tuning network is the one tested: `stage1_run` is the same as `tuned_on` then. The table
 goes to `<out>/comparison.csv`, every setting that was tried to `<out>/tuning/comparison.csv`. All other
 options are the second script's, but for those that are tuned. Methods that train a whole network stand below, with
-the figures of their finished runs in `<out>/demo_1`, or `not measured`.
+the figures of their finished runs in `<out>/demo_1`, or the option that trains one.
 """
 
 import dataclasses
@@ -43,7 +43,6 @@ from ltr.study.cells import NOT_MEASURED
 from ltr.study.rows import check_none_chosen
 
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
-NO_FULL_RUN = "tuning network, no full run"
 KEY = [*PROTOCOL, "stage1_run"]  # what a comparison is one of: its table is replaced by a later one
 FIGURES = ["many", "medium", "few", "all", "ECE"]
 HELD_OUT = 20  # images of each class, unless told otherwise
@@ -59,11 +58,16 @@ def trained_by(method: str) -> str:
     return next((f"{flag(name)} {value}" for name in options), "")
 
 
-def absent_row(method: str) -> dict[str, str]:
-    """A row without figures: how the method is trained here, or that others' figure is all there is."""
-    option = trained_by(method)
-    words = f"{NOT_MEASURED}: {option}" if option else "published only"
-    return {"method": method, "hyper-parameters": words, "tuned_on": "", "first stage": ""}
+def absent_row(method: str) -> dict[str, Any]:
+    """A row without figures, of no run: how the method is trained here, or that others' figure is all there is."""
+    return {"method": method, "trained_by": trained_by(method)} | dict.fromkeys(("run", "tuned_on", "held_out"))
+
+
+def how(table: pd.DataFrame) -> pd.Series:
+    """In words: the hyper-parameters of a method, or what it would take to measure it."""
+    option = table.trained_by.fillna("")
+    absent = (NOT_MEASURED + ": " + option).where(option != "", "published only")
+    return table["hyper-parameters"].fillna("").where(table.run.notna(), absent)
 
 
 def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Setting, pd.DataFrame]:
@@ -277,14 +281,14 @@ def first_stages(settings: Comparison) -> Stages:
     held_out = settings.features(tuned, tuning)
     try:
         run = run or settings.find(folder, settings.stage1_epochs, 0, full)
-        final, name = settings.features(run, full), run.path.name
+        final = settings.features(run, full)
     except runs.NoRun as error:
         print(f"no full first stage, so the tuning network is tested ({error})", flush=True)
-        run, final, name = tuned, settings.features(tuned, cut), f"{tuned.path.name} ({NO_FULL_RUN})"
+        run, final = tuned, settings.features(tuned, cut)
         final.passes = held_out.passes  # the same network on the same training images
     protocol = {column: run.config["settings"][column] for column in PROTOCOL}
     protocol |= {"dataset": full.name, "stage1_run": run.path.name, **runs.otherwise(run.config["settings"])}
-    protocol |= {"tuned_on": f"{len(tuning.test)} held-out images, {tuned.path.name}", "first stage": name}
+    protocol |= {"run": run.path.name, "tuned_on": tuned.path.name, "held_out": len(tuning.test)}
     return Stages(held_out, final, tuned, run, fingerprint, protocol)
 
 
@@ -305,13 +309,13 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
         method = settings["method"]
         if method in BALANCERS:
             method += ", whole network"
-        row, plain = {"method": method, "hyper-parameters": words, "tuned_on": ""}, result.accuracy()
+        row = {"method": method, "hyper-parameters": words, "tuned_on": None, "held_out": None}
         try:
             row |= figures_of(result.predictions, result.class_counts)
         except InputError as error:
             warnings.warn(f"no accuracies on shifted test sets: {error}", stacklevel=2)
-        row |= {name: plain[name.lower()] for name in FIGURES}
-        yield row | {"seconds": result.summary["seconds"], "first stage": result.path.name}
+        row |= {name: result.accuracy()[name.lower()] for name in FIGURES}
+        yield row | {"seconds": result.summary["seconds"], "run": result.path.name}
 
 
 def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stages: Stages) -> pd.DataFrame:
@@ -332,7 +336,7 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
         "hyper-parameters",
         *FIGURES,
     ]
-    first += ["published", "source", "validation", "seconds", "tuned_on", "first stage"]
+    first += ["published", "source", "validation", "seconds", "tuned_on", "held_out", "run", "trained_by"]
     return pd.DataFrame(rows)[list(dict.fromkeys((*first, *rows[0])))]
 
 
@@ -365,8 +369,8 @@ def save(path: Path, table: pd.DataFrame) -> None:
     def replaces(old: pd.DataFrame, new: pd.DataFrame) -> pd.Series:
         same = pd.DataFrame({name: old[name].eq(new[name].iloc[0]) for name in KEY if name in old and name in new})
         replaced = same.all(axis=1)
-        if {"first stage", "stage1_run"} <= set(old):  # a tuning network stood in until there was a full run
-            stood_in = old.stage1_run[old["first stage"].astype(str).str.contains(NO_FULL_RUN)]
+        if {"tuned_on", "stage1_run"} <= set(old):  # a tuning network stood in until there was a full run
+            stood_in = old.stage1_run[old.stage1_run == old.tuned_on]
             replaced |= old.stage1_run.isin(stood_in) & same[PROTOCOL].all(axis=1)
         return replaced
 
@@ -390,15 +394,17 @@ def main(arguments: Sequence[str]) -> None:
         features.up_to(recipe.epochs - 1)
         features.test_features(0, False)
     error = 50 / len(stages.held_out.test_labels) ** 0.5
-    print(f"tested: {stages.protocol['first stage']}")
-    print(f"settings chosen on {stages.protocol['tuned_on']}; standard error up to {error:.1f} points")
+    print(f"tested: {stages.run.path.name}")
+    images = f"{stages.protocol['held_out']} held-out images, {stages.tuned.path.name}"
+    print(f"settings chosen on {images}; standard error up to {error:.1f} points")
     print(f"features: {time.perf_counter() - start:.0f} s, shared by all methods", flush=True)
     measured, tried = compare(stages.held_out, stages.final, recipe, figures=settings.figures)
     table = assemble(measured, list(finished_networks(settings.out / "demo_1", stages)), stages)
     path, tuning = (settings.out / folder / "comparison.csv" for folder in ("", "tuning"))
     save(path, table)
     save(tuning, tuning_table(tried, stages))
-    print(shown(table, ["method", "hyper-parameters", *FIGURES, "published", "source", "seconds"]))
+    told = table.assign(**{"hyper-parameters": how(table)})
+    print(shown(told, ["method", "hyper-parameters", *FIGURES, "published", "source", "seconds"]))
     shifts = [name for name in table if name.startswith(("forward", "backward"))]
     print("\nclasses of the test set long-tailed, forward as in training or backward, by the ratio of its ends:")
     print(shown(table[table["all"].notna()], ["method", *shifts]))

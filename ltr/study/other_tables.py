@@ -8,7 +8,8 @@ import pandas as pd
 
 from ltr import metrics
 from ltr.study.bench import BALANCE, FEATURES, GRID, STAGE_1
-from ltr.study.cells import NOT_MEASURED, cell, in_markdown, or_dash, rounded, spread, where
+from ltr.study.cells import cell, in_markdown, or_dash, rounded, spread, where
+from ltr.study.compare import how
 
 COMPARED = ["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"]
 LOSSES = {"cb-ce": "CB", "ce": "CE"}  # as rows are named by them
@@ -78,20 +79,18 @@ def kinds(table: pd.DataFrame) -> list[pd.DataFrame]:
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a method, the best first: means over the first stages' seeds, and in `text`, beside each, their cells."""
-    groups = rows.fillna({"hyper-parameters": "", "source": ""}).groupby(
-        ["method", "hyper-parameters", "source", "published"], dropna=False, sort=False
-    )
+    told = rows.assign(**{"hyper-parameters": how(rows)}).fillna({"source": ""})
+    groups = told.groupby(["method", "hyper-parameters", "source", "published"], dropna=False, sort=False)
     measures = [name for name in COMPARED if name != "published"]
-    means = groups[measures].mean().join(groups[["first stage"]].first())
+    means = groups[measures].mean().join(groups[["run", "trained_by"]].first())
     texts = groups[measures].agg(cell).add_suffix(" text")
     return means.join(texts).reset_index().sort_values("all", ascending=False, kind="stable")
 
 
 def comparison_said(merged: pd.DataFrame, rows: pd.DataFrame) -> str:
     """What the methods on one kind of first stage come to, in sentences; nothing where none was measured."""
-    known = merged.dropna(subset=["all", "few", "ECE", "first stage"])
-    own = tuple(rows.stage1_run.unique())
-    known = known[known["first stage"].str.startswith(own)]  # not another network that stands beside them
+    known = merged.dropna(subset=["all", "few", "ECE"])
+    known = known[known.run.isin(rows.stage1_run)]  # not another network that stands beside them
     if known.empty:
         return ""
     near, few, sure = int((known["all"] > known["all"].max() - 1).sum()), known.few.idxmax(), known.ECE.idxmin()
@@ -102,10 +101,9 @@ def comparison_said(merged: pd.DataFrame, rows: pd.DataFrame) -> str:
 
 def comparison_part(rows: pd.DataFrame) -> str:
     """The methods on one kind of first stage under its protocol, the best first."""
-    first, merged = rows.iloc[0], over_seeds(rows)
-    silent = merged["hyper-parameters"].str.startswith(NOT_MEASURED) & merged.published.isna()
-    options = merged["hyper-parameters"][silent].str.removeprefix(f"{NOT_MEASURED}: ")
-    absent = [f"{method} (`{option}`)" for method, option in zip(merged.method[silent], options, strict=True)]
+    first, merged, tuned = rows.iloc[0], over_seeds(rows), rows.dropna(subset="tuned_on").head(1)
+    silent = merged.trained_by.notna() & merged.published.isna()
+    absent = [f"{row.method} (`{row.trained_by}`)" for row in merged[silent].itertuples()]
     shown = merged[~silent]
     shown = shown.assign(published=shown.published.map(partial(or_dash, form=".1f")))  # as most of the sources have it
     shown = shown[["method", "hyper-parameters", *(f"{name} text" for name in COMPARED[:-1]), "published", "source"]]
@@ -115,7 +113,7 @@ def comparison_part(rows: pd.DataFrame) -> str:
         f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}{further}**",
         f"first stage {', '.join(rows.stage1_run.unique())}",
         "last epoch, plain test, in %",
-        *(f"tuned on {images}" for images in rows.tuned_on.dropna().head(1)),
+        *(f"tuned on {each.held_out:g} held-out images, {each.tuned_on}" for each in tuned.itertuples()),
     ]
     note = f"\nNot measured; `python -m ltr sweep` trains the network: {', '.join(absent)}.\n" if absent else ""
     table = in_markdown(shown.rename(columns=lambda name: name.removesuffix(" text")))
@@ -133,7 +131,7 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"]):
         order = network.sort_values(["stage1_epochs", "stage1_weight_decay"], ascending=False, kind="stable")
         first, *others = kinds(order)
-        parts += [first, *(rows[rows["first stage"].notna()] for rows in others)]
+        parts += [first, *(rows[rows.run.notna()] for rows in others)]
     return "\n".join(comparison_part(rows) for rows in parts if len(rows))
 
 
