@@ -115,7 +115,7 @@ STAGE1 = {
 # the larger two weight decay and tau are the published ones of ResNet-34; a radius was not published, so 1.0 is only a
 # start for that tuning.
 STAGE2 = {
-    "resnet32": {"weight_decay": 0.03, "max_norm": 1.56, "tau": 0.8, "naive_tau": 0.5},
+    "resnet32": {"weight_decay": 0.01, "max_norm": 2.39, "tau": 1.0, "naive_tau": 0.4},
     "resnet32-wide": {"weight_decay": PUBLISHED_DECAY, "max_norm": 1.0, "tau": PUBLISHED_TAU["WD + tau-norm"]},
     "resnet34": {"weight_decay": PUBLISHED_DECAY, "max_norm": 1.0, "tau": PUBLISHED_TAU["WD + tau-norm"]},
     **dict.fromkeys(("resnext50", "resnet50", "resnet152"), {"weight_decay": 0.1, "max_norm": 1.0, "tau": 1.0}),

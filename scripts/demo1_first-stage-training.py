@@ -34,6 +34,7 @@ from ltr.study.chapter import (
     difference,
     geometry,
     mean_logits,
+    print_other_images,
     show_table,
     take_aways,
     tuning_runs,
@@ -54,7 +55,7 @@ counts = classes["count"].to_numpy()
 # 
 # CIFAR100-LT cuts the 100 classes of CIFAR-100 in this way, with $n_{\max} = 500$ and $\mathrm{IF} = 100$. The test set stays balanced: every class counts the same there, which is what we want of the network.
 # 
-# Which $n_k$ images of a class stay is a choice too. Here it is the first ones by file name, which makes a harder set than a draw ([by how much](../exp/README.md#another-choice-of-the-images)): compare the numbers of these chapters with each other rather than with those of other papers; the [README](../README.md) has the same network on a draw.
+# Which $n_k$ images of a class stay is a choice too. Here they are drawn, in the order of the hashes of their pixels: one draw for all networks and seeds. (The first ones by file name would be a harder set, [by this much](../exp/README.md#another-choice-of-the-images).)
 
 def tail(largest: int, number: int, imbalance_factor: float) -> np.ndarray:
     """Training images of each class, from common to rare."""
@@ -538,6 +539,7 @@ if tuned.stage1_weight_decay.nunique() > 1:
     error = 100 * (best * (1 - best) / images) ** 0.5
     print(f"{images:,} held-out images, {tuned.stage1_epochs.max()} epochs each", end="; ")
     print(f"the best has {100 * best:.1f} ± {error:.1f} %")
+    print_other_images(chapter, tuned.choice)
     by_decay = tuned.set_index("stage1_weight_decay")
     best = by_decay["all"].idxmax()
     for group in ("many", "few"):

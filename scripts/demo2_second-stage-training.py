@@ -13,7 +13,7 @@
 # 
 # **You need** the first chapter. **Time**: forty minutes to read, under a minute to run.
 # 
-# **Contents**: [features](#Features) · [dividing by norms](#Dividing-by-norms) · [a class-balanced loss](#A-class-balanced-loss) · [MaxNorm](#MaxNorm) · [the loop](#The-loop) · [eight methods](#Eight-methods) · [what changed](#What-changed) · [calibration](#Calibration) · [try it](#Try-it) · [take-aways](#Take-aways) · [exercises](#Exercises)
+# **Contents**: [features](#Features) · [dividing by norms](#Dividing-by-norms) · [a class-balanced loss](#A-class-balanced-loss) · [MaxNorm](#MaxNorm) · [the loop](#The-loop) · [eight methods](#Eight-methods) · [what changed](#What-changed) · [what a radius does](#What-a-radius-does) · [whom the classifier expects](#Whom-the-classifier-expects) · [calibration](#Calibration) · [try it](#Try-it) · [take-aways](#Take-aways) · [exercises](#Exercises)
 # 
 # *Options* are as in the first chapter; `--base shipped` trains all classifiers anew on the features that come with the package, without images or GPU. `interactive = True` turns [two figures](#Try-it) into sliders. The text speaks of the committed runs; of others, trust the lines that begin with *holds*.
 
@@ -28,9 +28,11 @@ import pandas as pd
 import torch
 
 from ltr import losses, metrics, models, plots, regularizers
+from ltr.regularizers import row_norms
 from ltr.settings import SecondStage
+from ltr.stack import Grid
 from ltr.study import published
-from ltr.study.chapter import Chapter, compared, difference, take_aways, tuning
+from ltr.study.chapter import Chapter, compared, difference, show_table, take_aways, tuning
 
 settings = SecondStage.read(options)
 chapter = Chapter(settings)
@@ -86,7 +88,7 @@ for tau in (0, 0.5, 1, 1.5):
 
 # Look at $\tau = 1.5$: beyond 1 the order turns around, and the rarest class has the longest row. *What do you expect* of common and rare classes as $\tau$ grows from 0 to 3? Which $\tau$ is best for all classes together?
 # 
-# Like every setting it is chosen on held-out images, with a network that was trained without them. (These are the first of each class by file name, neighbours of the training images and easier than those of the test: it is the place of the curve's top that counts, not its height.)
+# Like every setting it is chosen on held-out images, with a network that was trained without them.
 
 tried = tuning(rows)
 curve = tried[tried.method == "tau-norm"]
@@ -97,7 +99,7 @@ if len(curve) > 1:
     top = curve.loc[curve["all"].idxmax()]
     chapter.claim(f"tau {top.tau:g} is best on held-out images", abs(top.tau - best_tau) < 0.05)
 weight = first.weight.detach()
-for tau in (0, 1, best_tau):
+for tau in sorted({0, 0.5, 1, best_tau}):
     head = models.linear(tau_normalize(weight, tau), first.bias)
     print(f"test images, tau {tau:g}:", in_words(accuracy(head)))
 
@@ -212,11 +214,12 @@ by_epoch = pd.DataFrame(curve).assign(epoch=range(len(curve)))
 chapter.show(
     plots.sweep(by_epoch, "epoch", "epoch (0: as the first stage left it)"), "demo2_epochs.png"
 )
-first_epoch, end = curve[1], curve[-1]
+before, after_one, end = (curve[epoch]["few"] for epoch in (0, 1, -1))
+half_way = next(e for e, each in enumerate(curve) if each["few"] >= (before + end) / 2)
+words = f"few-shot: {before:.1f} before, {after_one:.1f} after one epoch, {end:.1f} at the end"
 chapter.claim(
-    f"one epoch is most of it: few-shot {curve[0]['few']:.1f} before, {first_epoch['few']:.1f} "
-    f"after one epoch, {end['few']:.1f} at the end",
-    first_epoch["few"] - curve[0]["few"] > 0.5 * (end["few"] - curve[0]["few"]),
+    f"a few epochs are enough: {words}; half of the way after {half_way}",
+    half_way <= settings.epochs / 2,
 )
 
 
@@ -277,7 +280,7 @@ chapter.claim(
 )
 
 
-# Here this reproduction and the paper part. There, with a ResNet-34, the class-balanced loss alone gains a point, and weight decay and MaxNorm give it most of its worth; here the loss alone, with a learning rate of its own, does most, and each of them adds less than a point. A ResNet-34 of our own lies in between ([the study](study_paper-versus-code.ipynb#3-What-does-a-weight-decay-of-0.1-leave?)), which also finds out [when they add more](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?).
+# Here this reproduction and the paper part. There, with a ResNet-34, the class-balanced loss alone gains a point, and weight decay and MaxNorm give it most of its worth; here the loss alone, with a learning rate of its own, does most, weight decay adds less than a point, and MaxNorm nothing ([below](#What-a-radius-does) we shall see why). A ResNet-34 of our own lies in between ([the study](study_paper-versus-code.ipynb#3-What-does-a-weight-decay-of-0.1-leave?)), which also finds out [when they add more](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?).
 # 
 # The first chapter left a question open: were the features of the network with weight decay better, or was it the classifier on top? Balance both networks in the same way, by τ-normalisation, each with its own $\tau$; and by logit adjustment, which adds no more than one number for each class to the logits ([the study](study_paper-versus-code.ipynb#6-How-flat-is-the-ground?) has its formula):
 
@@ -357,21 +360,61 @@ chapter.claim(
 evolution = {name.replace(" + ", " & "): each.norms[:, order] for name, each in learned.items()}
 figure = plots.norm_evolution(evolution, first_epoch=0, counts=classes)
 chapter.show(figure, "demo2_norm-evolution.png")
-limited = learned["CB + MaxNorm"]
-radius = limited.summary["max_norm"]
-start, end = (limited.norms[epoch] > 0.999 * radius for epoch in (1, -1))
-on_it = pd.DataFrame({"after one epoch": start, "at the end": end})
-share = (100 * on_it.groupby(group).mean()).reindex(["many", "few"])
-for when, inside in share.items():
-    words = f"{inside['many']:.0f} % of many-shot rows lie on the ball"
-    print(metrics.with_dashes(f"{when}: {words}, {inside['few']:.0f} % of few-shot ones"))
+for name in ("CB + MaxNorm", "CB + WD + MaxNorm"):
+    radius, moved = (learned[name].summary[key] for key in ("max_norm", "projected_share"))
+    print(f"{name}: radius {radius:.2f}, longest row {learned[name].norms.max():.2f};", end=" ")
+    print(f"MaxNorm moved {100 * moved:.2f} % of the rows that it looked at")
+
+
+# ## What a radius does
+# 
+# Where no row reaches the ball, a panel with MaxNorm is the one without it. Such radii are what held-out images chose here, beside a learning rate or a weight decay of their own choice. So see for yourself what shorter ones would have done: the loop above without weight decay, for four radii and none, which the library trains side by side, as shares of the mean norm that the first stage left (and, as everywhere in this section, on test images: to look at, not to choose by). *Which* classes do you expect to meet the ball first? And what becomes of the others?
+
+shares = {"none": math.nan, "1": 1.0, "0.75": 0.75, "0.5": 0.5, "0.25": 0.25}
+radii = float(weight.norm(dim=1).mean()) * pd.Series(shares)
+told = {"loss": settings.loss, "weight_decay": 0.0, "lr": values["lr"]}
+told |= {"max_norm_every": "step", "seed": settings.seed}
+recipe = settings.recipe(loss=settings.loss, lr=values["lr"])
+stack = Grid(first, {settings.seed: features}, recipe, pd.DataFrame({"max_norm": radii, **told}))
+stack.fit()
+by_radius = {share: stack.classifier(number) for number, share in enumerate(shares)}
+
+
+def told_of(head: torch.nn.Linear, radius: float) -> pd.Series:
+    """A classifier's figures on the test images, and how many of its rows lie on the ball."""
+    logits = head(test_x).detach().float().cpu().numpy()
+    on_ball = 100.0 * (row_norms(head.weight).detach().cpu().numpy() > 0.999 * radius)
+    lie = pd.Series(on_ball).groupby(group).mean().add_prefix("on the ball: ")
+    said = metrics.Predictions.of(logits, test_y).summary(counts.numpy())
+    return pd.concat([pd.Series(said), lie])
+
+
+figures = {share: told_of(head, radii[share]) for share, head in by_radius.items()}
+columns = ["many", "medium", "few", "all", "ece", "on the ball: many", "on the ball: few"]
+of_radius = pd.DataFrame(figures).T.reindex(columns=columns)
+titles = {share: f"{share} × mean = {radii[share]:.2f}" for share in shares if share != "none"}
+shown_radii = of_radius.rename(index=titles, columns={"ece": "ECE"}).map("{:.1f}".format)
+show_table(shown_radii.replace("nan", "–"), "radius; CB without weight decay; test images, %")
+
+
+free, at_mean, half = (of_radius.loc[share] for share in ("none", "1", "0.5"))
+many_on, few_on = at_mean["on the ball: many"], at_mean["on the ball: few"]
 chapter.claim(
-    f"it is the common classes that meet the ball (radius {radius:.2f}) first and most",
-    bool((share.loc["many"] > share.loc["few"]).all()),
+    "it is the common classes that meet the ball: with the mean norm as its radius "
+    f"{many_on:.0f} % of many-shot rows end on it, {few_on:.0f} % of few-shot ones",
+    many_on > few_on,
+)
+gained = half - free
+chapter.claim(
+    f"half of it adds {gained['all']:+.1f} points over all classes, "
+    f"few-shot {gained['few']:+.1f}, many-shot {gained['many']:+.1f}",
+    gained["few"] > 0,
 )
 
 
-# The rare rows start inside and grow, until some meet the ball too.
+# A wall for common classes, behind which the rare ones catch up. At this learning rate that is worth about as much as a weight decay, without any; beside one, or beside a faster rate, there is less left to win ([the study](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?) has hundreds of such classifiers).
+# 
+# ## Whom the classifier expects
 # 
 # What a network expects can be read off its probabilities. The mean probability of class $k$ over all test images, $\bar p_k = \frac{1}{N} \sum_i p_k(x_i)$, is its *marginal likelihood* (the paper's figure 6). On a balanced test set it should be $1/C$; times $C$, that is 1.
 
@@ -420,9 +463,9 @@ bins = [result.predictions.reliability().assign(model=name) for name, result in 
 chapter.show(plots.reliability(pd.concat(bins).astype(LOOKS)), "demo2_reliability.png")
 errors = {name: result.accuracy()["ece"] for name, result in table.items()}
 chapter.claim(
-    "MaxNorm changes confidence more than accuracy: under CB the ECE is "
-    f"{errors['WD + CB']:.1f} % without it, {errors['WD + CB & MaxNorm']:.1f} with it",
-    errors["WD + CB & MaxNorm"] < errors["WD + CB"],
+    "a radius changes confidence more than accuracy: under CB the ECE is "
+    f"{free['ece']:.1f} % without one, {half['ece']:.1f} with half the mean norm",
+    half["ece"] < free["ece"],
 )
 
 
@@ -465,8 +508,8 @@ take_aways(
     f"Retraining the classifier with CB & WD & MaxNorm: {gain}; few-shot {rare:+.1f}, "
     f"many-shot {common:+.1f}.",
     f"Accuracy is not confidence: L2norm has an ECE of {errors['WD + L2norm']:.1f} %, CB "
-    f"{errors['WD + CB']:.1f}, as it is too sure of itself, CB & WD "
-    f"{errors['WD + CB & WD']:.1f}, as a strong weight decay leaves it unsure.",
+    f"{errors['WD + CB']:.1f}, as it is too sure of itself, with weight decay "
+    f"{errors['WD + CB & WD']:.1f}, with half the mean norm as a radius {half['ece']:.1f}.",
 )
 
 

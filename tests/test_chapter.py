@@ -43,7 +43,8 @@ def test_a_table_that_cannot_be_read_is_left_out(tmp_path):
 
 
 def test_a_map_is_of_this_network_on_these_images():
-    told = {"lr": 0.1, "batch_size": 64, "warm_up": 0, "out": ROOT / "exp", "imbalance_factor": 100, "profile": "exp"}
+    of_set = {"dataset": "cifar100", "imbalance_factor": 100, "profile": "exp"}
+    told = of_set | {"lr": 0.1, "batch_size": 64, "warm_up": 0, "out": ROOT / "exp"}
 
     def of_images(name: str, **other: object) -> chapter.Chapter:
         found = chapter.Chapter(SimpleNamespace(**{"backbone": "resnet32", **told, **other}))

@@ -188,8 +188,8 @@ def test_rank_0_alone_writes_and_prints(whole):
 
 
 def test_one_process_keeps_the_names_of_its_runs():
-    committed = ROOT / "exp" / "demo_1" / "wd_wd0.0005_e200_resnet32_if100_s0-4f0ecf51"
-    words = "--preset paper --dataset folder --profile exp --choice first --backbone resnet32 --device cpu"
+    committed = ROOT / "exp" / "demo_1" / "wd_wd0.0005_e200_resnet32_if100_s0-ee82bd89"
+    words = "--preset paper --dataset folder --profile exp --backbone resnet32 --precision bf16 --device cpu"
     settings = FirstStage.parse(words.split())
     label, identity = settings.run_key("WD", settings.weight_decay)
     images = runs.Result.read(committed).config["data"]["fingerprint"]

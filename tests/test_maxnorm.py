@@ -40,7 +40,7 @@ def test_each_first_stage_has_rows_of_its_own(tmp_path):
     sweep.main([*words, *"--epochs 1 --lr 0.05 --weight-decays 0 0.002 --seeds 1".split()])
     maxnorm.main([*words, *asked])
     table, norms = (read_table(tmp_path / name) for name in (maxnorm.NAME, maxnorm.NORMS))
-    assert len(table) == 2 * 2 * 2 * (1 + 2 * 2)  # orders, losses, weight decays, and radii in two ways or none
+    assert len(table) == 2 * 2 * 2 * (1 + 3 * 2)  # orders, losses, weight decays, and radii in two ways or none
     assert sorted(norms.weight_decay) == [0, 0.002]
     (tmp_path / maxnorm.NAME).write_text(table_text(table.assign(stage1_run="another")))
     maxnorm.main([*words, *asked])
@@ -100,6 +100,8 @@ def test_sentences_count_what_lies_beyond_two_errors():
     assert "nats**: -0.500 to +0.100; more than two standard errors above none in 0 of 3 settings, below in 1." in text
     assert "no more than a temperature** in 1 of 3 settings" in text
     assert "In 2 it costs accuracy or likelihood that no temperature gives back, in 1 it adds some." in text
+    same = settings([0.0], [0.0])[0].mul(0)  # no row ever met the ball
+    assert "no more than a temperature** in 1 of 1 settings" in other_tables.answer([same])
     diverged = settings([np.nan, 0.5, 0.5], [0.0, np.nan, 0.0])
     assert "no more than a temperature** in 1 of 1 settings" in other_tables.answer(diverged)
     assert other_tables.answer(diverged[:2]) == "- Every training diverged.\n"
@@ -109,7 +111,7 @@ def test_the_committed_measurements_are_of_every_setting_in_several_orders():
     table = read_table(ROOT / "exp" / maxnorm.NAME)
     limited = table[table.max_norm.notna()]
     keys = ["loss", "weight_decay", "max_norm", "max_norm_every"]
-    assert limited.groupby(keys).size().tolist() == [table.seed.nunique()] * 16
+    assert limited.groupby(keys).size().tolist() == [table.seed.nunique()] * 24
     assert table.seed.nunique() >= 3
     assert limited[["gain", "gain ±", "nats", "nats ±"]].notna().all(axis=None)
     assert (table["nll scaled"] <= table.nll + 0.01).all()

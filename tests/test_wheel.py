@@ -67,7 +67,7 @@ def test_shipped_features_are_found_from_any_folder(wheel, tmp_path):
         file.write("\n".join(site.getsitepackages()))
     path, found, usage, *_ = quietly([str(python), "-W", "error::UserWarning", "-c", USE], folder).splitlines()
     assert path.startswith(own)
-    naive = "naive_wd0_e200_resnet32_if100_s0-61a2b814"
+    naive = "naive_wd0_e200_resnet32_if100_s0-527af3ca"
     assert found == f"10000|10847|{naive}|{folder.resolve() / 'build' / 'shipped'}"
     assert usage.startswith("usage: python -m ltr")
     assert not list(folder.iterdir())

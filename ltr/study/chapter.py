@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ltr import analysis, datasets, metrics, models, plots, runs, training
 from ltr.errors import InputError
 from ltr.first_stage import ImageData
-from ltr.recipes import LATER
+from ltr.recipes import LATER, of_images
 from ltr.runtime import distributed, process
 from ltr.runtime.options import flag
 from ltr.runtime.storage import read_table
@@ -308,7 +308,7 @@ def alike(chapter: Chapter) -> dict[str, Any]:
 
 def map_of(chapter: Chapter) -> pd.DataFrame:
     """What `ltr map` found of a chapter's network on its images, see there; no rows without any."""
-    columns = ["lr", "weight decay", "classifier", "batch", "warm-up", "epochs", "further", "all", "all ±"]
+    columns = ["lr", "weight decay", "classifier", "batch", "warm-up", "epochs", "further", "choice", "all", "all ±"]
     columns += [*metrics.GROUPS, *alike(chapter)]
     return where(table_at(chapter.settings.out / "tuning" / "lr_wd.csv", columns), **alike(chapter))
 
@@ -319,9 +319,9 @@ def tuning_runs(chapter: Chapter) -> pd.DataFrame:
     Those of this network and learning rate, of the map where it has several, else of results.csv; the longest ones.
 
     Returns:
-        columns stage1_weight_decay, stage1_epochs, many, medium, few, all; last epoch, plain, percent.
+        columns stage1_weight_decay, stage1_epochs, choice, many, medium, few, all; last epoch, plain, percent.
     """
-    settings, columns = chapter.settings, ["stage1_weight_decay", "stage1_epochs", *metrics.GROUPS, "all"]
+    settings, columns = chapter.settings, ["stage1_weight_decay", "stage1_epochs", "choice", *metrics.GROUPS, "all"]
     own = {"lr": settings.lr, "batch": settings.batch_size, "warm-up": settings.warm_up, "further": None}
     mapped = where(map_of(chapter), **own, classifier="first stage alone")
     mapped = mapped.rename(columns={"weight decay": columns[0], "epochs": columns[1]})
@@ -329,7 +329,14 @@ def tuning_runs(chapter: Chapter) -> pd.DataFrame:
         return mapped[columns]
     wanted = {**alike(chapter), "lr": settings.lr, "selection": "last", "tta": "none"}
     table = where(table_at(settings.out / "tuning" / "results.csv", [*columns, *wanted]), **wanted)
+    table = table.fillna({"choice": of_images(settings.dataset)["choice"]})  # told where it is not the usual one
     return table[table.stage1_epochs == table.stage1_epochs.max()][columns]
+
+
+def print_other_images(chapter: Chapter, choices: Iterable[str]) -> None:
+    """Say which images networks learned from, where these are not the ones of the chapter's network."""
+    if others := sorted({*choices} - {chapter.settings.choice}):
+        print(f"these networks learned from other images of the classes: --choice {', '.join(others)}")
 
 
 def accuracy_table(results: Mapping[str, runs.Result | None]) -> pd.DataFrame:

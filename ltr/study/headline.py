@@ -3,9 +3,8 @@
     python -m ltr headline exp/results.csv exp/comparison.csv --readme README.md
 
 Last epoch, plain test, tuned values; means where there are several seeds. Where several kinds of first stages were
-balanced, the rows are of the one that `--stage1` names, or whose features ship: where that was trained on several
-choices of the images, on the most usual one. Without `--readme` they are printed; a file has places for the rows,
-`<!-- headline -->`, for the sentences, `<!-- findings -->`, or for both.
+balanced, the rows are of the one that `--stage1` names, or whose features ship. Without `--readme`
+they are printed; a file has places for the rows, `<!-- headline -->`, for the sentences, `<!-- findings -->`, or both.
 """
 
 from collections.abc import Sequence
@@ -56,15 +55,6 @@ def network(rows: pd.DataFrame, stage1: Sequence[str] = ()) -> dict[str, Any]:
         names = ", ".join(sorted(set(where(rows, method=BEST, mode="paper").stage1_run.astype(str)))) or "none"
         raise InputError(f"--stage1: must choose one kind of balanced network, there are {names}")
     return places.iloc[0].to_dict()
-
-
-def on_a_draw(rows: pd.DataFrame, stage1: Sequence[str]) -> list[str]:
-    """The balanced runs that learned as some did, from the most usual choice of the images; see `network`."""
-    place = network(rows, stage1)
-    for usual, *others in paper_tables.by_choice(networks(rows)):
-        if any(len(where(kind, **place)) for kind in (usual, *others)):
-            place = usual[PLACE].iloc[0].to_dict()
-    return where(rows, **place).stage1_run.unique().tolist()
 
 
 def chosen(rows: pd.DataFrame, comparison: pd.DataFrame | None, place: dict[str, Any]) -> dict[str, pd.DataFrame]:
@@ -243,8 +233,7 @@ def main(arguments: Sequence[str]) -> None:
     results = read_table(options.results, "results", [*needs, "selection", "tta", "mode", "run"])
     stage1 = options.stage1 or ()
     if not stage1 and len(networks(paper_tables.headline(results))) > 1:
-        ship = [path.parent.name for path in options.results.parent.glob(f"demo_1/*/{FEATURES}")]
-        stage1 = on_a_draw(paper_tables.headline(results), ship)
+        stage1 = [path.parent.name for path in options.results.parent.glob(f"demo_1/*/{FEATURES}")]
     table = table_of(results, comparison, stage1)
     if options.readme is None:
         print(table.set_index("model").to_string())

@@ -33,6 +33,7 @@ from ltr.study.rows import Rows, open_rows
 
 NAME = "maxnorm.csv"
 NORMS = "norms.csv"
+SHORT = 0.5  # mean norms: a radius that rows reach, whatever was tuned
 PAIR = ["loss", "weight_decay", "seed"]  # what a classifier shares with the one without MaxNorm
 
 
@@ -44,10 +45,11 @@ class Question(SecondStage):
 
 
 def choices(settings: Question, rows: Rows) -> pd.DataFrame:
-    """A row a classifier, see `stack.Grid`: the tuned and the released radius, and none."""
+    """A row a classifier, see `stack.Grid`: the tuned and the released radius, half the mean norm, and none."""
     tuned = rows.values("CB + WD + MaxNorm", "paper")
     released = regularizers.relative_radius(rows.sources.classifier.weight.detach(), recipes.RELEASED_FRACTION)
-    constraints = [(None, "step"), *product((tuned["max_norm"], released), regularizers.EVERY)]
+    radii = (tuned["max_norm"], released, SHORT * rows.sources.mean_norm)
+    constraints = [(None, "step"), *product(radii, regularizers.EVERY)]
     every = product(range(settings.orders), (settings.loss, "ce"), (0.0, tuned["weight_decay"]), constraints)
     columns = ["seed", "loss", "weight_decay", "max_norm", "max_norm_every"]
     table = pd.DataFrame([(*shared, *constraint) for *shared, constraint in every], columns=columns)

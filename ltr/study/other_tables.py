@@ -151,9 +151,13 @@ def limited_line(rows: pd.DataFrame) -> list[str]:
 
 
 def beyond(rows: pd.DataFrame, name: str) -> float:
-    """The mean of a gain in its standard errors: over the test images, and over orders where there are several."""
+    """The mean of a gain in its standard errors: over the test images, and over orders where there are several.
+
+    0 of a model that is the other one.
+    """
     orders = rows[name].var() / len(rows) if len(rows) > 1 else 0.0
-    return rows[name].mean() / (rows[f"{name} ±"].mean() ** 2 + orders) ** 0.5
+    gain, error = rows[name].mean(), (rows[f"{name} ±"].mean() ** 2 + orders) ** 0.5
+    return gain / error if error else 0.0
 
 
 def answer(groups: Sequence[pd.DataFrame]) -> str:

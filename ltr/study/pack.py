@@ -1,6 +1,6 @@
 """Make the runs of a folder small enough to be committed:
 
-    python -m ltr pack exp --data-root data --keep wd_wd0.0005_e200_resnet32_if100_s0-4f0ecf51
+    python -m ltr pack exp --data-root data --keep wd_wd0.0005_e200_resnet32_if100_s0-ee82bd89
 
 Every run keeps its predictions. Where an earlier run has none yet they are computed from its weights and the test
 images, and must give its own summary. Then logits go, and digits of the history past the seventh; but for the runs to
