@@ -152,6 +152,20 @@ def balanced_softmax(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     return F.cross_entropy(adjust_logits(logits, counts, -1.0), labels)
 
 
+def vector_scaling(logits: Tensor, labels: Tensor, counts: Tensor, gamma: float = 0.3, tau: float = 1.0) -> Tensor:
+    r"""Cross-entropy of logits that class counts scale and shift (VS loss); the plain ones then answer a balanced test.
+
+    .. math:: z_k \leftarrow \left(\frac{n_k}{n_{max}}\right)^\gamma z_k + \tau \log \pi_k
+
+    With gamma = 0 and tau = 1 it is `balanced_softmax`.
+
+    Source: Kini et al. 2021, section 3; gamma and tau are the defaults of their released code.
+    """
+    counts = by_class(counts).to(logits.device)
+    scaled = (counts / counts.max()) ** gamma * at_least_float32(logits)
+    return F.cross_entropy(adjust_logits(scaled, counts, -tau), labels)
+
+
 def ldam_margins(counts: Tensor, largest: float = 0.5) -> Tensor:
     r"""Margins that are larger the rarer the class, the rarest class's being `largest`: [C].
 
@@ -234,8 +248,9 @@ class Deferred:
         return self.loss(logits, labels, self.now)
 
 
+ADJUSTED = {"balanced-softmax": balanced_softmax, "vs": vector_scaling}
 BALANCED = {"cb-ce": balanced_cross_entropy, "cb-bce": balanced_bce_on_softmax, "cb-focal": balanced_focal}
-FIRST_STAGE = ("ce", "balanced-softmax", "ldam-drw", "ce-drw", "smooth", "label-aware")
+FIRST_STAGE = ("ce", "balanced-softmax", "vs", "ldam-drw", "ce-drw", "smooth", "label-aware")
 LOSSES = (*FIRST_STAGE, *BALANCED)
 SCALE = 30.0  # LDAM's s
 SMOOTHING = 0.1
@@ -262,8 +277,8 @@ def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", be
     counts = in_float64(counts)
     if counts.dim() != 1 or not (counts > 0).all():
         raise ValueError("counts: must be [C], every class with at least one image")
-    if name == "balanced-softmax":
-        return partial(balanced_softmax, counts=counts.float().to(device))
+    if name in ADJUSTED:
+        return partial(ADJUSTED[name], counts=counts.float().to(device))
     if name in ("smooth", "label-aware"):
         smoothing = torch.full((len(counts),), SMOOTHING) if name == "smooth" else label_aware_smoothing(counts)
         return partial(smoothed_cross_entropy, smoothing=smoothing.to(device))

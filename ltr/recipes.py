@@ -17,7 +17,8 @@ SCHEDULES = ("cosine", "linear", "released")
 AVERAGES = ("none", "swa", "ema")
 SWA_START = 0.75  # of training, as in Izmailov et al. 2018
 EMA_DECAY = 0.999  # a step
-LATER = {"warm_up": 0, "nesterov": False, "average": "none"}  # what came later is told only where it is used
+# What came later is told only where it is used.
+LATER = {"warm_up": 0, "nesterov": False, "average": "none", "sharpness": 0.0}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Recipe:
         average: a second network beside the trained one: "swa", the mean of its weights after each epoch from
             `SWA_START` on (stochastic weight averaging, Izmailov et al. 2018); "ema", an exponential moving average
             over the steps.
+        sharpness: rho of sharpness-aware minimisation (Foret et al. 2021), each of whose steps takes its gradient that
+            far up the slope, and costs two; 0 takes plain steps.
     """
 
     epochs: int
@@ -45,6 +48,7 @@ class Recipe:
     warm_up: int = 0  # first epochs, in which the learning rate rises to lr in equal steps; the schedule has the others
     nesterov: bool = False  # momentum looks ahead (Sutskever et al. 2013)
     average: str = "none"
+    sharpness: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in {"schedule": SCHEDULES, "average": AVERAGES}.items():

@@ -52,6 +52,7 @@ OF_THE_BASE = (
 )
 WHOLE_NETWORK = {  # names of what the first stage learns by, apart from cross-entropy
     "balanced-softmax": "Balanced Softmax, whole network",
+    "vs": "VS loss",
     "ldam-drw": "LDAM-DRW",
     "ce-drw": "CE-DRW",
     "smooth": "label smoothing",
@@ -271,6 +272,7 @@ class FirstStage(Common):
     warm_up: int = option(0, "first epochs, in which the learning rate rises in equal steps", whole, low=0, high=MOST)
     nesterov: bool = option(False, "momentum that looks ahead")
     average: str = option("none", "a second network, of averaged weights", choices=recipes.AVERAGES)
+    sharpness: float = option(0.0, "sharpness-aware steps of this radius, each the cost of two", real, low=0, high=100)
     test_every: int = option(None, "epochs between two tests; the last is always tested", whole, low=1, high=MOST)
     loss: str = option("ce", "of the whole network", choices=losses.FIRST_STAGE)
     mix: str = option("none", "blend pairs of images", choices=augment.MIXES)
@@ -410,7 +412,7 @@ class SecondStage(Common):
         wanted = self.values(*OF_THE_BASE)
         if self.stage1:
             return wanted
-        return wanted | {"loss": "ce"} | dict.fromkeys(("mix", "augmentation", "sampling", "average"))
+        return wanted | {"loss": "ce"} | dict.fromkeys(("mix", "augmentation", "sampling", "average", "sharpness"))
 
     def run_key(self, method: str, mode: str, stage1: str, **described: Any) -> tuple[str, dict[str, Any]]:
         """A run's label and identity; `described` overrides what the mode decides."""

@@ -134,10 +134,10 @@ def learn(
         project: brings the first parameter, in place, to where it shall be, after each "step" and "epoch".
 
     Raises:
-        ValueError: the recipe has Nesterov's momentum, which this SGD has not.
+        ValueError: the recipe has Nesterov's momentum or sharpness-aware steps, which this SGD has not.
     """
-    if recipe.nesterov:
-        raise ValueError("nesterov: must be False for classifiers side by side")
+    if recipe.nesterov or recipe.sharpness:
+        raise ValueError("nesterov, sharpness: must be False and 0 for classifiers side by side")
     shapes = [(-1, *[1] * (values.dim() - 1)) for values in parameters]
     velocity = [torch.zeros_like(values) for values in parameters]
     for epoch in tqdm(range(recipe.epochs), f"{len(lr)} classifiers", leave=False, disable=None):

@@ -107,6 +107,26 @@ def sgd(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.S
     return optimizer
 
 
+@contextlib.contextmanager
+def climbed(model: nn.Module, radius: float) -> Iterator[None]:
+    r"""A model one step of this length up its gradient; afterwards its weights, and what batch-norm had counted, again.
+
+    .. math:: w + \rho \frac{g}{\lVert g \rVert_2}
+
+    Source: Foret et al. 2021 (sharpness-aware minimisation), equation 2.
+    """
+    learned = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    kept = [*learned, *model.buffers()]
+    before = [values.detach().clone() for values in kept]
+    with torch.no_grad():
+        length = torch.stack([parameter.grad.norm() for parameter in learned]).norm()
+        for parameter in learned:
+            parameter.add_(parameter.grad * (radius / (length + 1e-12)))
+    yield
+    with torch.no_grad():
+        copy_into(kept, before)
+
+
 def host_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights, copied to the host."""
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -155,15 +175,25 @@ class TrainingStep:
         shard = self.group.shard(size)
         positions = self.position + torch.arange(shard.start, shard.stop, device=self.data.draws_on)
         inputs, labels = self.data.batch(self.drawn, positions)
+        loss, logits = self.backward(forward, inputs, labels, size)
+        if self.recipe.sharpness:  # the gradient from where the loss is highest nearby, in the place of this one
+            with climbed(self.model, self.recipe.sharpness):
+                self.backward(forward, inputs, labels, size)
+        self.optimizer.step()  # adds weight decay to the gradient, then momentum
+        self.project("step")
+        self.count(loss, logits, labels, size)
+
+    def backward(
+        self, forward: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor | Mixed, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Give the weights the gradient of a batch's loss; the loss, and the logits [B, C]."""
         with self.engine.autocast():  # the network may run in bfloat16, the loss stays in float32
             logits = forward(inputs)
         logits = logits.float()
         loss = self.loss_of(logits, labels, size)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()  # adds weight decay to the gradient, then momentum
-        self.project("step")
-        self.count(loss, logits, labels, size)
+        return loss, logits
 
     def loss_of(self, logits: Tensor, labels: Tensor | Mixed, size: int) -> Tensor:
         """The loss of a batch; of mixed images that of both labels, by their shares."""

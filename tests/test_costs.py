@@ -55,6 +55,15 @@ def test_minutes_and_arithmetic_follow_from_the_epochs():
     assert unmeasured == row | {"minutes": "–", "on": "–"}
 
 
+def test_a_sharpness_aware_step_costs_two():
+    run, (results, comparison, benchmarks) = one_seed()
+    sharp = results.assign(further=results.further.where(results.run != run, "sharpness 0.1"))
+    before, after = (costs.table_of(each, comparison, benchmarks) for each in (results, sharp))
+    (plain,), (twice,) = (rows_of(table, "200 epochs at 0.1").to_dict("records") for table in (before, after))
+    assert float(twice["PFLOP"]) == pytest.approx(2 * float(plain["PFLOP"]), rel=0.06)
+    assert twice["minutes"] == "–"  # the measured steps are plain
+
+
 def test_steps_that_do_more_than_crop_and_flip_have_no_minutes():
     augmented = rows_of(costs.table_of(*tables()), "autoaugment")
     assert len(augmented) == 1

@@ -153,7 +153,8 @@ def test_logits_and_features_of_streamed_images_are_those_of_one_process(whole, 
 
 @several
 @pytest.mark.parametrize(
-    "what", ["trained", "trained, deferred", "trained, mixed", "trained classifier", "streamed training"]
+    "what",
+    ["trained", "trained, deferred", "trained, mixed", "trained, sharp", "trained classifier", "streamed training"],
 )
 def test_training_without_batch_norm_is_that_of_one_process(whole, alone, what):
     for process in whole[1]:

@@ -161,6 +161,17 @@ def test_balanced_focal_with_gamma_zero_is_binary_cross_entropy(seed):
     torch.testing.assert_close(losses.balanced_focal(logits, labels, weights, gamma=0), expected)
 
 
+@given(st.integers(0, 2**32))
+def test_vector_scaling_scales_and_shifts_by_class_counts(seed):
+    logits, labels, _ = random_batch(seed)
+    counts = torch.linspace(500, 5, logits.shape[1], dtype=logits.dtype)
+    plain = losses.vector_scaling(logits, labels, counts, gamma=0)
+    torch.testing.assert_close(plain, losses.balanced_softmax(logits, labels, counts))
+    by_hand = (counts / 500) ** 0.3 * logits + (counts / counts.sum()).log()
+    expected = F.cross_entropy(by_hand, labels)
+    torch.testing.assert_close(losses.vector_scaling(logits, labels, counts), expected)
+
+
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_balanced_bce_on_softmax_is_the_released_form_where_softmax_saturates(label):
     logits, labels, weights = torch.tensor([[200.0, 0.0, -200.0]]), torch.tensor([label]), WEIGHTS.float()
@@ -188,6 +199,7 @@ def test_build_loss_binds_the_weights_of_the_counts():
         "cb-bce": losses.balanced_bce_on_softmax(logits, LABELS, weights),
         "cb-focal": losses.balanced_focal(logits, LABELS, weights),
         "balanced-softmax": losses.balanced_softmax(logits, LABELS, counts),
+        "vs": losses.vector_scaling(logits, LABELS, counts),
         "ldam-drw": losses.ldam(logits, LABELS, torch.ones(3), 30 * losses.ldam_margins(counts)),
         "ce-drw": losses.cross_entropy(logits, LABELS),
         "smooth": losses.smoothed_cross_entropy(logits, LABELS, torch.full((3,), 0.1)),

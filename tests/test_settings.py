@@ -361,6 +361,7 @@ def test_choices_of_the_paper_leave_the_identity_as_it_was():
     [
         ("--loss ldam-drw", "LDAM-DRW"),
         ("--loss balanced-softmax", "Balanced Softmax, whole network"),
+        ("--loss vs", "VS loss"),
         ("--mix mixup", "mixup"),
         ("--mix cutmix --sampling sqrt", "CutMix + square-root sampling"),
         ("--augmentation autoaugment+cutout", "AutoAugment and Cutout"),

@@ -315,6 +315,39 @@ def test_nesterov_steps_along_the_gradient_and_the_momentum(rows):
     torch.testing.assert_close(model.weight, reference.weight - 0.1 * (1 + 0.9) * gradient)
 
 
+def test_a_sharpness_aware_step_takes_its_gradient_from_up_the_slope(rows):
+    model, reference = linear(), linear()
+    start = [values.detach().clone() for values in reference.parameters()]
+    recipe = recipes.Recipe(1, batch_size=18, lr=0.1, momentum=0.0, weight_decay=0.01, sharpness=0.5)
+    outcome = training.fit(model, rows, recipe)
+    loss, slope = loss_and_gradient(reference, rows)
+    length = torch.cat([values.flatten() for values in slope]).norm()
+    with torch.no_grad():
+        for values, gradient in zip(reference.parameters(), slope, strict=True):
+            values += 0.5 * gradient / length
+    _, above = loss_and_gradient(reference, rows)
+    for after, values, gradient in zip(model.parameters(), start, above, strict=True):
+        torch.testing.assert_close(after, values - 0.1 * (gradient + 0.01 * values))
+    assert outcome.history.train_loss.item() == pytest.approx(loss)
+
+
+def loss_and_gradient(model: nn.Linear, rows: Rows) -> tuple[float, tuple[torch.Tensor, ...]]:
+    loss = nn.functional.cross_entropy(model(rows.inputs), rows.labels)
+    return loss.item(), torch.autograd.grad(loss, list(model.parameters()))
+
+
+def test_the_way_up_leaves_what_batch_norm_counted(images):
+    model = models.build_model("resnet32", 4)
+    inputs = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model(inputs).sum().backward()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with training.climbed(model, 0.1):
+        model(inputs)
+        assert not torch.equal(model.classifier.weight, before["classifier.weight"])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 @pytest.mark.parametrize(("worse", "passes"), [(False, 1 + 2), (True, 2 + 4)])
 def test_the_best_test_is_made_again_only_where_it_is_not_the_last(rows, monkeypatch, worse, passes):
     model, seen = models.linear(torch.zeros(3, 5)), []

@@ -79,6 +79,7 @@ METHODS = [
     ("GLMC", "resnet32-wide", 57.97, 63.78, 73.40, "Du et al. 2023, with mixing"),
     ("GLMC + MaxNorm", "resnet32-wide", 58.41, 64.57, 74.28, "Du et al. 2023, with mixing"),
     ("Balanced Softmax, whole network", "resnet32", 43.0, 46.6, NAN, RERUN),
+    ("VS loss", "resnet32", 46.26, NAN, 61.11, "rerun by wang22ti/DDC, with weight decay"),
     ("LDAM-DRW", "resnet32", 42.0, 46.6, 58.7, "Cao et al. 2019"),
     ("MiSLAS", "resnet32", 47.0, 52.3, 63.2, "Zhong et al. 2021, with mixup"),
     ("BCL", "resnet32", 51.9, 56.6, 64.9, "Zhu et al. 2022, stronger augmentation"),
