@@ -39,7 +39,7 @@ class ImageData:
         device: where they live.
         mix, augmentation, sampling: one of `augment.MIXES`, `AUGMENTATIONS` and `SAMPLINGS`. Without them images
             are cropped and flipped, and each is seen once an epoch.
-        mix_alpha: of the mixing's Beta distribution; None for that of `augment.ALPHA`.
+        mix_alpha: of the mixing's Beta distribution; None for that of `recipes.MIX_ALPHA`.
 
     Raises:
         InputError: one of these is asked of images that stay in their files.

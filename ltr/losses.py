@@ -252,11 +252,11 @@ ADJUSTED = {"balanced-softmax": balanced_softmax, "vs": vector_scaling}
 BALANCED = {"cb-ce": balanced_cross_entropy, "cb-bce": balanced_bce_on_softmax, "cb-focal": balanced_focal}
 FIRST_STAGE = ("ce", "balanced-softmax", "vs", "ldam-drw", "ce-drw", "smooth", "label-aware")
 LOSSES = (*FIRST_STAGE, *BALANCED)
-SCALE = 30.0  # LDAM's s
-SMOOTHING = 0.1
 
 
-def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", beta: float = BETA) -> Loss:
+def build_loss(
+    name: str, counts: Tensor, device: torch.device | str = "cpu", beta: float = BETA, scale: float = 30.0
+) -> Loss:
     """Bind a loss to the class counts of a training set; it can be pickled.
 
     Args:
@@ -264,6 +264,7 @@ def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", be
         counts: [C], training images of each class.
         device: where logits will live.
         beta: see `class_balanced_weights`.
+        scale: s of LDAM's logits, see `ldam`.
 
     Raises:
         KeyError: the name is not known; the message gives the nearest.
@@ -280,11 +281,11 @@ def build_loss(name: str, counts: Tensor, device: torch.device | str = "cpu", be
     if name in ADJUSTED:
         return partial(ADJUSTED[name], counts=counts.float().to(device))
     if name in ("smooth", "label-aware"):
-        smoothing = torch.full((len(counts),), SMOOTHING) if name == "smooth" else label_aware_smoothing(counts)
+        smoothing = label_aware_smoothing(counts) if name == "label-aware" else torch.full((len(counts),), 0.1)
         return partial(smoothed_cross_entropy, smoothing=smoothing.to(device))
     weights = class_balanced_weights(counts, beta).to(device)
     if name == "ce-drw":
         return Deferred(weighted_cross_entropy, weights)
     if name == "ldam-drw":
-        return Deferred(partial(ldam, margins=(SCALE * ldam_margins(counts)).to(device)), weights)
+        return Deferred(partial(ldam, margins=(scale * ldam_margins(counts)).to(device)), weights)
     return partial(BALANCED[name], weights=weights)

@@ -89,7 +89,6 @@ NO_CLASS, DIVERGED = "no class in this group", "training diverged"
 SWEEP_TICKS = 8  # so many values of a swept setting have each its own tick
 FIGURE_BYTES = 45_000  # a notebook keeps its figures as text, so a large one bloats it
 MAP_PLACE = ["epochs", "batch", "warm-up", "lr"]  # what a column of the map of learning rates has in common
-MAP_PRODUCT = 0.01 * 5e-3
 NON_INTERACTIVE = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 
 P = ParamSpec("P")
@@ -791,12 +790,13 @@ def heatmap(
     return fig
 
 
-def _map_panel(axes: Axes, cells: pd.DataFrame, grid: pd.DataFrame, **scale: float) -> AxesImage:
+def _map_panel(axes: Axes, cells: pd.DataFrame, grid: pd.DataFrame, product: float, **scale: float) -> AxesImage:
     """One side of `lr_wd_map`: a cell's colour is its accuracy, below which stand those of the groups.
 
     Args:
         cells: rows of one classifier, each at its `x` and `y`.
         grid: an empty table of the map's rows and columns.
+        product: see `lr_wd_map`.
     """
     values = grid.to_numpy(dtype=float, copy=True)
     values[cells["y"], cells["x"]] = cells["all"]
@@ -805,7 +805,7 @@ def _map_panel(axes: Axes, cells: pd.DataFrame, grid: pd.DataFrame, **scale: flo
         (x, y), look = (row["x"], row["y"]), {"ha": "center", "color": _ink(image, row["all"])}
         axes.text(x, y, _digits(row["all"]), va="bottom", size=9, **look)
         axes.text(x, y, " / ".join(_digits(row[group], 0) for group in GROUPS), va="top", size=7, **look)
-        if np.isclose(row["lr x wd"], MAP_PRODUCT):
+        if np.isclose(row["lr x wd"], product):
             axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **FRAME))
     axes.set_facecolor("0.93")  # of cells that no run has
     axes.tick_params(length=0)
@@ -813,7 +813,9 @@ def _map_panel(axes: Axes, cells: pd.DataFrame, grid: pd.DataFrame, **scale: flo
 
 
 @_styled
-def lr_wd_map(table: pd.DataFrame, before: str = "first stage alone", after: str = "logit adjustment") -> Figure:
+def lr_wd_map(
+    table: pd.DataFrame, product: float, before: str = "first stage alone", after: str = "logit adjustment"
+) -> Figure:
     """Accuracy over learning rate and weight decay, before and after a classifier is balanced; nothing in between.
 
     A cell holds the accuracy over all classes, and below it many / medium / few. A frame marks the cells at the product
@@ -823,6 +825,7 @@ def lr_wd_map(table: pd.DataFrame, before: str = "first stage alone", after: str
         table: of `ltr map`: columns lr, weight decay, lr x wd, batch, warm-up, epochs, classifier, many, medium, few,
             all (percent), a row a run and classifier. Runs of another batch, warm-up or length have columns of their
             own; those that differ in what the column `further` names are left out.
+        product: the paper's learning rate times its weight decay.
         before, after: classifiers.
     """
     table = table[table["further"].fillna("") == ""]
@@ -839,12 +842,12 @@ def lr_wd_map(table: pd.DataFrame, before: str = "first stage alone", after: str
     fig, panels = plt.subplots(1, 2, figsize=(1.6 + 1.7 * len(names), 1.2 + 0.54 * len(grid)), sharey=True)
     for axes, name in zip(panels, (before, after), strict=True):
         cells = table[table["classifier"] == name]
-        image = _map_panel(axes, cells, grid, vmin=shown.min(), vmax=shown.max())
+        image = _map_panel(axes, cells, grid, product, vmin=shown.min(), vmax=shown.max())
         axes.set(title=_literal(name), xlabel=f"learning rate ({unless} unless said)")
     panels[0].set_ylabel("weight decay")
     fig.colorbar(image, ax=panels, label="accuracy on held-out images (%)")
     handle = Rectangle((0, 0), 1, 1, **FRAME)
-    _legend_below(fig, [handle], [f"learning rate × weight decay = {MAP_PRODUCT:.5f}, the paper's"])
+    _legend_below(fig, [handle], [f"learning rate × weight decay = {product:.5f}, the paper's"])
     return fig
 
 

@@ -17,6 +17,9 @@ SCHEDULES = ("cosine", "linear", "released")
 AVERAGES = ("none", "swa", "ema")
 SWA_START = 0.75  # of training, as in Izmailov et al. 2018
 EMA_DECAY = 0.999  # a step
+# Of the Beta distribution that says how much of each image a mix has: chosen on held-out images
+# (exp/tuning/further.csv), and as in Yun et al. 2019.
+MIX_ALPHA = {"mixup": 0.2, "cutmix": 1.0}
 # What came later is told only where it is used.
 LATER = {"warm_up": 0, "nesterov": False, "average": "none", "sharpness": 0.0}
 

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from ltr import metrics
 from ltr.errors import TrainingError
 from ltr.losses import Deferred, Mixed, build_loss
+from ltr.models import CosineClassifier
 from ltr.recipes import EMA_DECAY, SWA_START, Recipe
 from ltr.regularizers import Constraint, row_norms
 from ltr.runtime import distributed
@@ -164,7 +165,8 @@ class TrainingStep:
         if data.draws_on.type != self.device.type:
             self.engine = replace(self.engine, graph=False)
         self.constraint = constraint.to(self.device) if constraint else None
-        self.loss = build_loss(recipe.loss, torch.as_tensor(data.class_counts), self.device)
+        scale = {"scale": self.classifier.scale} if isinstance(self.classifier, CosineClassifier) else {}
+        self.loss = build_loss(recipe.loss, torch.as_tensor(data.class_counts), self.device, **scale)
         self.optimizer = sgd(model, recipe, self.device)
         self.drawn: Sequence[Tensor] = ()
         self.position = torch.zeros((), dtype=torch.int64, device=data.draws_on)

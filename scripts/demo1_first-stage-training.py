@@ -280,7 +280,7 @@ chapter.claim(
 # 
 # Now the real thing. The network is a residual network for small images, the narrow **ResNet-32** of this field (16-32-64 channels); the paper's own numbers come from a ResNet-34 with a 3×3 stem (`--backbone resnet34`). *Naive* is cross-entropy without weight decay.
 # 
-# A training is in essence four lines, those of `train_network` in [`study/chapter.py`](../ltr/study/chapter.py); `first_stage` below goes on with an interrupted training, and loads a finished one:
+# A training is in essence four lines, those of `new_training` in [`study/sweep.py`](../ltr/study/sweep.py); `first_stage` below goes on with an interrupted training, and loads a finished one:
 # 
 # ```python
 # model = models.build_model(settings.backbone, num_classes, settings.seed)

@@ -730,7 +730,9 @@ chapter.claim(words, worst[1] in NOT_TUNED and flatter[worst] > 2)
 places = ["lr", "weight decay", "classifier"]
 mapped = map_of(chapter)
 if len(mapped):
-    chapter.show(plots.lr_wd_map(mapped), "study_lr-wd.png")
+    papers = recipes.STAGE1["resnet34"]
+    product = papers["lr"] * papers["weight_decay"]
+    chapter.show(plots.lr_wd_map(mapped, product), "study_lr-wd.png")
     usual = mapped[(mapped.batch == settings.batch_size) & (mapped["warm-up"] == 0)]
     one = usual[usual.further.isna() & (usual.epochs == mapped.epochs.mode()[0])].set_index(
         places

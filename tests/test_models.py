@@ -1,13 +1,16 @@
 """Shapes, sizes and seeds of the networks; ResNet-34 against torchvision's, the shortcut against numbers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from ltr import losses, models
+from ltr import losses, models, training
 from ltr.models import BACKBONES, BasicBlock, CosineClassifier, LastLayers, Trunk, build_model, count_parameters
+from ltr.recipes import Recipe
 
 PARAMETERS = {
     # By hand, 3x3 convolutions of a and b channels having 9ab weights and batch-norm 2b:
@@ -204,8 +207,16 @@ def test_layers_that_are_not_there_are_refused(layers):
         LastLayers(build_model("resnet32", 4), layers)
 
 
-def test_the_cosines_are_scaled_as_ldams_margins():
-    assert CosineClassifier.scale == losses.SCALE
+def test_ldams_margins_are_scaled_as_the_cosines_are(monkeypatch):
+    counts = torch.tensor([500, 50, 5])
+    logits, labels = torch.zeros(3, 3), torch.arange(3)
+    assert CosineClassifier.scale == 30, "as in LDAM's released code, and by default in its loss"
+    default, wide = (losses.build_loss("ldam-drw", counts, **told)(logits, labels) for told in ({}, {"scale": 60.0}))
+    monkeypatch.setattr(CosineClassifier, "scale", 60.0)
+    network = models.build_model("resnet32", 3, cosine=True)
+    rows = SimpleNamespace(class_counts=counts, draws_on=torch.device("cpu"))
+    step = training.TrainingStep(network, rows, Recipe(1, loss="ldam-drw"), None, None)
+    assert step.loss(logits, labels) == wide != default
 
 
 def test_small_rows_have_the_cosines_of_large_ones():
@@ -227,4 +238,4 @@ def test_rows_of_any_size_come_to_unit_length(size):
     network = models.build_model("resnet32", 4, cosine=True)
     with torch.no_grad():
         network.classifier.weight.mul_(size)
-    torch.testing.assert_close(models.copy_classifier(network).weight.norm(dim=1), torch.full((4,), losses.SCALE))
+    torch.testing.assert_close(models.copy_classifier(network).weight.norm(dim=1), torch.full((4,), 30.0))

@@ -118,7 +118,7 @@ def figures(
             pd.concat(curve(*model) for model in models), "epoch", "test_accuracy", "epoch", "%", least=True, log=("y",)
         ),
         "landscape": lambda: plots.landscape(grid, {names[0]: (0.0, 0.5), names[1]: (1e-2, radii[-1])}),
-        "lr_wd_map": lambda: plots.lr_wd_map(tuning_map(rarest, names, factors), *names),
+        "lr_wd_map": lambda: plots.lr_wd_map(tuning_map(rarest, names, factors), 5e-5, *names),
         "confusion": lambda: plots.confusion(3 * np.eye(CLASSES, dtype=int), edges),
         "reliability": lambda: plots.reliability(
             pd.concat(pd.DataFrame(bins).mul([f, f, 1]).assign(model=name) for name, f in models)
@@ -170,7 +170,7 @@ def test_ends_give_each_class_once(order, number, expected):
 
 
 def test_the_map_of_learning_rates_keeps_its_cells_apart():
-    fig = plots.lr_wd_map(tuning_map(5, PLAIN, (1.0, 1.0)), *PLAIN)
+    fig = plots.lr_wd_map(tuning_map(5, PLAIN, (1.0, 1.0)), 5e-5, *PLAIN)
     left = fig.axes[0]
     image = left.images[0].get_array()
     assert [label.get_text() for label in left.get_yticklabels()] == ["0", "0.0005", "0.005"]

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ltr.recipes import MIX_ALPHA
+
 MIXES = ("none", "mixup", "cutmix")
 AUGMENTATIONS = ("none", "cutout", "autoaugment", "autoaugment+cutout")
 SAMPLINGS = {"instance": 1.0, "sqrt": 0.5, "class-balanced": 0.0}  # q of Kang et al. 2020, equation 1
-ALPHA = {"mixup": 0.2, "cutmix": 1.0}  # of the Beta distribution
 
 
 def generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
@@ -31,7 +32,7 @@ def draw_mixing(
         kind: mixup or cutmix.
         steps: S.
         side: height and width of the images.
-        alpha: of the Beta distribution; None for that of `ALPHA`.
+        alpha: of the Beta distribution; None for that of `recipes.MIX_ALPHA`.
 
     Returns:
         float32 [S], of CutMix the share after its box was cut at the border; int64 [S, 4]: top, bottom, left, right.
@@ -39,7 +40,7 @@ def draw_mixing(
     Source: Zhang et al. 2018 (mixup), Yun et al. 2019 (CutMix, algorithm 1).
     """
     rng = generator(seed, epoch, 1)
-    alpha = ALPHA[kind] if alpha is None else alpha
+    alpha = MIX_ALPHA[kind] if alpha is None else alpha
     share = rng.beta(alpha, alpha, steps)
     size, half = np.array(side), np.sqrt(1 - share)[:, None] * np.array(side) / 2
     centre = rng.integers(0, size, (steps, 2))

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from ltr import analysis, datasets, metrics, models, plots, runs, training
@@ -27,6 +26,7 @@ from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage, SecondStage
 from ltr.study.cells import where
 from ltr.study.rows import TRIED, Rows, open_rows, tuned_like
+from ltr.study.sweep import new_training
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
@@ -35,11 +35,9 @@ COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece"
 def train_network(
     settings: FirstStage, data: datasets.LongTailed, weight_decay: float, run: runs.Run, method: str
 ) -> training.Outcome:
-    """A first stage: a new network, its images, its recipe, and `training.fit`."""
-    model = models.build_model(settings.backbone, len(data.class_counts), settings.seed, settings.cosine)
-    model.to(settings.device, memory_format=torch.channels_last)
+    """Train a first stage, or go on with it."""
     images = ImageData(data, settings.device, **settings.augmented)
-    return training.fit(model, images, settings.recipe(weight_decay), None, run.checkpoint, method, settings.engine)
+    return training.fit_together([new_training(settings, images, weight_decay, run.checkpoint, method)])[0]
 
 
 def say_absent(absent: datasets.Absent | None) -> None:

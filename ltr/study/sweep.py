@@ -12,6 +12,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -38,13 +39,14 @@ class Cell:
         label, identity = self.settings.run_key("WD" if self.weight_decay else "naive", self.weight_decay)
         return runs.open_run(self.settings.out / "demo_1", label, identity, self.data.describe()["fingerprint"])
 
-    def trainer(self, images: first_stage.ImageData) -> training.Trainer:
-        """The training of a run that was begun."""
-        settings, name = self.settings, self.run.name.rsplit("-", 1)[0]
-        model = models.build_model(settings.backbone, len(self.data.class_counts), settings.seed, settings.cosine)
-        model.to(settings.device, memory_format=torch.channels_last)
-        recipe = settings.recipe(self.weight_decay)
-        return training.Trainer(model, images, recipe, None, self.run.checkpoint, name, settings.engine)
+
+def new_training(
+    settings: FirstStage, images: first_stage.ImageData, weight_decay: float, checkpoint: Path, label: str
+) -> training.Trainer:
+    """A first stage: a new network, its images, and its recipe."""
+    model = models.build_model(settings.backbone, len(images.class_counts), settings.seed, settings.cosine)
+    model.to(settings.device, memory_format=torch.channels_last)
+    return training.Trainer(model, images, settings.recipe(weight_decay), None, checkpoint, label, settings.engine)
 
 
 def grid(settings: FirstStage, seeds: Sequence[int], weight_decays: Sequence[float]) -> list[Cell]:
@@ -87,7 +89,8 @@ def train_together(cells: Sequence[Cell], retrain: bool) -> None:
         cell.run.begin(cell.data.describe(), settings.device, retrain)
         if key not in images:
             images[key] = first_stage.ImageData(cell.data, settings.device, **settings.augmented)
-        trainers.append(cell.trainer(images[key]))
+        label = cell.run.name.rsplit("-", 1)[0]
+        trainers.append(new_training(settings, images[key], cell.weight_decay, cell.run.checkpoint, label))
     for cell, outcome in zip(cells, training.fit_together(trainers), strict=True):
         cell.run.save(outcome, cell.data.class_counts)
 
