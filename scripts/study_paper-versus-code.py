@@ -834,6 +834,8 @@ before, after = (
     f"{cb[name]['min']:.1f} to {cb[name]['max']:.1f} %" for name in ("ECE", "ECE at T")
 )
 gain, decay = line(*headline).gain, recipes.PUBLISHED_DECAY
+
+
 take_aways(
     f"Values do not travel. Tau {theirs:g} turns a ratio of norms of {r:.1f} into "
     f"1 / {turned:.1f}, and {first['all']:.1f} % into {at['all']:.1f}. A weight decay of "
