@@ -508,8 +508,8 @@ take_aways(
     f"Retraining the classifier with CB & WD & MaxNorm: {gain}; few-shot {rare:+.1f}, "
     f"many-shot {common:+.1f}.",
     f"Accuracy is not confidence: L2norm has an ECE of {errors['WD + L2norm']:.1f} %, CB "
-    f"{errors['WD + CB']:.1f}, as it is too sure of itself, CB & WD {errors['WD + CB & WD']:.1f}; "
-    "a short radius calms it, too.",
+    f"{errors['WD + CB']:.1f}, as it is too sure of itself; weight decay takes that to "
+    f"{errors['WD + CB & WD']:.1f}, and a short radius has the same effect.",
 )
 
 

@@ -204,6 +204,9 @@ def test_seeds_stand_side_by_side_where_a_method_has_several():
     assert not table.isna().any(axis=None)
     result = runs.Result.read(SHIPPED)
     assert table.loc["WD", 0] == pytest.approx(result.accuracy()["all"], abs=1e-3)
+    alone = next((ROOT / "exp" / "demo_1").glob("wd_*_resnet34_*"))  # of one seed
+    committed.base.path = alone
+    assert evidence.over_seeds(SimpleNamespace(rows=committed)).empty
 
 
 def test_a_row_whose_training_diverges_is_left_out_and_said(capsys):
@@ -312,6 +315,19 @@ def test_the_demo_trains_what_is_missing_and_no_claim_stops_it(tmp_path):
     assert "1. Values do not travel." in done.stdout
     table = pd.read_csv(tmp_path / "results.csv")
     assert table.groupby("mode", dropna=False).run.nunique().sum() == 17 + 10 + 12
+
+
+@pytest.mark.slow
+def test_another_network_goes_through_all_chapters(tmp_path):
+    words = [*SHORT, "--backbone", "resnet32-wide", "--epochs", "1", "--out", str(tmp_path)]
+    second = ["--stage1-epochs", "1", "--lr", "0.01"]  # at the demo's 0.1 the last layers of this one diverge
+    for script, own in (("demo1", []), ("demo2", second), ("study", second)):
+        done = run(script, *words, *own)
+        assert done.returncode == 0, done.stderr
+        assert "nan" not in done.stdout.replace("the loss is nan in epoch 1", "")  # of a row that diverged
+    table = pd.read_csv(tmp_path / "results.csv")
+    assert set(table.backbone) == {"resnet32-wide"}
+    assert set(METHODS) <= set(table.method)
 
 
 @pytest.mark.slow

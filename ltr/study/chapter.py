@@ -375,11 +375,13 @@ def show_table(frame: pd.DataFrame, note: str = "") -> None:
     """Show a table: HTML in a notebook, text in a script.
 
     Args:
-        frame: its cells are text, as they shall stand; rows without a name have no first column.
+        frame: its cells are text, as they shall stand, missing numbers as dashes; rows without a name have no first
+            column.
         note: a line below it.
     """
     if not distributed.current().is_main:
         return
+    frame = frame.map(lambda cell: metrics.with_dashes(str(cell)))
     named = any(map(str, frame.index))
     if not process.in_ipython():
         plain = frame.replace({"<br>": " ", r"</?\w+>": ""}, regex=True)

@@ -351,7 +351,8 @@ def over_seeds(case: Evidence) -> pd.DataFrame:
     rows = rows[rows["mode"].isna() | (rows["mode"] == "paper")]
     base = rows[rows.run == case.rows.base.path.name]
     alike = where(rows, **base[BASE].iloc[0].to_dict()) if len(base) else rows[:0]
-    return alike.pivot_table(index="method", columns="seed", values="all").dropna()
+    table = alike.pivot_table(index="method", columns="seed", values="all").dropna()
+    return table if len(table.columns) > 1 else table[:0]
 
 
 def landscape(case: Evidence) -> pd.DataFrame | None:
