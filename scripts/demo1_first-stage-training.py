@@ -90,11 +90,11 @@ chapter.claim(
 
 # The vertical axis is logarithmic. The field speaks of three groups: classes with more than 100 training images are **many-shot**, with 20 to 100 **medium-shot**, with fewer than 20 **few-shot**.
 # 
-# Here is all that the network will ever see of the three rarest classes, below a few images of the three most common ones.
+# Here is all that the network will ever see of three of the rarest classes, below a few images of the three most common ones.
 
 def examples() -> plots.Figure:
     """Eight training images of classes from both ends of the tail."""
-    train, shown = chapter.data.train, plots.ends(order)
+    train, shown = chapter.data.train, plots.ends(order[:-2])
     rows = np.full(
         (len(shown), 8, *train.images.shape[1:]), 255, np.uint8
     )  # white where a class has no more

@@ -1,5 +1,6 @@
 """The README's five rows, and the sentences of exp/README.md."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,9 @@ import pandas as pd
 import pytest
 from committed import SHIPPED, assert_up_to_date
 
+from ltr import runs
 from ltr.errors import InputError
+from ltr.metrics import percent
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table, table_text
 from ltr.study import evidence, headline
@@ -158,3 +161,12 @@ def test_numbers_within_sentences_are_those_of_the_files():
         f"took {deep.mean():.0f} s for 200 epochs and the narrow ResNet-32 {narrow.min():.0f} to {narrow.max():.0f} s"
     )
     assert took in pages[0]
+
+
+def test_the_batch_of_the_guide_ends_at_the_number_that_it_says():
+    guide = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    said, run = re.search(r"to (\d+\.\d+) %", guide)[1], re.search(r"\((exp/demo_2/[\w-]+)\)", guide)[1]
+    result = runs.Result.read(ROOT / run)
+    assert said == percent(result.accuracy()["all"])
+    assert result.config["settings"]["stage1_run"] == SHIPPED.name
+    assert result.config["settings"]["method"] == headline.BEST
