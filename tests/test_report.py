@@ -6,6 +6,7 @@ from trees import complaint
 
 from ltr import methods, runs
 from ltr.errors import InputError
+from ltr.runtime.configs import read_config
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table
 from ltr.study import bench, cells, other_tables, paper_tables, published, report
@@ -295,6 +296,23 @@ def test_a_comparison_has_a_table_for_each_first_stage():
     assert "| 39.00 |" in naive
     assert "| LOS |" in naive
     assert "mixup" not in naive
+    assert naive.count("</details>") == 1, "all tables but the first are folded"
+    assert "<details><summary>cifar100, imbalance factor 100, resnet32, 60 epochs, stage-1 weight decay 0<" in decayed
+
+
+def test_the_usual_choice_of_the_images_comes_first():
+    named = COMPARISON | {"choice": "first", "stage1_run": "named", "stage1_epochs": 400, "run": "named"}
+    first, second = other_tables.comparison_markdown(pd.DataFrame([named, COMPARISON])).split("**cifar100")[1:]
+    assert "choice" not in first.split("**")[0]
+    assert "choice first**" in second
+
+
+def test_committed_comparisons_say_how_their_first_stages_learned():
+    table = read_table(ROOT / "exp" / "comparison.csv").astype(object)
+    for run, rows in table.groupby("stage1_run"):
+        told = runs.otherwise(read_config(ROOT / "exp" / "demo_1" / run)["settings"])
+        said = rows[["choice", "further"]].drop_duplicates()
+        assert said.where(said.notna(), None).to_dict("records") == [told], run
 
 
 def test_seeds_that_one_network_tuned_are_one_table_of_means():

@@ -99,18 +99,24 @@ def comparison_said(merged: pd.DataFrame, rows: pd.DataFrame) -> str:
     return said + f"{known.method[sure]} ({known.ECE[sure]:.2f} %).{held_out_and_test(rows)}\n"
 
 
+def title(rows: pd.DataFrame) -> str:
+    """The kind of first stage that the rows of a comparison are of."""
+    first = rows.iloc[0]
+    words = [f"{first.dataset}, imbalance factor {first.imbalance_factor:g}", first.backbone]
+    words += [f"{first.stage1_epochs:g} epochs", f"stage-1 weight decay {first.stage1_weight_decay:g}"]
+    return ", ".join([*words, *filter(None, (first.further, first.choice and f"choice {first.choice}"))])
+
+
 def comparison_part(rows: pd.DataFrame) -> str:
     """The methods on one kind of first stage under its protocol, the best first."""
-    first, merged, tuned = rows.iloc[0], over_seeds(rows), rows.dropna(subset="tuned_on").head(1)
+    merged, tuned = over_seeds(rows), rows.dropna(subset="tuned_on").head(1)
     silent = merged.trained_by.notna() & merged.published.isna()
     absent = [f"{row.method} (`{row.trained_by}`)" for row in merged[silent].itertuples()]
     shown = merged[~silent]
     shown = shown.assign(published=shown.published.map(partial(or_dash, form=".1f")))  # as most of the sources have it
     shown = shown[["method", "hyper-parameters", *(f"{name} text" for name in COMPARED[:-1]), "published", "source"]]
-    further = "".join(f", {words}" for words in (first.further, first.choice and f"choice {first.choice}") if words)
     words = [
-        f"**{first.dataset}, imbalance factor {first.imbalance_factor:g}, {first.backbone}, {first.stage1_epochs:g} "
-        f"epochs, stage-1 weight decay {first.stage1_weight_decay:g}{further}**",
+        f"**{title(rows)}**",
         f"first stage {', '.join(rows.stage1_run.unique())}",
         "last epoch, plain test, in %",
         *(f"tuned on {each.held_out:g} held-out images, {each.tuned_on}" for each in tuned.itertuples()),
@@ -125,14 +131,17 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     whose seeds were all tuned on the same network.
 
     What is not measured has no first stage of its own, and stands in the first table of a network alone: that of the
-    most epochs and the largest weight decay.
+    usual choice of images, the most epochs and the largest weight decay. All tables but the first are folded.
     """
     parts = []
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"]):
-        order = network.sort_values(["stage1_epochs", "stage1_weight_decay"], ascending=False, kind="stable")
-        first, *others = kinds(order)
+        usual = network["choice"].isna() if "choice" in network else True
+        keys = ["usual", "stage1_epochs", "stage1_weight_decay"]
+        first, *others = kinds(network.assign(usual=usual).sort_values(keys, ascending=False, kind="stable"))
         parts += [first, *(rows[rows.run.notna()] for rows in others)]
-    return "\n".join(comparison_part(rows) for rows in parts if len(rows))
+    shown, *folded = [rows for rows in parts if len(rows)]
+    closed = (f"<details><summary>{title(rows)}</summary>\n\n{comparison_part(rows)}\n</details>\n" for rows in folded)
+    return "\n".join([comparison_part(shown), *closed])
 
 
 # ---- what MaxNorm does, measured on shipped features
