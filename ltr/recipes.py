@@ -95,8 +95,8 @@ FIRST_STAGE = {
 }
 SECOND_STAGE = {
     "demo": {"lr": 0.1, "weight_decay": 2e-3, "max_norm": 1.0, "tau": 0.75, "naive_tau": 1.0},
-    # Chosen on held-out images by its own network without them, on a fair draw (exp/tuning/comparison.csv); the radius is
-    # the mean norm of that network's rows.
+    # Chosen on held-out images of a fair draw by its own network without them (exp/tuning/comparison.csv); the radius
+    # is the mean norm of that network's rows.
     "laptop": {"lr": 0.01, "weight_decay": 0.001, "max_norm": 2.16, "tau": 0.7},
     "paper": {"lr": 0.01},
 }

@@ -755,8 +755,9 @@ def cells(classifier: str) -> list[float]:
 
 for words, classifier in (("alone", "first stage alone"), ("balanced", "logit adjustment")):
     slow, fast, bare = cells(classifier)
-    print(f"{words}: {slow:.1f} % at 0.01, {fast:.1f} % at 0.1 with the same product,", end=" ")
-    print(f"{bare:.1f} % at 0.1 without weight decay")
+    said = f"{slow:.1f} % at 0.01, {fast:.1f} % at 0.1 with the same product"
+    if one is not None:
+        print(f"{words}: {said}, {bare:.1f} % at 0.1 without weight decay")
 words = (
     "the learning rate matters beyond the product, and weight decay at a good learning rate too"
 )

@@ -20,6 +20,7 @@ from ltr.datasets import LabelledImages, LongTailed
 from ltr.errors import InputError
 from ltr.methods import BALANCERS, Balancer
 from ltr.recipes import Recipe
+from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table
 from ltr.settings import FirstStage
 from ltr.study import compare, published, sweep
@@ -145,6 +146,11 @@ def test_every_setting_that_was_tried_is_kept_and_one_a_method_is_chosen(demo):
     row = tried[tried.chosen & (tried.method == "CB + WD + MaxNorm")].iloc[0]
     names = ("weight decay", "radius / mean norm", "lr")
     assert ", ".join(f"{name} {row[name]:g}" for name in names) == words
+
+
+def test_each_committed_tuning_network_chose_once():
+    tried = read_table(ROOT / "exp" / "tuning" / "comparison.csv")
+    assert tried[tried.chosen.eq(True)].groupby(["stage1_run", "method"]).size().eq(1).all()
 
 
 @pytest.mark.slow

@@ -342,10 +342,10 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
 
 def tuning_table(tried: pd.DataFrame, stages: Stages) -> pd.DataFrame:
     """Every setting that `compare` tried, with the protocol of the network that it was tried on and the number of its
-    held-out images.
+    held-out images; whatever seed was tested, it is the same table.
     """
     tuned = stages.tuned
-    own = {"stage1_epochs": tuned.config["settings"]["stage1_epochs"], "stage1_run": tuned.path.name}
+    own = {name: tuned.config["settings"][name] for name in ("stage1_epochs", "seed")} | {"stage1_run": tuned.path.name}
     protocol = {name: (stages.protocol | own)[name] for name in KEY}
     protocol["held_out"] = len(stages.held_out.test_labels)
     return pd.DataFrame([protocol | row for row in tried.to_dict("records")])
