@@ -352,7 +352,8 @@ def test_methods_without_any_figure_are_a_sentence_with_their_options():
 
 
 @pytest.mark.parametrize(
-    "name", ["results", "benchmarks", "comparison", "maxnorm", "norms", "tuning/laptop", "tuning/further"]
+    "name",
+    ["results", "benchmarks", "comparison", "maxnorm", "norms", "tuning/laptop", "tuning/further", "tuning/draw"],
 )
 def test_the_readmes_tables_are_those_of_the_files(name):
     readme = (ROOT / "exp" / "README.md").read_text("utf-8")
