@@ -159,7 +159,14 @@ def vector_scaling(logits: Tensor, labels: Tensor, counts: Tensor, gamma: float 
 
     With gamma = 0 and tau = 1 it is `balanced_softmax`.
 
-    Source: Kini et al. 2021, section 3; gamma and tau are the defaults of their released code.
+    Args:
+        logits: [B, C].
+        labels: [B].
+        counts: [C], n_k, training images of each class.
+        gamma: how much less a rare class's logit weighs; 0 leaves all alike.
+        tau: of the shift, see `adjust_logits`.
+
+    Source: Kini et al. 2021 (VS loss); gamma and tau are what implementations of it have by default.
     """
     counts = by_class(counts).to(logits.device)
     scaled = (counts / counts.max()) ** gamma * at_least_float32(logits)

@@ -21,7 +21,7 @@ EMA_DECAY = 0.999  # a step
 # (exp/tuning/further.csv), and as in Yun et al. 2019.
 MIX_ALPHA = {"mixup": 0.2, "cutmix": 1.0}
 # What came later is told only where it is used.
-LATER = {"warm_up": 0, "nesterov": False, "average": "none", "sharpness": 0.0}
+LATER = {"warm_up": 0, "nesterov": False, "average": "none", "sam_rho": 0.0}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Recipe:
         average: a second network beside the trained one: "swa", the mean of its weights after each epoch from
             `SWA_START` on (stochastic weight averaging, Izmailov et al. 2018); "ema", an exponential moving average
             over the steps.
-        sharpness: rho of sharpness-aware minimisation (Foret et al. 2021), each of whose steps takes its gradient that
+        sam_rho: rho of sharpness-aware minimisation (Foret et al. 2021), each of whose steps takes its gradient that
             far up the slope, and costs two; 0 takes plain steps.
     """
 
@@ -51,7 +51,7 @@ class Recipe:
     warm_up: int = 0  # first epochs, in which the learning rate rises to lr in equal steps; the schedule has the others
     nesterov: bool = False  # momentum looks ahead (Sutskever et al. 2013)
     average: str = "none"
-    sharpness: float = 0.0
+    sam_rho: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in {"schedule": SCHEDULES, "average": AVERAGES}.items():

@@ -36,7 +36,7 @@ COLUMNS = (
     "torch,seconds,stage1_run,network,lr,batch_size,mix,augmentation,sampling,choice,further,precision,commit"
 ).split(",")
 # What else a first stage may differ in, and what is said only where it differs.
-FURTHER = {"schedule": "cosine", "momentum": 0.9, "warm_up": 0, "nesterov": False, "mix_alpha": None, "sharpness": 0.0}
+FURTHER = {"schedule": "cosine", "momentum": 0.9, "warm_up": 0, "nesterov": False, "mix_alpha": None, "sam_rho": 0.0}
 STEPS = 65_535  # of a stored confidence: 15 times 4,369, so that the edges of ECE's bins are among them
 COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 FIGURES = ("all", *GROUPS, "ece")

@@ -136,8 +136,8 @@ def learn(
     Raises:
         ValueError: the recipe has Nesterov's momentum or sharpness-aware steps, which this SGD has not.
     """
-    if recipe.nesterov or recipe.sharpness:
-        raise ValueError("nesterov, sharpness: must be False and 0 for classifiers side by side")
+    if recipe.nesterov or recipe.sam_rho:
+        raise ValueError("nesterov, sam_rho: must be False and 0 for classifiers side by side")
     shapes = [(-1, *[1] * (values.dim() - 1)) for values in parameters]
     velocity = [torch.zeros_like(values) for values in parameters]
     for epoch in tqdm(range(recipe.epochs), f"{len(lr)} classifiers", leave=False, disable=None):

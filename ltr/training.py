@@ -109,23 +109,29 @@ def sgd(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.S
 
 
 @contextlib.contextmanager
-def climbed(model: nn.Module, radius: float) -> Iterator[None]:
-    r"""A model one step of this length up its gradient; afterwards its weights, and what batch-norm had counted, again.
+def perturbed(model: nn.Module, rho: float) -> Iterator[None]:
+    r"""A model whose weights are moved up their gradient; afterwards they, and batch-norm's statistics, are as before.
 
     .. math:: w + \rho \frac{g}{\lVert g \rVert_2}
 
-    Source: Foret et al. 2021 (sharpness-aware minimisation), equation 2.
+    Args:
+        model: its weights have their gradients; the norm is over all of them together.
+        rho: how far, in the unit of the weights.
+
+    Source: Foret et al. 2021 (sharpness-aware minimisation, SAM), equation 2.
     """
     learned = [parameter for parameter in model.parameters() if parameter.grad is not None]
     kept = [*learned, *model.buffers()]
     before = [values.detach().clone() for values in kept]
     with torch.no_grad():
-        length = torch.stack([parameter.grad.norm() for parameter in learned]).norm()
+        norm = torch.stack([parameter.grad.norm() for parameter in learned]).norm()
         for parameter in learned:
-            parameter.add_(parameter.grad * (radius / (length + 1e-12)))
-    yield
-    with torch.no_grad():
-        copy_into(kept, before)
+            parameter.add_(parameter.grad * (rho / (norm + 1e-12)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            copy_into(kept, before)
 
 
 def host_state(model: nn.Module) -> dict[str, Tensor]:
@@ -178,8 +184,8 @@ class TrainingStep:
         positions = self.position + torch.arange(shard.start, shard.stop, device=self.data.draws_on)
         inputs, labels = self.data.batch(self.drawn, positions)
         loss, logits = self.backward(forward, inputs, labels, size)
-        if self.recipe.sharpness:  # the gradient from where the loss is highest nearby, in the place of this one
-            with climbed(self.model, self.recipe.sharpness):
+        if self.recipe.sam_rho:  # the gradient from where the loss is highest nearby, in the place of this one
+            with perturbed(self.model, self.recipe.sam_rho):
                 self.backward(forward, inputs, labels, size)
         self.optimizer.step()  # adds weight decay to the gradient, then momentum
         self.project("step")

@@ -253,8 +253,8 @@ def test_a_stack_refuses_what_it_does_not_do(data):
     row = {"lr": 0.1, "weight_decay": 0.0, "max_norm": np.nan, "max_norm_every": None}
     for loss, recipe, said in (
         ("ce-drw", recipes.Recipe(1, 8), "loss: must be the same in each epoch, got ce-drw"),
-        ("ce", recipes.Recipe(1, 8, nesterov=True), "nesterov, sharpness: must be False and 0"),
-        ("ce", recipes.Recipe(1, 8, sharpness=0.1), "nesterov, sharpness: must be False and 0"),
+        ("ce", recipes.Recipe(1, 8, nesterov=True), "nesterov, sam_rho: must be False and 0"),
+        ("ce", recipes.Recipe(1, 8, sam_rho=0.1), "nesterov, sam_rho: must be False and 0"),
     ):
         with pytest.raises(ValueError, match=said):
             stack.Grid(start, frozen, recipe, pd.DataFrame([{**row, "loss": loss}])).fit()

@@ -57,7 +57,7 @@ def test_minutes_and_arithmetic_follow_from_the_epochs():
 
 def test_a_sharpness_aware_step_costs_two():
     run, (results, comparison, benchmarks) = one_seed()
-    sharp = results.assign(further=results.further.where(results.run != run, "sharpness 0.1"))
+    sharp = results.assign(further=results.further.where(results.run != run, "sam_rho 0.1"))
     before, after = (costs.table_of(each, comparison, benchmarks) for each in (results, sharp))
     (plain,), (twice,) = (rows_of(table, "200 epochs at 0.1").to_dict("records") for table in (before, after))
     assert float(twice["PFLOP"]) == pytest.approx(2 * float(plain["PFLOP"]), rel=0.06)

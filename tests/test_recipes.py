@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from committed import SHIPPED
 
 from ltr import recipes, runs
 from ltr.data.large_sets import LARGE_SETS
+from ltr.runtime.configs import read_config
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table
 from ltr.settings import FirstStage, SecondStage
@@ -69,6 +71,20 @@ def test_the_laptops_second_stage_is_what_its_own_network_chose_on_held_out_imag
     assert told.tau == chosen.tau["tau-norm"]
     norms = np.load(ROOT / "exp" / "tuning" / "demo_1" / network / "norms.npy")[-1]
     assert told.max_norm == pytest.approx(best["radius / mean norm"] * norms.mean(), abs=0.005)
+
+
+def test_the_narrow_networks_second_stage_is_what_its_tuning_networks_chose():
+    values = read_table(ROOT / "exp" / "tuning" / "values.csv").set_index(["tuning_run", "method"])
+    network = read_table(SHIPPED / "tuned.csv").tuning_run.iloc[0]
+    best, told = values.loc[network, "CB + WD + MaxNorm"], recipes.STAGE2["resnet32"]
+    assert told["weight_decay"] == best.weight_decay
+    assert told["max_norm"] == pytest.approx(best.max_norm, abs=0.005)
+    assert told["tau"] == values.tau[network, "WD + tau-norm"]
+    choices = {
+        run: read_config(ROOT / "exp" / "tuning" / "demo_1" / run)["settings"]["choice"] for run, _ in values.index
+    }
+    naive = values.tau.xs("naive + tau-norm", level="method")
+    assert [told["naive_tau"]] == [tau for run, tau in naive.items() if choices[run] == choices[network]]
 
 
 def test_what_a_preset_says_wins_over_what_suits_a_network():

@@ -300,6 +300,23 @@ def test_a_comparison_has_a_table_for_each_first_stage():
     assert "<details><summary>cifar100, imbalance factor 100, resnet32, 60 epochs, stage-1 weight decay 0<" in decayed
 
 
+@pytest.mark.parametrize("lacking", ["run", "trained_by", "held_out"])
+def test_a_comparison_from_before_is_refused_in_one_line(tmp_path, lacking):
+    path = tmp_path / "comparison.csv"
+    pd.DataFrame([COMPARISON]).drop(columns=lacking).to_csv(path, index=False)
+    with pytest.raises(InputError, match=rf"^results: \S+ must have a column {lacking}, got "):
+        report.tables(path)
+
+
+def test_a_comparison_without_rows_makes_no_table():
+    assert other_tables.comparison_markdown(pd.DataFrame([COMPARISON])[:0]) == ""
+
+
+def test_kinds_of_one_title_have_a_table_each():
+    other = COMPARISON | {"stage1_run": "other", "run": "other", "tuned_on": "another"}
+    assert other_tables.comparison_markdown(pd.DataFrame([COMPARISON, other])).count("**cifar100") == 2
+
+
 def test_the_usual_choice_of_the_images_comes_first():
     named = COMPARISON | {"choice": "first", "stage1_run": "named", "stage1_epochs": 400, "run": "named"}
     first, second = other_tables.comparison_markdown(pd.DataFrame([named, COMPARISON])).split("**cifar100")[1:]

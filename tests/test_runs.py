@@ -449,7 +449,7 @@ def test_a_name_that_is_not_there_is_answered_with_the_nearest(stages, tmp_path)
         ({"mix": "mixup"}, False),
         ({"warm_up": 2}, False),
         ({"nesterov": True}, False),
-        ({"sharpness": 0.1}, False),
+        ({"sam_rho": 0.1}, False),
         ({"stage1_epochs": 9}, False),
         ({"stage1_weight_decay": 1e-9}, False),
     ],

@@ -318,7 +318,7 @@ def test_nesterov_steps_along_the_gradient_and_the_momentum(rows):
 def test_a_sharpness_aware_step_takes_its_gradient_from_up_the_slope(rows):
     model, reference = linear(), linear()
     start = [values.detach().clone() for values in reference.parameters()]
-    recipe = recipes.Recipe(1, batch_size=18, lr=0.1, momentum=0.0, weight_decay=0.01, sharpness=0.5)
+    recipe = recipes.Recipe(1, batch_size=18, lr=0.1, momentum=0.0, weight_decay=0.01, sam_rho=0.5)
     outcome = training.fit(model, rows, recipe)
     loss, slope = loss_and_gradient(reference, rows)
     length = torch.cat([values.flatten() for values in slope]).norm()
@@ -341,7 +341,7 @@ def test_the_way_up_leaves_what_batch_norm_counted(images):
     inputs = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     model(inputs).sum().backward()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with training.climbed(model, 0.1):
+    with training.perturbed(model, 0.1):
         model(inputs)
         assert not torch.equal(model.classifier.weight, before["classifier.weight"])
     for name, value in model.state_dict().items():

@@ -52,10 +52,10 @@ def network(batch_norm: bool = True, classes: int = 4) -> models.CifarResNet:
 
 
 def trained(
-    model: nn.Module, data: training.Data, loss: str = "ce", epochs: int = 3, sharpness: float = 0.0
+    model: nn.Module, data: training.Data, loss: str = "ce", epochs: int = 3, sam_rho: float = 0.0
 ) -> dict[str, Any]:
     """What a few epochs with weight decay and MaxNorm end with."""
-    recipe = recipes.Recipe(epochs, BATCH, lr=0.05, weight_decay=5e-3, loss=loss, sharpness=sharpness)
+    recipe = recipes.Recipe(epochs, BATCH, lr=0.05, weight_decay=5e-3, loss=loss, sam_rho=sam_rho)
     outcome = training.fit(model, data, recipe, regularizers.MaxNorm(0.4))
     history = torch.tensor(outcome.history.drop(columns="seconds").to_numpy())
     return {"weights": outcome.weights, "history": history, "logits": torch.tensor(outcome.logits["last", "flip"])}
@@ -97,7 +97,7 @@ def computed() -> dict[str, Any]:
     found["trained, deferred"] = trained(network(False), first_stage.ImageData(small_set(), "cpu"), "ce-drw", 5)
     mixed = first_stage.ImageData(small_set(), "cpu", mix="mixup")
     found["trained, mixed"] = trained(network(False), mixed, "ce-drw", 5)
-    found["trained, sharp"] = trained(network(False), first_stage.ImageData(small_set(), "cpu"), sharpness=0.05)
+    found["trained, sharp"] = trained(network(False), first_stage.ImageData(small_set(), "cpu"), sam_rho=0.05)
     found["batch-norm"] = trained(network(), first_stage.ImageData(small_set(), "cpu"))
     return found
 

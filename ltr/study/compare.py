@@ -60,7 +60,7 @@ def trained_by(method: str) -> str:
 
 def absent_row(method: str) -> dict[str, Any]:
     """A row without figures, of no run: how the method is trained here, or that others' figure is all there is."""
-    return {"method": method, "trained_by": trained_by(method)} | dict.fromkeys(("run", "tuned_on", "held_out"))
+    return {"method": method, "trained_by": trained_by(method) or None} | dict.fromkeys(("run", "tuned_on", "held_out"))
 
 
 def how(table: pd.DataFrame) -> pd.Series:

@@ -21,13 +21,13 @@ from ltr.study import cells, other_tables, paper_tables, published, report
 from ltr.study.bench import FEATURES, STAGE_1, epoch_flops
 
 HEAD = ["network", "PFLOP", "minutes", "on", "alone", "balanced", "by"]
-SHARP = "sharpness"  # as `runs.otherwise` tells of it
+SAM = "sam_rho"  # as `runs.otherwise` tells of it
 IMAGES = 10_847  # of CIFAR100-LT at imbalance factor 100
 
 
 def petaflops(backbone: str, epochs: float, further: str = "") -> str:
     """Arithmetic of a first stage on CIFAR100-LT, in 10^15 operations; a sharpness-aware step is two."""
-    return f"{(1 + (SHARP in further)) * epochs * epoch_flops(backbone, IMAGES) / 1e15:.2g}"
+    return f"{(1 + (SAM in further)) * epochs * epoch_flops(backbone, IMAGES) / 1e15:.2g}"
 
 
 def released() -> Iterator[list[str]]:
@@ -51,7 +51,7 @@ def released() -> Iterator[list[str]]:
 
 def minutes(benchmarks: pd.DataFrame, first: pd.Series) -> tuple[str, str]:
     """Minutes from images to features, and the device; of the first one that has both measured, dashes without one."""
-    if pd.notna(first["mix"]) or pd.notna(first.augmentation) or SHARP in str(first.further):
+    if pd.notna(first["mix"]) or pd.notna(first.augmentation) or SAM in str(first.further):
         return "–", "–"  # the measured steps are plain, and crop and flip alone
     rows = benchmarks[(benchmarks.backbone == first.backbone) & (benchmarks.images == IMAGES)]
     for device, own in rows.groupby("device"):

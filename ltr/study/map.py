@@ -41,7 +41,7 @@ PASSES = 1  # over cropped, flipped training images, which each epoch of CB + WD
 CELL = ("lr", "weight decay", "lr x wd", "batch", "warm-up", "epochs")
 # What else a run may differ in, and what the map itself has.
 FURTHER = {"schedule": "cosine", "loss": "ce", **dict.fromkeys(("mix", "mix_alpha", "augmentation", "sampling"))}
-FURTHER |= {"nesterov": False, "sharpness": 0.0, **dict.fromkeys(("average", "network"))}
+FURTHER |= {"nesterov": False, "sam_rho": 0.0, **dict.fromkeys(("average", "network"))}
 FURTHER |= {"momentum": 0.9, "normalization": "cifar100"}
 SET = ("imbalance_factor", "profile", "choice", "backbone")  # beside the images' name: what a reader looks for a map of
 

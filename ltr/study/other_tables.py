@@ -139,9 +139,13 @@ def comparison_markdown(table: pd.DataFrame) -> str:
         keys = ["usual", "stage1_epochs", "stage1_weight_decay"]
         first, *others = kinds(network.assign(usual=usual).sort_values(keys, ascending=False, kind="stable"))
         parts += [first, *(rows[rows.run.notna()] for rows in others)]
-    shown, *folded = [rows for rows in parts if len(rows)]
-    closed = (f"<details><summary>{title(rows)}</summary>\n\n{comparison_part(rows)}\n</details>\n" for rows in folded)
-    return "\n".join([comparison_part(shown), *closed])
+    texts = [(title(rows), comparison_part(rows)) for rows in parts if len(rows)]
+    return "\n".join([*(text for _, text in texts[:1]), *(folded(*each) for each in texts[1:])])
+
+
+def folded(name: str, text: str) -> str:
+    """Markdown that a reader opens by a click on its name."""
+    return f"<details><summary>{name}</summary>\n\n{text}\n</details>\n"
 
 
 # ---- what MaxNorm does, measured on shipped features

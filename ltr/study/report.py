@@ -27,6 +27,7 @@ def tables(path: Path) -> dict[str, str]:
     if "ours_s" in table:
         return {path.stem: other_tables.benchmark_markdown(table)}
     if "published" in table:
+        check_columns(table, path, "results", ("stage1_run", "tuned_on", "held_out", "run", "trained_by"))
         return {path.stem: other_tables.comparison_markdown(table)}
     if "temperature" in table:
         return {path.stem: other_tables.question_markdown(table)}
