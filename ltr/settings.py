@@ -272,9 +272,7 @@ class FirstStage(Common):
     warm_up: int = option(0, "first epochs, in which the learning rate rises in equal steps", whole, low=0, high=MOST)
     nesterov: bool = option(False, "momentum that looks ahead")
     average: str = option("none", "a second network, of averaged weights", choices=recipes.AVERAGES)
-    sam_rho: float = option(
-        0.0, "radius of sharpness-aware steps; 0 for plain ones", real, low=0, high=100
-    )
+    sam_rho: float = option(0.0, "radius of sharpness-aware steps; 0 for plain ones", real, low=0, high=100)
     test_every: int = option(None, "epochs between two tests; the last is always tested", whole, low=1, high=MOST)
     loss: str = option("ce", "of the whole network", choices=losses.FIRST_STAGE)
     mix: str = option("none", "blend pairs of images", choices=augment.MIXES)

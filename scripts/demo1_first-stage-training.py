@@ -40,6 +40,7 @@ from ltr.study.chapter import (
     tuning_runs,
 )
 
+
 settings = FirstStage.read(options)
 chapter = Chapter(settings)
 classes = chapter.classes  # class_index, name, count (training images), group

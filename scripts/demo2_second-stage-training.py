@@ -34,6 +34,7 @@ from ltr.stack import Grid
 from ltr.study import published
 from ltr.study.chapter import Chapter, compared, difference, show_table, take_aways, tuning
 
+
 settings = SecondStage.read(options)
 chapter = Chapter(settings)
 rows, classes, order = chapter.rows, chapter.classes, chapter.order
