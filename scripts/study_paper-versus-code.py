@@ -414,8 +414,8 @@ words = f"tuned, too: {cb.moved:.2f} % moved, {cb.gain:+.2f} ± {cb.error:.2f} p
 chapter.claim(words, cb.moved < 1 and abs(cb.gain) <= 2 * cb.error)
 rate = chapter.rows.values("CB + MaxNorm", "paper")["lr"]
 longest = case.found["CB + MaxNorm", "tuned"].norms.max()
-print(f"CB + MaxNorm, tuned: learning rate {rate:g}, radius {alone.radius:.2f}, longest row", end=" ")
-print(f"{longest:.2f}, {alone.moved:.0f} % moved, {alone.gain:+.2f} ± {alone.error:.2f} points")
+print(f"CB + MaxNorm, tuned: learning rate {rate:g}, radius {alone.radius:.2f},", end=" ")
+print(f"longest row {longest:.2f}, {alone.moved:.0f} % moved, {alone.gain:+.2f} points")
 bare = line("CB + MaxNorm", "published values")
 words = f"without weight decay, the published radius moves {bare.moved:.0f} % and adds"
 words = f"{words} {bare.gain:+.2f} ± {bare.error:.2f}"
