@@ -395,7 +395,7 @@ columns = ["many", "medium", "few", "all", "ece", "on the ball: many", "on the b
 of_radius = pd.DataFrame(figures).T.reindex(columns=columns)
 titles = {share: f"{share} × mean = {radii[share]:.2f}" for share in shares if share != "none"}
 shown_radii = of_radius.rename(index=titles, columns={"ece": "ECE"}).map("{:.1f}".format)
-show_table(shown_radii.replace("nan", "–"), "radius; CB without weight decay; test images, %")
+show_table(shown_radii, "radius; CB without weight decay; test images, %")
 
 
 free, at_mean, half = (of_radius.loc[share] for share in ("none", "1", "0.5"))

@@ -516,7 +516,7 @@ begun |= {
     f"{name} over CB": gains_over("CB", name) for name in METHODS if name.startswith("CB + ")
 }
 begun = pd.DataFrame.from_dict(begun, orient="index")
-show_table(begun.map("{:+.2f}".format).replace("+nan", "–"), "points over all classes")
+show_table(begun.map("{:+.2f}".format), "points over all classes")
 alike = begun.drop(["CB over WD", "CB + WD over CB", "CB + WD + MaxNorm over CB"])
 low, high = alike["released code"].min(), alike["released code"].max()
 words = (
