@@ -35,8 +35,8 @@ from ltr.methods import (
     BALANCERS,
     NEED_BIAS,
     Balancer,
-    Setting,
-    Settings,
+    Candidate,
+    Candidates,
     class_balanced,
     combinations,
     logit_adjustment,
@@ -63,7 +63,7 @@ FAMILIES = {"fast": (FIRST, "tau-norm", ADJUSTMENT, "NCM"), "all": tuple(BALANCE
 STEPS = 500  # of a training at least, where ten epochs have fewer
 STEPS_AN_EPOCH = 200  # about, by larger batches; with small ones, writing the weights would take most of the time
 LARGE = 2e12  # floating-point operations of a grid from which it is thinned
-ONE_IN = 10  # settings is trained to the end then
+ONE_IN = 10  # candidates is trained to the end then
 ROOM = 2**28  # numbers that a stack of classifiers may hold at once
 UNLIKE = 10.0  # times, in which features of one layer hardly differ between training and validation
 TOO_FEW = 5  # validation images of a class below which its part in a choice is mostly chance
@@ -99,16 +99,16 @@ def validate(classifier: nn.Linear, data: Embeddings, score: str) -> float:
 
 
 def fit(
-    method: Balancer, first: nn.Linear, data: Embeddings, recipe: Recipe, settings: Settings
+    method: Balancer, first: nn.Linear, data: Embeddings, recipe: Recipe, candidates: Candidates
 ) -> Iterator[nn.Linear]:
-    """A method's classifiers from the first stage's, one a setting, as many side by side as memory has room for.
+    """A method's classifiers from the first stage's, one a candidate, as many side by side as memory has room for.
 
     Training alone and beside others gives the same.
     """
     classes, dimensions = first.weight.shape
     number = max(1, ROOM // (classes * (6 * dimensions + 5 * recipe.batch_size)))
-    for start in range(0, len(settings), number):
-        yield from method.fit(first, data, recipe, settings[start : start + number])
+    for start in range(0, len(candidates), number):
+        yield from method.fit(first, data, recipe, candidates[start : start + number])
 
 
 @dataclass(frozen=True)
@@ -116,71 +116,71 @@ class Tuned:
     """What tuning a method gave.
 
     Attributes:
-        setting: the best on validation, of equals the first.
-        classifier: with this setting, for scaled features.
+        candidate: the values that are best on validation, of equals the first.
+        classifier: trained with its values, for scaled features.
         validation: its score, see `validate`.
         edge: names of its values at an end of the grid, where a better one may lie beyond.
         temperature: fitted on validation.
     """
 
-    setting: Setting
+    candidate: Candidate
     classifier: nn.Linear
     validation: float
     edge: tuple[str, ...]
     seconds: float
     temperature: float = 1.0
 
-    def figure(self) -> float:
-        """The score as a table shows it: NaN where every setting diverged."""
+    def shown_score(self) -> float:
+        """The score as a table shows it: NaN where every candidate diverged."""
         return self.validation if math.isfinite(self.validation) else math.nan
 
 
-def successive_halving(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, score: str) -> Settings:
-    """A method's settings, of a large grid those that are best after a single epoch: one in `ONE_IN`, two at least.
+def successive_halving(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, score: str) -> Candidates:
+    """A method's candidates, of a large grid those that are best after a single epoch: one in `ONE_IN`, two at least.
 
     Source: Jamieson and Talwalkar 2016 (successive halving), with a single round.
     """
-    settings, data = method.settings, problem.train
+    candidates, data = method.candidates, problem.train
     products = 3 * 2.0 * len(data) * first.weight.numel()  # forward, and backward to weights and biases, an epoch
-    if len(settings) <= 2 or "lr" not in settings[0] or products * recipe.epochs * len(settings) < LARGE:
-        return settings
+    if len(candidates) <= 2 or "lr" not in candidates[0] or products * recipe.epochs * len(candidates) < LARGE:
+        return candidates
     short = dataclasses.replace(recipe, epochs=1)
-    scores = [validate(each, problem.validation, score) for each in fit(method, first, data, short, settings)]
+    scores = [validate(each, problem.validation, score) for each in fit(method, first, data, short, candidates)]
     best = sorted(range(len(scores)), key=lambda i: -scores[i])[: max(2, len(scores) // ONE_IN)]
-    return [settings[i] for i in sorted(best)]
+    return [candidates[i] for i in sorted(best)]
 
 
-def at_edge(settings: Settings, all_settings: Settings, scores: Sequence[float], best: int) -> tuple[str, ...]:
+def at_edge(candidates: Candidates, all_candidates: Candidates, scores: Sequence[float], best: int) -> tuple[str, ...]:
     """Names of the chosen values that end their range, unless one inside it does as well.
 
     Nothing lies below a zero, such as no weight decay.
     """
     found = []
-    for name, value in settings[best].items():
+    for name, value in candidates[best].items():
         if isinstance(value, str):
             continue
-        values = {setting[name] for setting in all_settings}
+        values = {candidate[name] for candidate in all_candidates}
         ends = {max(values), min(values)} - {0.0} if len(values) > 1 else set()
-        equal = (setting[name] for setting, each in zip(settings, scores, strict=True) if each == scores[best])
+        equal = (candidate[name] for candidate, each in zip(candidates, scores, strict=True) if each == scores[best])
         if value in ends and all(each in ends for each in equal):
             found.append(SHOWN.get(name, name))
     return tuple(found)
 
 
 def tune(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, score: str) -> Tuned:
-    """The setting of a method with the best score on the validation images, and its classifier.
+    """The candidate of a method with the best score on the validation images, and its classifier.
 
     It starts from the `first` stage's, which is for scaled features.
     """
-    start, settings = time.perf_counter(), successive_halving(method, first, problem, recipe, score)
+    start, candidates = time.perf_counter(), successive_halving(method, first, problem, recipe, score)
     scores: list[float] = []
     best, chosen = 0, first
-    for i, classifier in enumerate(fit(method, first, problem.train, recipe, settings)):
+    for i, classifier in enumerate(fit(method, first, problem.train, recipe, candidates)):
         scores.append(validate(classifier, problem.validation, score))
         if i == 0 or scores[i] > scores[best]:
             best, chosen = i, classifier
-    edge = at_edge(settings, method.settings, scores, best)
-    return Tuned(settings[best], chosen, scores[best], edge, time.perf_counter() - start)
+    edge = at_edge(candidates, method.candidates, scores, best)
+    return Tuned(candidates[best], chosen, scores[best], edge, time.perf_counter() - start)
 
 
 def tune_first(problem: Problem, recipe: Recipe, score: str) -> Tuned:
@@ -230,7 +230,7 @@ def predict(head: nn.Linear, data: Embeddings) -> Predictions:
     return Predictions.of(logits.detach().cpu().numpy(), data.labels.cpu().numpy())
 
 
-def figures_of(made: Predictions, counts: np.ndarray) -> dict[str, float]:
+def measures_of(made: Predictions, counts: np.ndarray) -> dict[str, float]:
     """many, medium, few, all, class mean and ECE in percent; NaN where training diverged."""
     found = made.summary(counts)
     found |= {"class mean": float(made.by_class[np.unique(made.labels)].mean()), "ECE": found["ece"]}
@@ -258,7 +258,7 @@ class Balanced:
         warnings: what to be careful about, a line each.
         classes, names, class_counts: what labels call the classes, what to call them, and their training images, [C].
         score: "macro" or "micro".
-        tested_on: "test", or "validation" where there is no test set: then figures are of the images that chose.
+        tested_on: "test", or "validation" where there is no test set: then numbers are of the images that chose.
         heads: weight [C, D] and bias [C] or None by method, of the owner's type.
         predictions: of the tested images, by method.
         about: everything that was chosen and what it was chosen on, for `chosen.json`.
@@ -375,14 +375,14 @@ class Balanced:
         write_json(folder / "chosen.json", self.about)
 
 
-def absolute(setting: Setting, recipe: Recipe) -> dict[str, Any]:
-    """A setting under the table's names, its learning rate no longer a multiple of the recipe's."""
-    return {SHOWN.get(name, name): value * recipe.lr if name == "lr" else value for name, value in setting.items()}
+def absolute(candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
+    """Values under the table's names, the learning rate no longer a multiple of the recipe's."""
+    return {SHOWN.get(name, name): value * recipe.lr if name == "lr" else value for name, value in candidate.items()}
 
 
-def describe(setting: Setting, recipe: Recipe) -> str:
-    """A setting in words."""
-    shown = absolute(setting, recipe).items()
+def describe(candidate: Candidate, recipe: Recipe) -> str:
+    """Values in words."""
+    shown = absolute(candidate, recipe).items()
     return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in shown)
 
 
@@ -439,7 +439,7 @@ def warnings_for(problem: Problem, tuned: Mapping[str, Tuned], before: float) ->
             f"{untested} of {len(counts)} classes have no test images: class mean and gains are of the other {others}"
         )
     if not problem.has_test:
-        lines.append("no test set: figures are of the validation images, which chose, and flatter the methods")
+        lines.append("no test set: numbers are of the validation images, which chose, and flatter the methods")
     if problem.repeated:
         lines.append(f"{problem.repeated} test images stand in training or validation too")
     lines += unlike(problem)
@@ -473,8 +473,8 @@ def balance(
         head: a linear layer; a pair of weight [C, D] and bias [C] or None; a fitted estimator of scikit-learn's kind; a
             state dict or a model, with `layer`; or None, and plain cross-entropy gives the first one.
         train: features [N, D], arrays or tensors of any float type, and labels [N], integers or strings.
-        validation: as `train`; its images must be others. They choose settings and temperatures.
-        test: as `train`; nothing depends on it but the figures.
+        validation: as `train`; its images must be others. They choose hyper-parameters and temperatures.
+        test: as `train`; nothing depends on it but the numbers.
         layer: the head's name in its state dict.
         classes: [C], what the head's rows are called in the labels, in their order. Without it integers are the rows;
             strings stand in alphabetical order, and in that of their numbers where all are whole numbers.
@@ -516,8 +516,8 @@ def run(
             logits = found.classifier(problem.validation.features).detach()
             found = dataclasses.replace(found, temperature=fit_temperature(logits, problem.validation.labels))
         tuned[name] = found
-        words = describe(found.setting, recipe)
-        say(f"{name}: validation {metrics.percent(found.figure())} % {words} ({found.seconds:.1f} s)")
+        words = describe(found.candidate, recipe)
+        say(f"{name}: validation {metrics.percent(found.shown_score())} % {words} ({found.seconds:.1f} s)")
     return summarise(problem, tuned, recipe, score)
 
 
@@ -567,8 +567,8 @@ def table_of(
     """The table of `Balanced`, a row a method; `counts` [C] are the training images of each class."""
     rows = []
     for name, one in tuned.items():
-        row = {"method": name, "hyper-parameters": describe(one.setting, recipe), "validation": one.figure()}
-        row |= {"temperature": one.temperature, **figures_of(predictions[name], counts)}
+        row = {"method": name, "hyper-parameters": describe(one.candidate, recipe), "validation": one.shown_score()}
+        row |= {"temperature": one.temperature, **measures_of(predictions[name], counts)}
         for column, baseline in baselines.items():
             row[column], row[f"{column} ±"] = paired_gain(baseline, predictions[name], score)
         rows.append(row | {"edge": ", ".join(one.edge), "seconds": one.seconds})
@@ -580,7 +580,11 @@ def about(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe) -> dict[
     images = {"train": len(problem.train), "validation": len(problem.validation)}
     images |= {"test": len(problem.tested)} if problem.has_test else {}
     methods = {
-        name: {"setting": absolute(one.setting, recipe), "validation": one.figure(), "temperature": one.temperature}
+        name: {
+            "hyper-parameters": absolute(one.candidate, recipe),
+            "validation": one.shown_score(),
+            "temperature": one.temperature,
+        }
         for name, one in tuned.items()
     }
     shape = {"classes": len(problem.names), "features": problem.train.features.shape[1]}

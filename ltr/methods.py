@@ -1,7 +1,7 @@
 """The second-stage methods, the paper's and those that people compare with, on frozen features.
 
 `METHODS` are the paper's own rows, trained one at a time by `training.fit`. `BALANCERS` are ways from the first stage's
-classifier to balanced ones, one for each of their settings; those that learn train all of them side by side, by
+classifier to balanced ones, one for each of their candidates; those that learn train all of them side by side, by
 `stack.learn`. n_k are the training images of class k, C the classes, D the features, w_k and b_k a class's weights and
 bias, and the logit of class k is z_k = w_k^T f(x) + b_k. From a classifier without bias all but logit adjustment and
 the Euclidean NCM lead to one whose biases are zero: its weights alone learn.
@@ -26,8 +26,8 @@ from ltr.regularizers import Constraint, L2Norm, MaxNorm, max_norm_project, row_
 from ltr.stack import Backward, Classifier, Part, as_is, backward_of, copies, cross_entropy_gradient, learn
 
 RHO = 0.01  # of ETF's feature regularisation
-Setting = Mapping[str, Any]
-Settings = Sequence[Setting]
+Candidate = Mapping[str, Any]  # values of the hyper-parameters that a method is tuned over
+Candidates = Sequence[Candidate]
 
 
 class TrainSet(Protocol):
@@ -42,24 +42,24 @@ class TrainSet(Protocol):
 # --- without learning -----------------------------------------------------------------------------------------
 
 
-def identity(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def identity(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     """The first stage's classifier as it is."""
-    return [first for _ in settings]
+    return [first for _ in candidates]
 
 
-def tau_norm(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def tau_norm(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     """Divide each class's weights by their norm to the power `tau`; 1 is L2-normalisation.
 
     Source: Kang et al. 2020, section 4; see `regularizers.tau_normalize`.
     """
-    return [linear(tau_normalize(first.weight.detach(), setting["tau"]), first.bias) for setting in settings]
+    return [linear(tau_normalize(first.weight.detach(), candidate["tau"]), first.bias) for candidate in candidates]
 
 
-def logit_adjustment(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def logit_adjustment(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     """Post-hoc logit adjustment by `tau`: see `adjust_logits`, which here moves the biases."""
     counts, weight = features.class_counts, first.weight.detach()
     bias = weight.new_zeros(len(weight)) if first.bias is None else first.bias.detach()
-    return [linear(first.weight, adjust_logits(bias, counts, setting["tau"])) for setting in settings]
+    return [linear(first.weight, adjust_logits(bias, counts, candidate["tau"])) for candidate in candidates]
 
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -88,10 +88,10 @@ def nearest_mean(means: Tensor, metric: str) -> nn.Linear:
     return linear(2 * means, -means.square().sum(1))
 
 
-def ncm(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def ncm(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     """Nearest class mean by `metric`, see `nearest_mean`; the means are of one pass of the training images."""
     means = class_means(*features.draw(recipe.batch_size, recipe.seed, 0), len(features.class_counts))
-    return [nearest_mean(means, setting["metric"]) for setting in settings]
+    return [nearest_mean(means, candidate["metric"]) for candidate in candidates]
 
 
 # --- many classifiers at once ---------------------------------------------------------------------------------
@@ -120,17 +120,17 @@ def balanced_positions(labels: Tensor, num_classes: int, generator: torch.Genera
 def train(
     features: TrainSet,
     recipe: Recipe,
-    settings: Settings,
+    candidates: Candidates,
     start: Iterable[Tensor],
     backward: Backward,
     classifier: Classifier = as_is,
     balanced: bool = False,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> list[nn.Linear]:
-    """`learn` a classifier for each setting, on one seed's features, under one loss.
+    """`learn` a classifier for each candidate, on one seed's features, under one loss.
 
     Args:
-        settings: G of them; here `lr`, a multiple of the recipe's, and `weight_decay` are used, 0 where there is none.
+        candidates: G of them; here `lr` (a multiple of the recipe's) and `weight_decay` are used, 0 without one.
         start: the parameters of each at first; what they are is the `classifier`'s, see `learn`.
         backward: of the loss.
         balanced: class-balanced sampling; otherwise every image once an epoch.
@@ -150,8 +150,8 @@ def train(
         if project and when == "step":
             values.copy_(project(values))
 
-    parameters = copies(len(settings), *start)
-    told = ([setting.get(name, 0.0) for setting in settings] for name in ("lr", "weight_decay"))
+    parameters = copies(len(candidates), *start)
+    told = ([candidate.get(name, 0.0) for candidate in candidates] for name in ("lr", "weight_decay"))
     lr, decay = (parameters[0].new_tensor(values) for values in told)
     part = Part(recipe.seed, slice(None), backward)
     learn(parameters, recipe, batches, [part], lr, decay, classifier, after)
@@ -161,7 +161,7 @@ def train(
 # --- balancers that learn -------------------------------------------------------------------------------------
 
 
-def crt(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def crt(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     """Classifier re-training (cRT): a new classifier, cross-entropy, class-balanced sampling.
 
     Source: Kang et al. 2020, section 4.
@@ -169,10 +169,10 @@ def crt(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings
     generator, bound = torch.Generator().manual_seed(recipe.seed), first.in_features**-0.5  # as nn.Linear begins
     new = (torch.empty(values.shape).uniform_(-bound, bound, generator=generator) for values in first.parameters())
     start = [values.to(first.weight.device) for values in new]
-    return train(features, recipe, settings, start, cross_entropy_gradient, balanced=True)
+    return train(features, recipe, candidates, start, cross_entropy_gradient, balanced=True)
 
 
-def lws(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def lws(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     r"""Learnable weight scaling (LWS): one number a class, by cross-entropy and class-balanced sampling.
 
     .. math:: w_k \leftarrow s_k w_k, \quad s_k = 1 \text{ at first}
@@ -187,28 +187,30 @@ def lws(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings
     def scaled(scale: Tensor) -> tuple[Tensor, Tensor]:
         return scale[:, :, None] * weight, bias.expand_as(scale)
 
-    return train(features, recipe, settings, [torch.ones_like(bias)], cross_entropy_gradient, scaled, balanced=True)
+    return train(features, recipe, candidates, [torch.ones_like(bias)], cross_entropy_gradient, scaled, balanced=True)
 
 
-def class_balanced(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def class_balanced(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     """The paper's second stage: class-balanced loss (the recipe's), weight decay, MaxNorm after each step.
 
-    A setting's `radius` is a multiple of the mean norm of the first stage's rows, so that what one network's
+    A candidate's `radius` is a multiple of the mean norm of the first stage's rows, so that what one network's
     images chose fits another's; without one nothing is projected.
 
     Source: Alshammari et al. 2022, section 4.3; Cui et al. 2019 (the loss).
     """
     weight = first.weight.detach()
-    radii = weight.new_tensor([setting.get("radius", torch.inf) for setting in settings]) * row_norms(weight).mean()
+    radii = (
+        weight.new_tensor([candidate.get("radius", torch.inf) for candidate in candidates]) * row_norms(weight).mean()
+    )
     backward = backward_of(recipe.loss, features.class_counts, weight.device)
     project = partial(max_norm_project, radius=radii[:, None]) if radii.isfinite().any() else None
-    return train(features, recipe, settings, first.parameters(), backward, project=project)
+    return train(features, recipe, candidates, first.parameters(), backward, project=project)
 
 
-def retrain_balanced(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def retrain_balanced(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     """Balanced Softmax on the classifier, see `balanced_softmax`; the paper trains the whole network by it."""
     backward = backward_of("balanced-softmax", features.class_counts, first.weight.device)
-    return train(features, recipe, settings, first.parameters(), backward)
+    return train(features, recipe, candidates, first.parameters(), backward)
 
 
 def smoothed_gradient(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
@@ -221,7 +223,7 @@ def smoothed_gradient(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tens
     return (logits.softmax(2) - wanted) / len(labels)
 
 
-def over_smooth(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def over_smooth(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     """Label over-smoothing (LOS): so much `smoothing` that the true class keeps little more than 1 / C.
 
     As its released code: delta 0.98, every image once an epoch, no weight decay, from the first stage's classifier
@@ -229,9 +231,9 @@ def over_smooth(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: 
 
     Source: Sun et al. 2025 (ICLR); in its first form arXiv 2403.00250.
     """
-    smoothing = first.weight.new_tensor([setting["smoothing"] for setting in settings])
+    smoothing = first.weight.new_tensor([candidate["smoothing"] for candidate in candidates])
     backward = partial(smoothed_gradient, smoothing=smoothing)
-    return train(features, recipe, settings, first.parameters(), backward)
+    return train(features, recipe, candidates, first.parameters(), backward)
 
 
 def isotonic(values: Iterable[float]) -> list[float]:
@@ -269,7 +271,7 @@ def isotonic_project(weight: Tensor, counts: np.ndarray) -> Tensor:
     return weight * torch.where(norms > 0, wanted / norms, 1.0)[:, None]
 
 
-def isotonic_norms(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def isotonic_norms(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     """The norm constraint of SAMN: no class has a smaller norm than a more common one, after each step.
 
     Our reading. The paper (Self-Adaptive Monotonic Normalization) learns directions and norms apart, the norms
@@ -285,7 +287,7 @@ def isotonic_norms(first: nn.Linear, features: TrainSet, recipe: Recipe, setting
 
     weight, *bias = first.parameters()
     start = [isotonic_project(weight.detach(), counts), *bias]
-    return train(features, recipe, settings, start, cross_entropy_gradient, project=project)
+    return train(features, recipe, candidates, start, cross_entropy_gradient, project=project)
 
 
 def simplex_etf(num_classes: int) -> Tensor:
@@ -317,7 +319,7 @@ def multiply_logits(values: Tensor, counts: np.ndarray, gamma: float) -> Tensor:
     return values * (counts.max() / counts) ** gamma
 
 
-def etf(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings) -> list[nn.Linear]:
+def etf(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates) -> list[nn.Linear]:
     r"""Fixed simplex ETF M on mapped features, then multiplicative logit adjustment by `gamma`.
 
     .. math:: z = M h, \quad h = A f(x) + a, \qquad \text{loss} = \text{cross-entropy} + \rho \lVert h \rVert^2
@@ -339,12 +341,12 @@ def etf(first: nn.Linear, features: TrainSet, recipe: Recipe, settings: Settings
     def backward(logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy_gradient(logits, labels) + 2 * RHO * shrink / len(labels) * logits
 
-    rates = list(dict.fromkeys(setting["lr"] for setting in settings))  # gamma comes after training
+    rates = list(dict.fromkeys(candidate["lr"] for candidate in candidates))  # gamma comes after training
     start = [shrink * frame @ values.detach() for values in first.parameters()]
     learned = train(features, recipe, [{"lr": lr} for lr in rates], start, backward, framed)
     adjusted = []
-    for setting in settings:
-        one, gamma = learned[rates.index(setting["lr"])], setting["gamma"]
+    for candidate in candidates:
+        one, gamma = learned[rates.index(candidate["lr"])], candidate["gamma"]
         weight = multiply_logits(one.weight.T, counts, gamma).T
         adjusted.append(linear(weight, multiply_logits(one.bias, counts, gamma)))
     return adjusted
@@ -358,15 +360,15 @@ class Balancer:
     """One way from the first stage's classifier to a balanced one.
 
     Attributes:
-        fit: from the first stage's classifier, training features, a recipe and settings to a classifier for each.
-        settings: what it is tuned over, the simplest first: of equals the first is chosen.
+        fit: from the first stage's classifier, training features, a recipe and candidates to a classifier for each.
+        candidates: what it is tuned over, the simplest first: of equals the first is chosen.
     """
 
-    fit: Callable[[nn.Linear, TrainSet, Recipe, Settings], list[nn.Linear]]
-    settings: Settings
+    fit: Callable[[nn.Linear, TrainSet, Recipe, Candidates], list[nn.Linear]]
+    candidates: Candidates
 
 
-def combinations(**values: Sequence[Any]) -> Settings:
+def combinations(**values: Sequence[Any]) -> Candidates:
     """All combinations, the last name's values next to each other; give each name's simplest value first."""
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
@@ -400,7 +402,7 @@ def without_bias(balancers: Mapping[str, Balancer]) -> dict[str, Balancer]:
     """Those balancers under which a classifier without bias stays without one; NCM by the cosine alone."""
     found = {name: balancer for name, balancer in balancers.items() if name not in NEED_BIAS}
     if "NCM" in found:
-        found["NCM"] = replace(found["NCM"], settings=combinations(metric=["cosine"]))
+        found["NCM"] = replace(found["NCM"], candidates=combinations(metric=["cosine"]))
     return found
 
 

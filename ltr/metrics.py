@@ -1,4 +1,4 @@
-"""From logits to figures: accuracy by class and by group, confusion, calibration, and how certain they are.
+"""From logits to numbers: accuracy by class and by group, confusion, calibration, and how certain they are.
 
 Everything is NumPy. Accuracies are percentages. An empty group is NaN and shows as an en dash, never as 0. So is every
 figure of a model that gives a logit which is not finite: an argmax would make a class of it all the same.
@@ -167,7 +167,7 @@ class Predictions:
         return distance if len(table) else float("nan")
 
     def summary(self, counts: np.ndarray) -> dict[str, float]:
-        """All figures of a model in percent, those of `accuracy_by_group` and ece; NaN if a logit is not finite."""
+        """All measures of a model in percent, those of `accuracy_by_group` and ece; NaN if a logit is not finite."""
         return {**accuracy_by_group(self.hits, self.labels, counts), "ece": self.calibration_error()}
 
     def shifted(self, counts: np.ndarray, ratios: Sequence[float] = RATIOS) -> dict[str, float]:

@@ -39,9 +39,9 @@ COLUMNS = (
 FURTHER = {"schedule": "cosine", "momentum": 0.9, "warm_up": 0, "nesterov": False, "mix_alpha": None, "sam_rho": 0.0}
 STEPS = 65_535  # of a stored confidence: 15 times 4,369, so that the edges of ECE's bins are among them
 COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
-FIGURES = ("all", *GROUPS, "ece")
+MEASURES = ("all", *GROUPS, "ece")
 # What a summary holds, as far as the package reads it.
-SUMMARY = {"seconds": (), **{f"{selection}/{tta}": (*FIGURES, "per_class") for selection, tta in VARIANTS}}
+SUMMARY = {"seconds": (), **{f"{selection}/{tta}": (*MEASURES, "per_class") for selection, tta in VARIANTS}}
 EARLIER = {"max_norm_fired": "projected_share"}  # what runs from before call it
 ANEW = "without its folder, this run is trained anew"
 
@@ -337,8 +337,8 @@ class Result:
 
     def accuracy(self, selection: str = "last", tta: str = "none") -> dict[str, float]:
         """all, many, medium, few, ece in percent; NaN for an empty group."""
-        figures = self.summary[f"{selection}/{tta}"]
-        return {k: float("nan") if figures[k] is None else figures[k] for k in FIGURES}
+        saved = self.summary[f"{selection}/{tta}"]
+        return {k: float("nan") if saved[k] is None else saved[k] for k in MEASURES}
 
     def per_class(self, selection: str = "last", tta: str = "none") -> pd.DataFrame:
         """A row a class: model, class_index, count, accuracy (percent), norm."""

@@ -1,6 +1,6 @@
 """Many linear classifiers at once: SGD on a stack of them, by two matrix products a step.
 
-`learn` is the trainer; `Grid` gives each classifier settings of its own, `methods` ways to make one.
+`learn` is the trainer; `Grid` gives each classifier values of its own, `methods` ways to make one.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,7 +121,7 @@ def learn(
 ) -> None:
     """Learn G linear classifiers side by side by SGD, each as `training.fit` would alone.
 
-    A setting under which the loss diverges gives weights that are not finite.
+    Values under which the loss diverges give weights that are not finite.
 
     Args:
         parameters: what is learned, each [G, ...], in place.
@@ -161,38 +161,38 @@ def copies(number: int, *tensors: Tensor) -> list[Tensor]:
 
 
 class Grid:
-    """Linear classifiers that train side by side on the same batches, each by its own settings.
+    """Linear classifiers that train side by side on the same batches, each by its own values.
 
     Args:
         start: where all of them start.
         data: frozen features, of the recipe's seed; or for each value of a column `seed` its own.
         recipe: what they share: epochs, batch size, momentum, schedule, seed. Its loss, learning rate and
             weight decay give way to the grid's.
-        settings: a row a classifier, columns loss, lr, weight_decay, max_norm (NaN for none) and
+        candidates: a row a classifier, columns loss, lr, weight_decay, max_norm (NaN for none) and
             max_norm_every, and seed where there are several.
 
     Attributes:
-        settings: a row a classifier, those of one seed and loss side by side; the index is the caller's order.
+        candidates: a row a classifier, those of one seed and loss side by side; the index is the caller's order.
         weight, bias: [G, C, D] and [G, C], in the order of these rows; biases stay zero where the start has none.
         projected, checked: rows that MaxNorm moved and looked at, [G].
     """
 
-    def __init__(self, start: nn.Linear, data: Any, recipe: Recipe, settings: pd.DataFrame) -> None:
+    def __init__(self, start: nn.Linear, data: Any, recipe: Recipe, candidates: pd.DataFrame) -> None:
         self.data = data if isinstance(data, Mapping) else {recipe.seed: data}
         self.recipe = recipe
-        settings = settings.reset_index(drop=True)
-        settings = settings if "seed" in settings else settings.assign(seed=recipe.seed)
+        candidates = candidates.reset_index(drop=True)
+        candidates = candidates if "seed" in candidates else candidates.assign(seed=recipe.seed)
         # Rows of one seed and loss lie side by side, so that a part of the grid is a view.
-        self.settings = settings.sort_values(["seed", "loss"], kind="stable")
-        self.learned = copies(len(settings), *start.parameters())
+        self.candidates = candidates.sort_values(["seed", "loss"], kind="stable")
+        self.learned = copies(len(candidates), *start.parameters())
         self.weight, self.bias = as_is(*self.learned)
         self.lr, self.weight_decay, radius = (
-            self.weight.new_tensor(self.settings[name].to_numpy(np.float32))
+            self.weight.new_tensor(self.candidates[name].to_numpy(np.float32))
             for name in ("lr", "weight_decay", "max_norm")
         )
         radius = radius.nan_to_num(torch.inf, torch.inf)
         self.projected, self.checked = torch.zeros_like(self.lr), torch.zeros_like(self.lr)
-        every = self.settings.max_norm_every
+        every = self.candidates.max_norm_every
         if unknown := set(every.dropna()) - {*EVERY}:
             raise ValueError(f"max_norm_every: must be step or epoch, got {unknown.pop()}")
         # The radius that holds after each step, or epoch; infinite for classifiers that are not projected then.
@@ -204,7 +204,7 @@ class Grid:
     def parts(self) -> list[Part]:
         """Each seed's and loss's rows."""
         parts, end = [], 0
-        for (seed, loss), rows in self.settings.groupby(["seed", "loss"]):
+        for (seed, loss), rows in self.candidates.groupby(["seed", "loss"]):
             backward = backward_of(loss, self.data[seed].class_counts, self.weight.device)
             parts.append(Part(seed, slice(end, end + len(rows)), backward))
             end += len(rows)
@@ -231,21 +231,21 @@ class Grid:
         return self
 
     def classifier(self, row: int) -> nn.Linear:
-        """The classifier of a row of the settings as they were given."""
-        position = self.settings.index.get_loc(row)
+        """The classifier of a candidate, by its row as it was given."""
+        position = self.candidates.index.get_loc(row)
         return linear(*(values[position] for values in self.learned))
 
     @torch.no_grad()
     def table(self) -> pd.DataFrame:
-        """The settings, and beside each all, many, medium, few (percent; last epoch, plain) and MaxNorm's share.
+        """The candidates, and beside each all, many, medium, few (percent; last epoch, plain) and MaxNorm's share.
 
         Accuracies are NaN where training diverged.
         """
         rows = []
-        for seed, weight, bias in zip(self.settings.seed, self.weight, self.bias, strict=True):
+        for seed, weight, bias in zip(self.candidates.seed, self.weight, self.bias, strict=True):
             data = self.data[seed]
             logits = torch.addmm(bias, data.test_features(self.recipe.epochs - 1, False), weight.T)
             rows.append(metrics.group_accuracy(logits.cpu().numpy(), data.test_labels, data.class_counts))
         projected = (self.projected / self.checked).cpu().numpy()  # NaN where nothing was checked
-        found = pd.DataFrame(rows, index=self.settings.index).assign(projected_share=projected)
-        return pd.concat([self.settings, found], axis=1).sort_index()
+        found = pd.DataFrame(rows, index=self.candidates.index).assign(projected_share=projected)
+        return pd.concat([self.candidates, found], axis=1).sort_index()

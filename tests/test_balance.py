@@ -357,8 +357,8 @@ def test_a_balanced_model_can_be_traced_and_exported(result, sets):
 # ---- choosing, warning, worth
 
 
-def grid(settings, scores, best):
-    return module.at_edge(settings, settings, scores, best)
+def grid(candidates, scores, best):
+    return module.at_edge(candidates, candidates, scores, best)
 
 
 def test_the_edge_of_a_grid():
@@ -392,19 +392,19 @@ def test_warnings(head, sets):
 def test_a_setting_that_diverges_is_never_chosen(head, sets):
     problem = problem_of(head, sets)
 
-    def diverges(first, data, recipe, settings):
-        return [linear(first.weight + one["value"], first.bias) for one in settings]
+    def diverges(first, data, recipe, candidates):
+        return [linear(first.weight + one["value"], first.bias) for one in candidates]
 
     method = Balancer(diverges, [{"value": np.nan}, {"value": 0.0}, {"value": np.inf}])
     recipe = module.recipe_for(len(problem.train))
-    assert module.tune(method, problem.start(), problem, recipe, "macro").setting == {"value": 0.0}
+    assert module.tune(method, problem.start(), problem, recipe, "macro").candidate == {"value": 0.0}
     lost = module.tune(Balancer(diverges, [{"value": np.nan}]), problem.start(), problem, recipe, "macro")
-    assert np.isnan(lost.figure())
+    assert np.isnan(lost.shown_score())
 
 
 def test_a_method_that_diverges_has_no_figures_and_stops_nothing(head, sets, monkeypatch):
-    def diverges(first, data, recipe, settings):
-        return [linear(first.weight * np.nan, first.bias) for _ in settings]
+    def diverges(first, data, recipe, candidates):
+        return [linear(first.weight * np.nan, first.bias) for _ in candidates]
 
     monkeypatch.setitem(BALANCERS, "NCM", Balancer(diverges, [{"metric": "cosine"}]))
     said = []
@@ -429,16 +429,16 @@ def test_a_large_grid_is_thinned_and_a_small_one_is_not(head, sets, monkeypatch)
     problem = problem_of(head, sets)
     seen = []
 
-    def fit(first, data, recipe, settings):
-        seen.append((recipe.epochs, len(settings)))
-        return [linear(first.weight, first.bias + one["lr"] * torch.arange(C)) for one in settings]
+    def fit(first, data, recipe, candidates):
+        seen.append((recipe.epochs, len(candidates)))
+        return [linear(first.weight, first.bias + one["lr"] * torch.arange(C)) for one in candidates]
 
     method, recipe = Balancer(fit, [{"lr": i / 10} for i in range(40)]), module.recipe_for(len(problem.train))
     whole = module.tune(method, problem.start(), problem, recipe, "macro")
     monkeypatch.setattr(module, "LARGE", 0)
     thinned = module.tune(method, problem.start(), problem, recipe, "macro")
     assert seen == [(recipe.epochs, 40), (1, 40), (recipe.epochs, 4)]
-    assert thinned.setting == whole.setting
+    assert thinned.candidate == whole.candidate
 
 
 @pytest.mark.seconds

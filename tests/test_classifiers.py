@@ -70,7 +70,7 @@ def test_a_cosine_network_gives_a_linear_classifier_without_bias(data):
     np.testing.assert_allclose(frozen.test_logits(classifier, 0), expected, atol=1e-4)
     recipe = recipes.Recipe(1, batch_size=16, lr=0.1, loss="cb-ce")
     for name, method in methods.BALANCERS.items():
-        (found,) = method.fit(classifier, frozen, recipe, method.settings[:1])
+        (found,) = method.fit(classifier, frozen, recipe, method.candidates[:1])
         assert np.isfinite(frozen.test_logits(found, 0)).all(), name
     outcome = training.fit(classifier, frozen, recipe, MaxNorm(20.0))
     assert outcome.weights.keys() == {"weight"}

@@ -119,7 +119,7 @@ def test_every_method_is_a_row_with_its_protocol(demo):
     table = demo.table
     assert table.method.tolist()[: len(BALANCERS)] == list(BALANCERS)
     figures = table[table.method.isin(BALANCERS)][
-        [*compare.FIGURES, "validation", "seconds", "forward 50", "backward 2"]
+        [*compare.MEASURES, "validation", "seconds", "forward 50", "backward 2"]
     ]
     assert figures.notna().all(axis=None)
     assert figures[["all", "ECE", "validation"]].apply(lambda values: values.between(0, 100)).all(axis=None)
@@ -132,7 +132,7 @@ def test_every_method_is_a_row_with_its_protocol(demo):
 @pytest.mark.slow
 def test_every_setting_that_was_tried_is_kept_and_one_a_method_is_chosen(demo):
     tried = pd.read_csv(demo.out / "tuning" / "comparison.csv")
-    assert tried.method.value_counts(sort=False).to_dict() == {name: len(m.settings) for name, m in BALANCERS.items()}
+    assert tried.method.value_counts(sort=False).to_dict() == {name: len(m.candidates) for name, m in BALANCERS.items()}
     chosen = tried[tried.chosen].set_index("method")["all"]
     best = tried.groupby("method")["all"].max()
     assert (
@@ -235,18 +235,20 @@ def test_tuning_on_the_test_images_is_refused(final):
 
 
 def test_of_equal_settings_the_first_is_chosen(held_out):
-    same = Balancer(lambda first, features, recipe, settings: [first for _ in settings], [{"tau": 2.0}, {"tau": 0.0}])
+    same = Balancer(
+        lambda first, features, recipe, candidates: [first for _ in candidates], [{"tau": 2.0}, {"tau": 0.0}]
+    )
     assert compare.tune(same, held_out, RECIPE)[0] == {"tau": 2.0}
 
 
-def diverges(first, features, recipe, settings):
-    """A method whose settings give weights of their `value`, or the first stage's where that is 0."""
-    return [models.linear(first.weight + setting["value"], first.bias) for setting in settings]
+def diverges(first, features, recipe, candidates):
+    """A method whose candidates give weights of their `value`, or the first stage's where that is 0."""
+    return [models.linear(first.weight + each["value"], first.bias) for each in candidates]
 
 
 def test_a_setting_that_diverges_is_never_chosen(held_out):
-    setting, tried = compare.tune(Balancer(diverges, [{"value": np.nan}, {"value": 0.0}]), held_out, RECIPE)
-    assert setting == {"value": 0.0}
+    candidate, tried = compare.tune(Balancer(diverges, [{"value": np.nan}, {"value": 0.0}]), held_out, RECIPE)
+    assert candidate == {"value": 0.0}
     assert tried.chosen.tolist() == [False, True]
     assert tried["all"].isna().tolist() == [True, False]
     held_out.test_labels = np.full(len(held_out.test_labels), 11)  # hardly ever chosen, and class 0 never right
@@ -258,13 +260,13 @@ def test_what_diverges_has_no_figures_and_stops_nothing(held_out, final, tmp_pat
     compared = {"bad": Balancer(diverges, [{"value": np.nan}]), "first stage alone": BALANCERS["first stage alone"]}
     table = compare.compare(held_out, final, RECIPE, compared, tmp_path)[0].set_index("method")
     assert table.loc["bad", "hyper-parameters"] == "value nan, diverged"
-    assert table.loc["bad", [*compare.FIGURES, "forward 50"]].isna().all()
+    assert table.loc["bad", [*compare.MEASURES, "forward 50"]].isna().all()
     assert table.loc["first stage alone", "all"] > 0
 
 
 def test_settings_are_described_in_words():
-    setting = {"weight_decay": 0.001, "radius": 0.75, "lr": 10.0, "metric": "cosine"}
-    assert describe(setting, Recipe(1, lr=0.01)) == (
+    values = {"weight_decay": 0.001, "radius": 0.75, "lr": 10.0, "metric": "cosine"}
+    assert describe(values, Recipe(1, lr=0.01)) == (
         "weight decay 0.001, radius / mean norm 0.75, lr 0.1, metric cosine"
     )
     assert describe({}, Recipe(1)) == ""
@@ -301,7 +303,7 @@ def test_each_published_figure_is_there_once_with_its_source():
 @pytest.mark.parametrize(("decay", "absent"), [(0.0, False), (0.005, True)])
 def test_the_naive_network_is_absent_from_others_comparisons_alone(decay, absent):
     protocol = dict(zip(compare.PROTOCOL, ["cifar100", 100.0, "exp", "resnet32", 100, decay, 0], strict=True))
-    figures = dict.fromkeys([*compare.FIGURES, "validation", "seconds"], 1.0)
+    figures = dict.fromkeys([*compare.MEASURES, "validation", "seconds"], 1.0)
     measured = pd.DataFrame([{"method": "first stage alone", "hyper-parameters": ""} | figures])
     stages = SimpleNamespace(protocol=protocol | {"tuned_on": "tuning", "held_out": 9, "run": "run"})
     assert ("naive" in set(compare.assemble(measured, [], stages).method)) == absent

@@ -31,17 +31,17 @@ def test_a_setting_that_diverged_is_chosen_by_no_half():
     halves, nan = np.array([0, 0, 1, 1]), np.full(4, np.nan)
     assert lr_wd.cross_fitted(np.stack([nan, [1, 0, 1, 0]]), halves).tolist() == [1, 0, 1, 0]
     assert np.isnan(lr_wd.cross_fitted(np.stack([nan, nan]), halves)).all()
-    figures = lr_wd.Scored({}, nan, np.array(["many"] * 4)).accuracies(nan)
-    assert np.isnan([*figures.values()]).all()  # no figure, rather than 0.00 ± 0.00
+    measures = lr_wd.Scored({}, nan, np.array(["many"] * 4)).accuracies(nan)
+    assert np.isnan([*measures.values()]).all()  # no number, rather than 0.00 ± 0.00
 
 
 def test_errors_are_those_of_a_mean_over_images():
     groups = np.array(["many"] * 8 + ["few"] * 2)
-    figures = lr_wd.Scored({}, np.ones(10), groups).accuracies(np.array([1, 0, 1, 0, 1, 0, 1, 0, 1, 1.0]))
-    assert (figures["all"], figures["many"], figures["few"]) == (60, 50, 100)
-    assert figures["many ±"] == pytest.approx(100 * (2 / 7) ** 0.5 / 8**0.5)
-    assert figures["few ±"] == 0
-    assert np.isnan(figures["medium"])
+    measures = lr_wd.Scored({}, np.ones(10), groups).accuracies(np.array([1, 0, 1, 0, 1, 0, 1, 0, 1, 1.0]))
+    assert (measures["all"], measures["many"], measures["few"]) == (60, 50, 100)
+    assert measures["many ±"] == pytest.approx(100 * (2 / 7) ** 0.5 / 8**0.5)
+    assert measures["few ±"] == 0
+    assert np.isnan(measures["medium"])
 
 
 def test_gains_are_paired_and_over_the_cell_that_shares_most():

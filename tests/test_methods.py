@@ -33,8 +33,8 @@ def first() -> torch.nn.Linear:
     return models.linear(torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.3, -0.4]]), torch.tensor([0.5, 0.0, -0.5]))
 
 
-def fit(name: str, data, first: torch.nn.Linear, recipe: Recipe | None = None, **setting) -> torch.nn.Linear:
-    return BALANCERS[name].fit(first, data, recipe or Recipe(3, lr=0.05, loss="cb-ce"), [setting])[0]
+def fit(name: str, data, first: torch.nn.Linear, recipe: Recipe | None = None, **values) -> torch.nn.Linear:
+    return BALANCERS[name].fit(first, data, recipe or Recipe(3, lr=0.05, loss="cb-ce"), [values])[0]
 
 
 def test_logit_adjustment_subtracts_the_logarithm_of_the_prior():
@@ -53,12 +53,12 @@ def test_logit_adjustment_moves_only_biases(first, gaussians):
 
 def test_untouched_settings_leave_the_first_classifier_as_it_is(first):
     data = SimpleNamespace(class_counts=COUNTS)
-    for name, setting in {"first stage alone": {}, "tau-norm": {"tau": 0.0}, "logit adjustment": {"tau": 0.0}}.items():
-        torch.testing.assert_close(fit(name, data, first, **setting).state_dict(), first.state_dict())
+    for name, values in {"first stage alone": {}, "tau-norm": {"tau": 0.0}, "logit adjustment": {"tau": 0.0}}.items():
+        torch.testing.assert_close(fit(name, data, first, **values).state_dict(), first.state_dict())
 
 
 def test_l2norm_gives_unit_rows(first):
-    same = fit("L2norm", None, first, **BALANCERS["L2norm"].settings[0])
+    same = fit("L2norm", None, first, **BALANCERS["L2norm"].candidates[0])
     torch.testing.assert_close(row_norms(same.weight), torch.ones(3))
 
 
@@ -249,8 +249,8 @@ def test_class_balanced_training_equals_the_grids(gaussians):
         ),
     )
     expected = stack.Grid(first, frozen, recipe, choices.assign(max_norm_every="step")).fit()
-    settings = [{"lr": 1.0}, {"lr": 10.0, "weight_decay": 0.02, "radius": 1.0}]
-    for i, trained in enumerate(BALANCERS["CB + WD + MaxNorm"].fit(first, gaussians, recipe, settings)):
+    candidates = [{"lr": 1.0}, {"lr": 10.0, "weight_decay": 0.02, "radius": 1.0}]
+    for i, trained in enumerate(BALANCERS["CB + WD + MaxNorm"].fit(first, gaussians, recipe, candidates)):
         torch.testing.assert_close(trained.weight, expected.classifier(i).weight, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(trained.bias, expected.classifier(i).bias, atol=1e-5, rtol=1e-4)
 
@@ -258,10 +258,10 @@ def test_class_balanced_training_equals_the_grids(gaussians):
 @pytest.mark.parametrize("name", BALANCERS)
 def test_a_setting_gives_the_same_classifier_alone_and_beside_others(name, gaussians):
     method, first, recipe = BALANCERS[name], gaussians.naive(), Recipe(2, lr=0.02, loss="cb-ce")
-    together = method.fit(first, gaussians, recipe, method.settings)
-    assert len(together) == len(method.settings) > 0
+    together = method.fit(first, gaussians, recipe, method.candidates)
+    assert len(together) == len(method.candidates) > 0
     for i in {0, len(together) - 1}:
-        (alone,) = method.fit(first, gaussians, recipe, [method.settings[i]])
+        (alone,) = method.fit(first, gaussians, recipe, [method.candidates[i]])
         torch.testing.assert_close(together[i].weight, alone.weight, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(together[i].bias, alone.bias, atol=1e-4, rtol=1e-3)
 
@@ -270,14 +270,14 @@ def test_a_setting_gives_the_same_classifier_alone_and_beside_others(name, gauss
 def test_no_method_changes_the_classifier_it_starts_from(name, gaussians):
     first = gaussians.naive()
     before = [values.clone() for values in first.parameters()]
-    BALANCERS[name].fit(first, gaussians, Recipe(1, lr=0.05, loss="cb-ce"), BALANCERS[name].settings)
+    BALANCERS[name].fit(first, gaussians, Recipe(1, lr=0.05, loss="cb-ce"), BALANCERS[name].candidates)
     assert all(torch.equal(old, new) for old, new in zip(before, first.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", BALANCERS)
 def test_the_tuned_method_is_no_worse_on_rare_classes_than_the_first_stage(name, gaussians):
     validation, method, first = Gaussians(seed=1), BALANCERS[name], gaussians.naive()
-    trained = method.fit(first, gaussians, Recipe(10, lr=0.05, loss="cb-ce"), method.settings)
+    trained = method.fit(first, gaussians, Recipe(10, lr=0.05, loss="cb-ce"), method.candidates)
     best = max(trained, key=lambda classifier: validation.accuracy(classifier)["all"])
     untouched, tuned = gaussians.accuracy(first), gaussians.accuracy(best)
     assert tuned["few"] >= untouched["few"]
@@ -287,14 +287,14 @@ def test_the_tuned_method_is_no_worse_on_rare_classes_than_the_first_stage(name,
 def test_learning_methods_and_adjustments_rescue_rare_classes(gaussians):
     first, recipe = gaussians.naive(), Recipe(10, lr=0.05, loss="cb-ce")
     few = gaussians.accuracy(first)["few"]
-    for name, setting in {
+    for name, values in {
         "logit adjustment": {"tau": 1.0},
         "cRT": {"lr": 1.0},
         "LWS": {"lr": 1.0},
         "CB": {"lr": 1.0},
         "Balanced Softmax": {"lr": 1.0},
     }.items():
-        assert gaussians.accuracy(fit(name, gaussians, first, recipe, **setting))["few"] > few + 10
+        assert gaussians.accuracy(fit(name, gaussians, first, recipe, **values))["few"] > few + 10
 
 
 def test_the_class_balanced_methods_take_the_recipes_loss(gaussians):
@@ -306,15 +306,15 @@ def test_the_class_balanced_methods_take_the_recipes_loss(gaussians):
 @pytest.mark.parametrize("name", BALANCERS)
 def test_no_method_needs_float64_on_its_device(name):
     method, recipe = BALANCERS[name], Recipe(2, batch_size=16, lr=0.05, loss="cb-ce")
-    settings, generator = method.settings[-2:], torch.Generator().manual_seed(12)
+    candidates, generator = method.candidates[-2:], torch.Generator().manual_seed(12)
     labels, features = torch.tensor([0] * 20 + [1] * 9 + [2] * 3), torch.randn(32, 6, generator=generator)
     weight, counts = torch.randn(3, 6, generator=generator), np.array([20, 9, 3])
     here = SimpleNamespace(class_counts=counts, draw=lambda *_: (features, labels))
-    expected = method.fit(models.linear(weight, torch.zeros(3)), here, recipe, settings)
+    expected = method.fit(models.linear(weight, torch.zeros(3)), here, recipe, candidates)
     with no_float64() as device:
         there = SimpleNamespace(class_counts=counts, draw=lambda *_: (features.to(device), labels.to(device)))
         first = models.linear(weight.to(device), torch.zeros(3).to(device))
-        for one, other in zip(method.fit(first, there, recipe, settings), expected, strict=True):
+        for one, other in zip(method.fit(first, there, recipe, candidates), expected, strict=True):
             assert one.weight.device == device
             assert torch.equal(one.weight.detach().cpu(), other.weight)
             assert torch.equal(one.bias.detach().cpu(), other.bias)

@@ -65,9 +65,9 @@ NOT_FINITE = {
 def test_logits_that_are_not_finite_give_no_figure(kind):
     logits, labels, counts = NOT_FINITE[kind], np.array([0, 0, 0, 1]), np.array([500, 5])
     assert np.isnan(metrics.per_class_accuracy(logits, labels)).all()
-    figures = metrics.Predictions.of(logits, labels).summary(counts)
-    assert list(figures) == ["all", "many", "medium", "few", "ece"]
-    assert {metrics.percent(value) for value in figures.values()} == {"–"}
+    measures = metrics.Predictions.of(logits, labels).summary(counts)
+    assert list(measures) == ["all", "many", "medium", "few", "ece"]
+    assert {metrics.percent(value) for value in measures.values()} == {"–"}
     assert metrics.group_accuracy(logits, labels, counts) == pytest.approx(
         dict.fromkeys(("all", *metrics.GROUPS), nan), nan_ok=True
     )
@@ -154,9 +154,9 @@ def test_full_confidence_falls_into_the_last_bin():
 
 def test_a_summary_holds_all_figures():
     logits, labels, counts = logits_of([0.75] * 4), np.array([0, 0, 0, 1]), np.array([500, 5])
-    figures = metrics.Predictions.of(logits, labels).summary(counts)
+    measures = metrics.Predictions.of(logits, labels).summary(counts)
     expected = {"all": 75, "many": 100, "medium": nan, "few": 0, "ece": 0}
-    assert figures == pytest.approx(expected, abs=1e-9, nan_ok=True)
+    assert measures == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
 def test_shifted_priors_by_hand():

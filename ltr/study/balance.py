@@ -43,7 +43,7 @@ class Options:
 
     train: Path = option(None, "npz file with features, labels and optional names", file)
     validation: Path = option(None, "npz file of images that choose settings and temperatures", file)
-    test: Path = option(None, "npz file of images that only the figures depend on", file)
+    test: Path = option(None, "npz file of images that only the numbers depend on", file)
     head: Path = option(None, "file with the state dict of your model or its head", file)
     layer: str = option(None, "name of the linear layer in it, as fc or head.fc")
     score: str = option("macro", "what validation images choose by: the class mean, or all images", choices=(*SCORES,))

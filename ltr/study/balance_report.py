@@ -78,7 +78,7 @@ def both(result: Balanced) -> dict[str, Predictions]:
     return {"before": result.predictions[FIRST], f"after ({result.best})": result.predictions[result.best]}
 
 
-def figures(result: Balanced) -> tuple[pd.Series, pd.Series]:
+def measures(result: Balanced) -> tuple[pd.Series, pd.Series]:
     """The table's rows of the head as it was and of the best one."""
     table = result.table.set_index("method")
     return table.loc[FIRST], table.loc[result.best]
@@ -113,7 +113,7 @@ def methods_table(result: Balanced) -> str:
 
 def groups(result: Balanced) -> str:
     """Accuracy of each group before and after, as a table and drawn."""
-    before, after = figures(result)
+    before, after = measures(result)
     drawn = plots.group_bars(pd.DataFrame([before, after]).assign(model=list(both(result))))
     classes = result.per_class.groupby("group").size()
     rows = [
@@ -166,7 +166,7 @@ def about_table(result: Balanced) -> str:
         ["images", images],
         ["training images of a class", f"{counts.max():,} down to {counts.min():,}"],
         ["chosen by", f"{SCORES[result.score]} on the validation images"],
-        ["figures on", f"the {result.tested_on} images"],
+        ["numbers on", f"the {result.tested_on} images"],
     ]
     lines = (f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
     return f'<table class="facts">{"".join(lines)}</table>'
@@ -174,7 +174,7 @@ def about_table(result: Balanced) -> str:
 
 def cost(result: Balanced) -> str:
     """What balancing takes away, and the time it took."""
-    before, after = figures(result)
+    before, after = measures(result)
     table = result.per_class
     change = table["accuracy after"] - table["accuracy before"]
     lines = [f"{int((change < 0).sum())} of {len(table)} classes lose and {int((change > 0).sum())} gain."]
@@ -192,7 +192,7 @@ def cost(result: Balanced) -> str:
 
 def calibration(result: Balanced) -> str:
     """Both calibration errors in a sentence, and confidence against accuracy."""
-    before, after = figures(result)
+    before, after = measures(result)
     text = f"<p>Expected calibration error {percent(before['ECE'])} % before, {percent(after['ECE'])} % after"
     if result.best != FIRST:
         value = f"{after['temperature']:.3g}"

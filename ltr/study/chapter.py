@@ -184,7 +184,7 @@ class Chapter:
 
     @property
     def protocol(self) -> str:
-        """How this chapter's figures came about, see `protocol`."""
+        """How this chapter's numbers came about, see `protocol`."""
         settings = self.settings
         first = self.rows.base.config["settings"] if isinstance(settings, SecondStage) else settings.identity()
         return protocol(settings, first)
@@ -407,7 +407,7 @@ def take_aways(*sentences: str) -> None:
 
 
 def protocol(settings: FirstStage | SecondStage, first: Mapping[str, Any]) -> str:
-    """How figures came about: network, length, values, seed, epoch and test, in a line.
+    """How numbers came about: network, length, values, seed, epoch and test, in a line.
 
     Args:
         first: settings of the first stage, as its run's config has them.

@@ -10,7 +10,7 @@ setting, on the features of the first stage's full run in `<out>/demo_1`, and te
 Where there is no full run, the tuning network is the one tested: `stage1_run` is the same as `tuned_on` then. The table
 goes to `<out>/comparison.csv`, every setting that was tried to `<out>/tuning/comparison.csv`. All other
 options are the second script's, but for those that are tuned. Methods that train a whole network stand below, with
-the figures of their finished runs in `<out>/demo_1`, or the option that trains one.
+the numbers of their finished runs in `<out>/demo_1`, or the option that trains one.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ import pandas as pd
 from ltr import datasets, metrics, models, plots, runs
 from ltr.balance import absolute, describe
 from ltr.errors import InputError
-from ltr.methods import BALANCERS, Balancer, Setting, suitable
+from ltr.methods import BALANCERS, Balancer, Candidate, suitable
 from ltr.recipes import Recipe
 from ltr.runtime import configs
 from ltr.runtime.options import flag, folder, option, short, whole
@@ -44,7 +44,7 @@ from ltr.study.rows import check_none_chosen
 
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
 KEY = [*PROTOCOL, "stage1_run"]  # what a comparison is one of: its table is replaced by a later one
-FIGURES = ["many", "medium", "few", "all", "ECE"]
+MEASURES = ["many", "medium", "few", "all", "ECE"]
 HELD_OUT = 20  # images of each class, unless told otherwise
 FROM_SCRATCH = ("naive", "mixup", *NAMES.values())
 
@@ -59,7 +59,7 @@ def trained_by(method: str) -> str:
 
 
 def absent_row(method: str) -> dict[str, Any]:
-    """A row without figures, of no run: how the method is trained here, or that others' figure is all there is."""
+    """A row without numbers, of no run: how the method is trained here, or that others' number is all there is."""
     return {"method": method, "trained_by": trained_by(method) or None} | dict.fromkeys(("run", "tuned_on", "held_out"))
 
 
@@ -70,7 +70,7 @@ def how(table: pd.DataFrame) -> pd.Series:
     return table["hyper-parameters"].fillna("").where(table.run.notna(), absent)
 
 
-def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Setting, pd.DataFrame]:
+def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Candidate, pd.DataFrame]:
     """The setting with the best accuracy on held-out images, of equals the first; and all that were tried.
 
     Args:
@@ -80,19 +80,19 @@ def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Se
         a setting, and a row for each: the setting's values, then many, medium, few, all in percent on the held-out
         images, and whether it is the one chosen.
     """
-    candidates = method.fit(models.copy_classifier(held_out.model), held_out, recipe, method.settings)
-    logits = (held_out.test_logits(each, 0) for each in candidates)
+    classifiers = method.fit(models.copy_classifier(held_out.model), held_out, recipe, method.candidates)
+    logits = (held_out.test_logits(each, 0) for each in classifiers)
     rows = [metrics.group_accuracy(each, held_out.test_labels, held_out.class_counts) for each in logits]
     best = metrics.best_index([row["all"] for row in rows])
-    settings = [absolute(setting, recipe) for setting in method.settings]
-    tried = pd.DataFrame([setting | row for setting, row in zip(settings, rows, strict=True)])
-    return method.settings[best], tried.assign(chosen=tried.index == best)
+    named = [absolute(candidate, recipe) for candidate in method.candidates]
+    tried = pd.DataFrame([own | row for own, row in zip(named, rows, strict=True)])
+    return method.candidates[best], tried.assign(chosen=tried.index == best)
 
 
-def figures_of(made: metrics.Predictions, counts: np.ndarray) -> dict[str, float]:
-    """Percentages of a table's row: `FIGURES`, then those of shifted test sets; NaN where training diverged."""
+def measures_of(made: metrics.Predictions, counts: np.ndarray) -> dict[str, float]:
+    """Percentages of a table's row: `MEASURES`, then those of shifted test sets; NaN where training diverged."""
     plain = made.summary(counts)
-    return {name: plain[name.lower()] for name in FIGURES} | made.shifted(counts)
+    return {name: plain[name.lower()] for name in MEASURES} | made.shifted(counts)
 
 
 def draw_reliability(bins: Mapping[str, pd.DataFrame], folder: Path) -> None:
@@ -109,12 +109,12 @@ def measure(
 ) -> tuple[dict[str, Any], pd.DataFrame, metrics.Predictions]:
     """A method's row of `compare`, all settings that were tried, and what it says of the test images."""
     start = time.perf_counter()
-    setting, tried = tune(method, held_out, dataclasses.replace(recipe, seed=held_out.seed))
+    candidate, tried = tune(method, held_out, dataclasses.replace(recipe, seed=held_out.seed))
     own = dataclasses.replace(recipe, seed=final.seed)
-    (classifier,) = method.fit(models.copy_classifier(final.model), final, own, [setting])
+    (classifier,) = method.fit(models.copy_classifier(final.model), final, own, [candidate])
     made = metrics.Predictions.of(final.test_logits(classifier, 0), final.test_labels)
-    figures, words = figures_of(made, final.class_counts), describe(setting, recipe)
-    row = {"hyper-parameters": f"{words}, diverged" if np.isnan(figures["all"]) else words, **figures}
+    measured, words = measures_of(made, final.class_counts), describe(candidate, recipe)
+    row = {"hyper-parameters": f"{words}, diverged" if np.isnan(measured["all"]) else words, **measured}
     row |= {"validation": tried["all"].max(), "seconds": time.perf_counter() - start}
     return row, tried, made
 
@@ -139,7 +139,7 @@ def compare(
         validation (accuracy on the held-out images), seconds (tuning, fit and test; features not counted), and
         the accuracies on shifted test sets, see `metrics.Predictions.shifted`. And a row for each setting that was
         tried: method, then what `tune` gives. A method that does not suit the classifier, see `methods.suitable`, has
-        no figures.
+        no numbers.
 
     Raises:
         ValueError: the tuning images are the test images.
@@ -295,7 +295,7 @@ def first_stages(settings: Comparison) -> Stages:
 def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
     """Rows of the other finished first stages on the same images: another method, weight decay or length.
 
-    Those without predictions have no figures of shifted test sets; a warning says so.
+    Those without predictions have no numbers of shifted test sets; a warning says so.
     """
     same = {name: stages.protocol[name] for name in ("backbone", "seed")}
     for result in runs.finished_runs(folder):
@@ -311,10 +311,10 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
             method += ", whole network"
         row = {"method": method, "hyper-parameters": words, "tuned_on": None, "held_out": None}
         try:
-            row |= figures_of(result.predictions, result.class_counts)
+            row |= measures_of(result.predictions, result.class_counts)
         except InputError as error:
             warnings.warn(f"no accuracies on shifted test sets: {error}", stacklevel=2)
-        row |= {name: result.accuracy()[name.lower()] for name in FIGURES}
+        row |= {name: result.accuracy()[name.lower()] for name in MEASURES}
         yield row | {"seconds": result.summary["seconds"], "run": result.path.name}
 
 
@@ -334,7 +334,7 @@ def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stag
         *(name for name in (*KEY, "choice", "further") if name in protocol),
         "method",
         "hyper-parameters",
-        *FIGURES,
+        *MEASURES,
     ]
     first += ["published", "source", "validation", "seconds", "tuned_on", "held_out", "run", "trained_by"]
     return pd.DataFrame(rows)[list(dict.fromkeys((*first, *rows[0])))]
@@ -352,7 +352,7 @@ def tuning_table(tried: pd.DataFrame, stages: Stages) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Some columns as text, figures with two decimals."""
+    """Some columns as text, numbers with two decimals."""
     text = table[[*columns]].copy()
     for name in text.select_dtypes("number"):
         text[name] = text[name].map(metrics.percent)
@@ -404,7 +404,7 @@ def main(arguments: Sequence[str]) -> None:
     save(path, table)
     save(tuning, tuning_table(tried, stages))
     told = table.assign(**{"hyper-parameters": how(table)})
-    print(shown(told, ["method", "hyper-parameters", *FIGURES, "published", "source", "seconds"]))
+    print(shown(told, ["method", "hyper-parameters", *MEASURES, "published", "source", "seconds"]))
     shifts = [name for name in table if name.startswith(("forward", "backward"))]
     print("\nclasses of the test set long-tailed, forward as in training or backward, by the ratio of its ends:")
     print(shown(table[table["all"].notna()], ["method", *shifts]))

@@ -161,10 +161,10 @@ def cell(case: Evidence, row: Row, bold: set[Row]) -> str:
     """A cell of `side_by_side`."""
     if row not in case.found:
         return ""
-    figures, error = case.found[row].accuracy(), case.error(row)
-    value = metrics.percent(figures["all"])
+    measured, error = case.found[row].accuracy(), case.error(row)
+    value = metrics.percent(measured["all"])
     value = f"<b>{value}</b>" if row in bold else value
-    return metrics.with_dashes(f"{value}<br><small>±{error:.2f}, few {figures['few']:.1f}</small>")
+    return metrics.with_dashes(f"{value}<br><small>±{error:.2f}, few {measured['few']:.1f}</small>")
 
 
 def max_norm_gains(case: Evidence) -> pd.DataFrame:
@@ -212,8 +212,8 @@ def temperatures(case: Evidence) -> pd.DataFrame:
             norm = case.mean_norm(method, setting)
             same = 100 * float((logits.argmax(1) == cb.argmax(1)).float().mean())
             line = {"method": method, "setting": setting, "norm": norm, "same": same}
-            figures = maxnorm.measured(logits.numpy(), case.labels, case.rows.base.class_counts)
-            line |= {name: figures[key] for name, key in AS_IT_IS_AND_SCALED.items()}
+            measured = maxnorm.measured(logits.numpy(), case.labels, case.rows.base.class_counts)
+            line |= {name: measured[key] for name, key in AS_IT_IS_AND_SCALED.items()}
             lines.append(line | at_held_out_temperature(case, (method, setting), logits))
     table = pd.DataFrame(lines)
     return table.assign(**{"norm / T": table.norm / table["T"]})

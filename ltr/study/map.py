@@ -56,11 +56,11 @@ class Scored:
 
     def accuracies(self, values: np.ndarray) -> dict[str, float]:
         """Mean of a value of each image [N] over all and over each group, in percent, and its standard error."""
-        figures = {}
+        measures = {}
         for name in MEASURES:
             own = 100.0 * (values if name == "all" else values[self.groups == name])
-            figures[name], figures[f"{name} ±"] = metrics.mean_and_error(own) if len(own) else (np.nan, np.nan)
-        return figures
+            measures[name], measures[f"{name} ±"] = metrics.mean_and_error(own) if len(own) else (np.nan, np.nan)
+        return measures
 
 
 def cross_fitted(hits: np.ndarray, halves: np.ndarray) -> np.ndarray:
@@ -107,7 +107,7 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
     features = FrozenFeatures(model, data, device, seed=recipe.seed, engine=engine, augmented=PASSES)
     labels, groups = features.test_labels, metrics.group_of(run.class_counts)[features.test_labels]
     for name in (BEFORE, AFTER, *BALANCED):
-        tried = [{"tau": 1.0}] if name == AFTER else BALANCERS[name].settings
+        tried = [{"tau": 1.0}] if name == AFTER else BALANCERS[name].candidates
         found = BALANCERS[name].fit(models.copy_classifier(model), features, recipe, tried)
         logits = (features.test_logits(classifier, 0) for classifier in found)
         hits = np.stack([metrics.hits_of(each, labels) for each in logits])
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str]) -> None:
     for path in given:
         found += scored(path, options.data_root, device)
         own = found[-2 - len(BALANCED) :]
-        figures = {each.about["classifier"]: metrics.percent(100 * each.hits.mean()) for each in own}
-        print(f"{path.name}: " + ", ".join(f"{name} {value} %" for name, value in figures.items()), flush=True)
+        measures = {each.about["classifier"]: metrics.percent(100 * each.hits.mean()) for each in own}
+        print(f"{path.name}: " + ", ".join(f"{name} {value} %" for name, value in measures.items()), flush=True)
     write_text(options.table, table_text(tabulate(found)))
     print(short(f"table: {options.table}"))

@@ -66,13 +66,13 @@ def temperature_scaled(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
 
 
 def measured(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float | np.ndarray]:
-    """A classifier's figures as it is and at its temperature; `hits` and `likelihood` [N] are for the comparison."""
+    """A classifier's measures as it is and at its temperature; `hits` and `likelihood` [N] are for the comparison."""
     scaled, temperature = temperature_scaled(logits, labels)
     made, before = Predictions.of(logits, labels), metrics.log_likelihood(logits, labels)
     after = metrics.log_likelihood(scaled, labels)
-    figures = made.summary(counts) | {"nll": -float(before.mean()), "temperature": temperature}
-    figures |= {"ece scaled": Predictions.of(scaled, labels).calibration_error(), "nll scaled": -float(after.mean())}
-    return figures | {"hits": made.hits, "likelihood": after}
+    measures = made.summary(counts) | {"nll": -float(before.mean()), "temperature": temperature}
+    measures |= {"ece scaled": Predictions.of(scaled, labels).calibration_error(), "nll scaled": -float(after.mean())}
+    return measures | {"hits": made.hits, "likelihood": after}
 
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:

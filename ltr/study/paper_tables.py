@@ -263,8 +263,8 @@ def first_stage_line(rows: pd.DataFrame) -> list[str]:
     how = [f"{rows.imbalance_factor.iloc[0]:g}", f"{training(rows)}, weight decay {decay:g}", str(alone.seed.nunique())]
     tuned = rows[rows["mode"] == "paper"]
     later = [tuned[tuned.method == method]["all"] for method in ONCE_BALANCED]
-    figures = [cell(alone[name]) for name in (*metrics.GROUPS, "all", "ece")]
-    return [*how, *figures, *(cell(values) if len(values) else "" for values in later)]
+    first = [cell(alone[name]) for name in (*metrics.GROUPS, "all", "ece")]
+    return [*how, *first, *(cell(values) if len(values) else "" for values in later)]
 
 
 def first_stages(results: pd.DataFrame) -> str:

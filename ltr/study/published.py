@@ -1,7 +1,7 @@
 """What others measured on long-tailed CIFAR-100, top-1 accuracy in percent: facts, to stand beside ours.
 
 `TABLE_1`, `TABLE_2` and `RELEASED` are the weight balancing paper's and its released notebooks', under the names that
-methods have here. `METHODS` are figures of everything that people compare with.
+methods have here. `METHODS` are numbers of everything that people compare with.
 """
 
 import numpy as np
@@ -58,7 +58,7 @@ RELEASED_MINUTES = {"naive": 55 + 21 / 60, "WD": 55 + 36 / 60, "CB + WD + MaxNor
 WEIGHT_BALANCING = "Alshammari et al. 2022"
 DECAYED = f"{WEIGHT_BALANCING}, with weight decay"
 RERUN = "rerun by BagofTricks-LT"
-# Method, network, all at each of `FACTORS`, source. Best test epochs, recipes and augmentations differ: a figure says
+# Method, network, all at each of `FACTORS`, source. Best test epochs, recipes and augmentations differ: a number says
 # how far a method is known to go, not what it adds here.
 METHODS = [
     ("first stage alone", "resnet34", 46.08, 52.71, 66.03, DECAYED),
@@ -88,7 +88,7 @@ METHODS = [
 
 
 def methods(dataset: str, imbalance_factor: float, profile: str, backbone: str) -> dict[str, tuple[float, str]]:
-    """Each method's published figure, and where it is from, for this set and network; nothing for others."""
+    """Each method's published number, and where it is from, for this set and network; nothing for others."""
     if imbalance_factor not in FACTORS or (dataset, profile) != ("cifar100", "exp"):
         return {}
     column = 2 + FACTORS.index(imbalance_factor)
