@@ -320,12 +320,13 @@ def choice_line(usual: pd.DataFrame, other: pd.DataFrame) -> str:
         f"{CHOICES[own['first choice'].fillna('').iloc[0]]}, {seeds(own)}"
         for own in (usual, other)
     ]
-    return f"- {words}: {'; '.join(said)}: {gain:+.2f} ± {or_dash(error, '.2f')} points.\n"
+    known = "" if np.isnan(error) else f" ± {error:.2f}"
+    return f"- {words}: {'; '.join(said)}: {gain:+.2f}{known} points.\n"
 
 
 def choices(results: pd.DataFrame) -> str:
     """What another choice of the training images does to a first stage, a sentence a kind: all classes (many / medium /
-    few), means and deviations; ± of the difference is its standard error over the seeds.
+    few), means and deviations; ± of the difference is its standard error over the seeds, where there are several.
     """
     rows = headline(results)
     kinds = by_choice(rows[rows.run == rows.stage1_run])
