@@ -22,7 +22,8 @@ def scatter(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         float64 [D, D] each, on the CPU.
     """
-    features, labels = features.cpu().double(), labels.cpu().unique(return_inverse=True)[1]
+    features = features.cpu().double()
+    labels = labels.cpu().unique(return_inverse=True)[1]
     counts = labels.bincount().double()
     means = torch.zeros(len(counts), features.shape[1], dtype=torch.float64)
     means = means.index_add_(0, labels, features) / counts[:, None]

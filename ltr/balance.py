@@ -88,7 +88,8 @@ def validate(classifier: nn.Linear, data: Embeddings, score: str) -> float:
 
     Minus infinity where training diverged, so that it is never chosen.
     """
-    logits, labels = classifier(data.features).detach().cpu().numpy(), data.labels.cpu().numpy()
+    logits = classifier(data.features).detach().cpu().numpy()
+    labels = data.labels.cpu().numpy()
     if not np.isfinite(logits).all():
         return -math.inf
     if score == LIKELIHOOD:
@@ -172,7 +173,8 @@ def tune(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, s
 
     It starts from the `first` stage's, which is for scaled features.
     """
-    start, candidates = time.perf_counter(), successive_halving(method, first, problem, recipe, score)
+    start = time.perf_counter()
+    candidates = successive_halving(method, first, problem, recipe, score)
     scores: list[float] = []
     best, chosen = 0, first
     for i, classifier in enumerate(fit(method, first, problem.train, recipe, candidates)):
@@ -326,10 +328,13 @@ class Balanced:
         was = BASELINES["gain"] if self.about["head"] == "given" else "plain cross-entropy"
         if self.best == FIRST:
             return (f"no method is better than {was} on the validation images: not worth it",)
-        row, what = self.table.set_index("method").loc[self.best], f"points of {SCORES[self.score]}"
+        row = self.table.set_index("method").loc[self.best]
+        what = f"points of {SCORES[self.score]}"
         lines = []
         for column, baseline in BASELINES.items():
-            gain, error, over = row[column], row[f"{column} ±"], was if column == "gain" else baseline
+            gain = row[column]
+            error = row[f"{column} ±"]
+            over = was if column == "gain" else baseline
             if not math.isfinite(error):
                 lines.append(f"too few images to say what {self.best} gains over {over}")
                 continue
@@ -424,7 +429,8 @@ def warnings_for(problem: Problem, tuned: Mapping[str, Tuned], before: float) ->
     """What a reader of the table should know, a line each; `before` is the class mean of the head as it was."""
     lines, counts = [], problem.validation.class_counts
     if counts.min() < TOO_FEW:
-        rarest, number = problem.names[int(counts.argmin())], int((counts < TOO_FEW).sum())
+        rarest = problem.names[int(counts.argmin())]
+        number = int((counts < TOO_FEW).sum())
         lines.append(
             f"{number} of {len(counts)} classes have fewer than {TOO_FEW} validation images ({clip(rarest)} has "
             f"{counts.min()}): what is chosen on them is mostly chance"
@@ -537,7 +543,8 @@ def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, scor
     (adjusted,) = logit_adjustment(first, problem.train, recipe, [{"tau": 1.0}])
     baselines = dict(zip(BASELINES, (predictions[FIRST], predict(adjusted, problem.tested)), strict=True))
     table = table_of(tuned, predictions, baselines, recipe, score, problem.train.class_counts)
-    best, where = max(tuned, key=lambda name: tuned[name].validation), "test" if problem.has_test else "validation"
+    best = max(tuned, key=lambda name: tuned[name].validation)
+    where = "test" if problem.has_test else "validation"
     notes = warnings_for(problem, tuned, table["class mean"].iloc[0])
     told = {"best": best, "score": score, "tested_on": where, "warnings": notes} | about(problem, tuned, recipe)
     return Balanced(

@@ -166,7 +166,8 @@ def crt(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candid
 
     Source: Kang et al. 2020, section 4.
     """
-    generator, bound = torch.Generator().manual_seed(recipe.seed), first.in_features**-0.5  # as nn.Linear begins
+    generator = torch.Generator().manual_seed(recipe.seed)
+    bound = first.in_features**-0.5  # as nn.Linear begins
     new = (torch.empty(values.shape).uniform_(-bound, bound, generator=generator) for values in first.parameters())
     start = [values.to(first.weight.device) for values in new]
     return train(features, recipe, candidates, start, cross_entropy_gradient, balanced=True)
@@ -248,7 +249,8 @@ def isotonic(values: Iterable[float]) -> list[float]:
         mean, size = value, 1
         while blocks and blocks[-1][0] > mean:
             before, number = blocks.pop()
-            mean, size = (before * number + mean * size) / (number + size), number + size
+            mean = (before * number + mean * size) / (number + size)
+            size += number
         blocks.append((mean, size))
     return [mean for mean, size in blocks for _ in range(size)]
 
@@ -333,7 +335,8 @@ def etf(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candid
     Source: Hasegawa and Sato 2024 (ICLR), arXiv 2305.16573.
     """
     counts, device = features.class_counts, first.weight.device
-    frame, shrink = simplex_etf(len(counts)).to(device), 1 - 1 / len(counts)  # M M = centring / shrink
+    frame = simplex_etf(len(counts)).to(device)
+    shrink = 1 - 1 / len(counts)  # M M = centring / shrink
 
     def framed(mapping: Tensor, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return as_is(frame @ mapping, None if offset is None else offset @ frame)

@@ -165,7 +165,8 @@ class LastLayers(nn.Module):
             raise ValueError(f"blocks: must be {needed} to {len(model.blocks)} for {layers} layers, got {blocks}")
         self.trunk = Trunk(model, blocks) if from_images else None
         self.blocks = model.blocks[len(model.blocks) - blocks :].requires_grad_(False)
-        self.classifier, self.drifts = model.classifier.requires_grad_(True), drifts
+        self.classifier = model.classifier.requires_grad_(True)
+        self.drifts = drifts
         for module in (module for layer in learning for module in layer):
             module.requires_grad_(True)
 

@@ -167,7 +167,8 @@ def _epoch_panels(
 
     Of width and height in inches: those of a single panel, and of each of several.
     """
-    number, (width, height) = len(names), single if len(names) == 1 else several
+    number = len(names)
+    width, height = single if len(names) == 1 else several
     columns = 2 if number == 4 else min(number, 3)
     rows = math.ceil(number / columns)
     size = (width * columns + 0.6, height * rows + 0.4)
@@ -215,7 +216,8 @@ def _name_lines(axes: Axes, axis: Axis, counts: pd.DataFrame | None) -> None:
         return
     names, upright = _class_names(counts), axis is axes.yaxis
     classes = len(names)
-    apart, look = max(1.0, classes * LINE), {"labelsize": 5.5, "labelrotation": 0 if upright else 90}
+    apart = max(1.0, classes * LINE)
+    look = {"labelsize": 5.5, "labelrotation": 0 if upright else 90}
     shown = np.array(ends(range(classes), NAMED))
     rank = np.minimum(shown, classes - 1 - shown)  # from its end
     room = np.maximum(rank, (rank + 0.5) * apart - 0.5)
@@ -272,7 +274,8 @@ def class_counts(counts: pd.DataFrame) -> Figure:
     table = _common_to_rare(counts)
     fig, axes = plt.subplots(figsize=(9.0, 3.6))
     for group in GROUPS:
-        rows, look = table[table["group"] == group], GROUP_LOOKS[group] | {"linestyle": ""}
+        rows = table[table["group"] == group]
+        look = GROUP_LOOKS[group] | {"linestyle": ""}
         label = f"{GROUP_NAMES[group]}: {len(rows)} {'class' if len(rows) == 1 else 'classes'}"
         axes.bar(rows.index, rows["count"], width=0.85, color=look["color"], alpha=0.45)
         axes.plot(rows.index, rows["count"], **look, markersize=3.5, label=label)
@@ -298,7 +301,8 @@ def montage(images: np.ndarray, row_labels: Sequence[str], title: str | None = N
     tiles = images.repeat(scale, axis=2).repeat(scale, axis=3)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
     canvas = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles])  # [R(H+gap), K(W+gap), 3]
-    left, top = 12 + 7 * max(len(label) for label in row_labels), (22 if title else gap)
+    left = 12 + 7 * max(len(label) for label in row_labels)
+    top = 22 if title else gap
     size = np.array([left + canvas.shape[1], top + canvas.shape[0]])
     fig = plt.figure(figsize=tuple(size / dpi), layout="none")
     axes = fig.add_axes((left / size[0], 0, canvas.shape[1] / size[0], canvas.shape[0] / size[1]))
@@ -649,7 +653,8 @@ def group_bars(table: pd.DataFrame) -> Figure:
     looks = _places(table["model"])
     for index, (_, row) in enumerate(table.iterrows()):
         places = np.arange(len(columns)) + (index - (number - 1) / 2) * width
-        values, own = row[columns].to_numpy(dtype=float), looks[row["model"]]
+        values = row[columns].to_numpy(dtype=float)
+        own = looks[row["model"]]
         color, hatch = COLORS[own % len(COLORS)], HATCHES[own % len(HATCHES)]
         look = {"facecolor": color, "hatch": hatch, "edgecolor": "white", "label": _literal(row["model"])}
         axes.bar(places, values, 0.92 * width, **look)
@@ -782,7 +787,8 @@ def heatmap(
     for (row, column), value in np.ndenumerate(table.to_numpy(dtype=float)):
         axes.text(column, row, _digits(value), ha="center", va="center", size=8, color=_ink(image, value))
     if chosen is not None:
-        y, x = list(table.index).index(chosen[0]), list(table.columns).index(chosen[1])
+        y = list(table.index).index(chosen[0])
+        x = list(table.columns).index(chosen[1])
         axes.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, **FRAME))
     axes.tick_params(length=0)
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -802,7 +808,8 @@ def _map_panel(axes: Axes, cells: pd.DataFrame, grid: pd.DataFrame, product: flo
     values[cells["y"], cells["x"]] = cells["all"]
     image = _cells(axes, pd.DataFrame(values, grid.index, grid.columns), origin="lower", interpolation="none", **scale)
     for row in cells.to_dict("records"):
-        (x, y), look = (row["x"], row["y"]), {"ha": "center", "color": _ink(image, row["all"])}
+        x, y = row["x"], row["y"]
+        look = {"ha": "center", "color": _ink(image, row["all"])}
         axes.text(x, y, _digits(row["all"]), va="bottom", size=9, **look)
         axes.text(x, y, " / ".join(_digits(row[group], 0) for group in GROUPS), va="top", size=7, **look)
         if np.isclose(row["lr x wd"], product):
@@ -870,7 +877,8 @@ def _landscape_panel(axes: Axes, cells: pd.DataFrame, marks: Iterable[tuple[floa
     if cells.isna().any(axis=None):
         axes.set_facecolor("0.8")  # of cells where training diverged, so that a white mark shows on them
     for index, (decay, radius) in enumerate(marks):
-        x, y = _between(cells.columns, radius), _between(cells.index, decay)
+        x = _between(cells.columns, radius)
+        y = _between(cells.index, decay)
         marker = MARKS[index % len(MARKS)]
         axes.plot(x, y, marker, color=COLORS[1], markersize=9, markeredgecolor="white", markeredgewidth=1.5)
     return image
@@ -928,7 +936,8 @@ def confusion(
     for edge in group_edges:
         axes.axvline(edge - 0.5, color="white", linewidth=0.8)
         axes.axhline(edge - 0.5, color="white", linewidth=0.8)
-    starts, above = [0, *group_edges, len(matrix)], axes.get_xaxis_transform()
+    starts = [0, *group_edges, len(matrix)]
+    above = axes.get_xaxis_transform()
     for group, first, end in zip(GROUPS, starts, starts[1:], strict=False):
         if end > first:
             axes.text((first + end - 1) / 2, 1.01, group, transform=above, ha="center", size=8)

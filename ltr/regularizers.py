@@ -5,6 +5,7 @@ Row k of a weight matrix [C, D] is class k's weight vector. The functions are pu
 the released code.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,8 @@ def tau_normalize(weight: Tensor, tau: float) -> Tensor:
     norms = torch.where(norms > 0, norms, torch.ones_like(norms))
     scale, root = norms**-tau, norms ** (-tau / 2)
     extreme = (scale == 0) | scale.isinf()  # one factor would under- or overflow, two of its root need not
-    first, second = torch.where(extreme, root, scale), torch.where(extreme, root, 1.0)
+    first = torch.where(extreme, root, scale)
+    second = torch.where(extreme, root, 1.0)
     return weight * first[..., None] * second[..., None]
 
 
@@ -109,8 +111,18 @@ class Constraint:
 
     def to(self, device: torch.device) -> "Constraint":
         """Count on a device, the one where the weights are."""
-        self.checked, self.projected = self.checked.to(device), self.projected.to(device)
+        self.checked = self.checked.to(device)
+        self.projected = self.projected.to(device)
         return self
+
+    def counts(self) -> dict[str, int]:
+        """What a checkpoint keeps."""
+        return {"checked": int(self.checked), "projected": int(self.projected)}
+
+    def go_on_from(self, counts: Mapping[str, int]) -> None:
+        """Count on from a checkpoint's `counts`, in place."""
+        self.checked.fill_(counts["checked"])
+        self.projected.fill_(counts["projected"] if "projected" in counts else counts["fired"])  # its earlier name
 
     @torch.no_grad()
     def apply(self, weight: Tensor) -> None:

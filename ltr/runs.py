@@ -421,7 +421,8 @@ def find(
         NoRun: there is none; the message says in what the nearest one differs, or which could not be read.
         InputError: there are several, which the message names, or a file of it cannot be read.
     """
-    known, cause = configs.read_configs(folder), f"{absent}; " if absent else ""
+    known = configs.read_configs(folder)
+    cause = f"{absent}; " if absent else ""
     unread = [run.name for run in configs.finished_runs(folder) if run not in known]
     besides = f"; but the config.json of {', '.join(unread)} cannot be read: {ANEW}" if unread else ""
     found = {run: configs.differences(config, wanted, fingerprint) for run, config in known.items()}
@@ -429,7 +430,8 @@ def find(
     if len(fitting) == 1:
         return Result.read(fitting[0])
     if fitting:
-        names, differ = ", ".join(run.name for run in fitting), configs.differing([known[run] for run in fitting])
+        names = ", ".join(run.name for run in fitting)
+        differ = configs.differing([known[run] for run in fitting])
         raise InputError(f"{cause}--stage1: must say which of {len(fitting)} runs that differ in {differ}: {names}")
     if not found:
         raise NoRun(f"{cause}--out: there is no finished run in {folder}{besides}")

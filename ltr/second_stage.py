@@ -168,7 +168,9 @@ class FrozenFeatures(Features):
         on_host: bool = False,
     ) -> None:
         super().__init__([], {}, data.class_counts, data.test.labels, batch_size, seed, mode)
-        self.model, self.engine, self.group = model, engine or Engine(torch.device(device)), distributed.current()
+        self.model = model
+        self.engine = engine or Engine(torch.device(device))
+        self.group = distributed.current()
         self.train = open_loader(data.train, data.mean, data.std, device, data.workers)
         self.test = open_loader(data.test, data.mean, data.std, device, data.workers)
         if augmented is None and not self.train.in_memory:
@@ -211,7 +213,8 @@ class FrozenFeatures(Features):
         self.model.train(drifts)
         if self.augmented == 0:
             return Pass(*map(self.keep, self.plain()))
-        group, sizes = distributed.ProcessGroup() if drifts else self.group, (len(self.train), self.batch_size)
+        group = distributed.ProcessGroup() if drifts else self.group
+        sizes = len(self.train), self.batch_size
         part = group.shard(*sizes)
         batches = self.train.train_batches(self.batch_size, self.drawn_by, epoch, part)
         total = -(-len(part) // self.batch_size)
@@ -264,7 +267,8 @@ def read_features(path: Path, device: torch.device | str = "cpu") -> Features:
         }
         pairs = zip(tensors["features"].float(), tensors["labels"].long(), strict=True)
         tested = {(0, False): tensors["test"].float(), (0, True): tensors["mirrored"].float()}
-        labels, draws = arrays["test_labels"].astype(np.int64), arrays["draws"].tolist()
+        labels = arrays["test_labels"].astype(np.int64)
+        draws = arrays["draws"].tolist()
         return Features([Pass(*pair) for pair in pairs], tested, arrays["class_counts"], labels, *draws)
     except FileNotFoundError as error:
         raise InputError(f"--base: no features ship with {path.parent}; python -m ltr ship makes them") from error

@@ -123,7 +123,8 @@ class Common:
         """What was given, and beside it what its preset, its images and its network say."""
         preset, out = given["preset"], OUT[given["preset"]]
         if preset == COMMITTED:
-            given, preset = cls.of_shipped(given) | {"device": "cpu"} | given, "paper"
+            given = cls.of_shipped(given) | {"device": "cpu"} | given
+            preset = "paper"
         return {"out": out} | cls.preset_values(preset, given.get("dataset"), given.get("backbone")) | given
 
     @classmethod
@@ -215,8 +216,8 @@ class Common:
     def engine(self) -> engine.Engine:
         """How steps are run with these options on this machine."""
         how = self.values("precision", "compile", "deterministic", "sync_batch_norm", "graph")
-        large, processes = models.is_large(self.backbone), distributed.current().size
-        return engine.choose(self.device, large=large, processes=processes, **how)
+        processes = distributed.current().size
+        return engine.choose(self.device, large=models.is_large(self.backbone), processes=processes, **how)
 
     def label(self, method: str, *words: str) -> str:
         """The readable part of a run's folder: with network, imbalance factor and seed."""

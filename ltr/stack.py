@@ -96,7 +96,8 @@ def gradients(
     """Gradients of what is learned by all classifiers, by two matrix products a part; arguments as of `learn`."""
     weight, bias = classifier(*parameters)  # [G, C, D], [G, C]
     with torch.no_grad():
-        to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
+        to_weight = torch.empty_like(weight)
+        to_bias = torch.empty_like(bias)
         for part in parts:
             features, labels = batches[part.seed]
             rows, shape = part.rows, bias[part.rows].shape
@@ -191,7 +192,8 @@ class Grid:
             for name in ("lr", "weight_decay", "max_norm")
         )
         radius = radius.nan_to_num(torch.inf, torch.inf)
-        self.projected, self.checked = torch.zeros_like(self.lr), torch.zeros_like(self.lr)
+        self.projected = torch.zeros_like(self.lr)
+        self.checked = torch.zeros_like(self.lr)
         every = self.candidates.max_norm_every
         if unknown := set(every.dropna()) - {*EVERY}:
             raise ValueError(f"max_norm_every: must be step or epoch, got {unknown.pop()}")

@@ -164,7 +164,8 @@ class TrainingStep:
     ) -> None:
         self.model, self.data, self.recipe = model, data, recipe
         self.classifier: nn.Linear = getattr(model, "classifier", model)
-        self.device, self.group = self.classifier.weight.device, distributed.current()
+        self.device = self.classifier.weight.device
+        self.group = distributed.current()
         self.engine = engine or Engine(self.device)
         if self.engine.sync_batch_norm:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, with the same weights
@@ -401,7 +402,8 @@ class Trainer:
 
     def prepare(self) -> None:
         """Compile and capture, once everything is restored; the time it takes is not an epoch's."""
-        start, fast = time.perf_counter(), self.engine.compile or self.engine.graph
+        start = time.perf_counter()
+        fast = self.engine.compile or self.engine.graph
         self.stream = self.engine.stream()
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.step.device))
@@ -444,8 +446,8 @@ class Trainer:
                 raise TrainingError(f"the loss is {loss} in epoch {epoch}: try a smaller --lr")
             if self.average:
                 self.average.after("epoch", epoch)
-            row = {"epoch": epoch, "lr": recipe.learning_rate(self.epoch), "train_loss": loss}
-            row["train_accuracy"] = 100 * hits
+            rate = recipe.learning_rate(self.epoch)
+            row = {"epoch": epoch, "lr": rate, "train_loss": loss, "train_accuracy": 100 * hits}
             if epoch == recipe.epochs or epoch % recipe.test_every == 0:
                 row |= self.test.after(self.epoch)
             if self.constraint:
@@ -458,7 +460,8 @@ class Trainer:
 
     def outcome(self) -> Outcome:
         """What training gives back; the model ends with the last epoch's weights."""
-        weights, history = host_state(self.model), pd.DataFrame(self.history)
+        weights = host_state(self.model)
+        history = pd.DataFrame(self.history)
         logits = self.test.all_logits(self.recipe.epochs - 1, weights)
         extra = {"best_test_epoch": self.test.best["epoch"] + 1, "seconds": float(history.seconds.sum())}
         extra |= engines_told(self.engines or [str(self.engine)]) | {"prepare_seconds": self.prepare_seconds}
@@ -469,13 +472,12 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed training needs."""
-        limit = self.constraint
         return {
             "settings": self.step.describe(),
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
-            "max_norm": {"checked": int(limit.checked), "projected": int(limit.projected)} if limit else None,
+            "max_norm": self.constraint.counts() if self.constraint else None,
             "history": self.history,
             "norms": torch.stack(self.norms),
             "engines": self.engines,
@@ -492,15 +494,14 @@ class Trainer:
         check_same(self.step.describe(), state["settings"])
         self.model.load_state_dict(state["model"])
         # Momentum alone: the optimizer's options are this device's, and a captured step needs its tensors in place.
-        saved = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]
-        copy_into(self.step.momentum, saved)
-        self.epoch, self.history, self.test.best = state["epoch"], state["history"], state["best"]
+        copy_into(self.step.momentum, [own["momentum_buffer"] for own in state["optimizer"]["state"].values()])
+        self.epoch = state["epoch"]
+        self.history = state["history"]
+        self.test.best = state["best"]
         self.norms = list(state["norms"].cpu())
         self.engines = list(state.get("engines", ()))  # earlier checkpoints do not say
         if self.constraint:
-            self.constraint.checked.fill_(state["max_norm"]["checked"])
-            moved = state["max_norm"]  # earlier checkpoints call them so
-            self.constraint.projected.fill_(moved["projected"] if "projected" in moved else moved["fired"])
+            self.constraint.go_on_from(state["max_norm"])
         if self.average:
             self.average.network.load_state_dict(state["average"])
 

@@ -42,7 +42,8 @@ def draw_mixing(
     rng = generator(seed, epoch, 1)
     alpha = MIX_ALPHA[kind] if alpha is None else alpha
     share = rng.beta(alpha, alpha, steps)
-    size, half = np.array(side), np.sqrt(1 - share)[:, None] * np.array(side) / 2
+    size = np.array(side)
+    half = np.sqrt(1 - share)[:, None] * np.array(side) / 2
     centre = rng.integers(0, size, (steps, 2))
     low, high = (np.clip(np.round(centre + sign * half), 0, size).astype(np.int64) for sign in (-1, 1))
     if kind == "cutmix":
@@ -55,7 +56,8 @@ def inside(boxes: Tensor, side: tuple[int, int]) -> Tensor:
     """Which pixels lie in the boxes [B, 4] (top, bottom, left, right): bool [B, 1, H, W]."""
     rows, columns = (torch.arange(size, device=boxes.device) for size in side)
     top, bottom, left, right = boxes.T[:, :, None]
-    vertical, horizontal = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    vertical = (rows >= top) & (rows < bottom)
+    horizontal = (columns >= left) & (columns < right)
     return (vertical[:, :, None] & horizontal[:, None, :])[:, None]
 
 
@@ -79,7 +81,8 @@ def draw_holes(images: int, side: tuple[int, int], seed: int, epoch: int) -> Ten
     Returns:
         int64 [N, 4]: top, bottom, left, right; beyond the border where they reach it.
     """
-    hole, centres = np.array(side) // 2, generator(seed, epoch, 2).integers(0, np.array(side), (images, 2))
+    hole = np.array(side) // 2
+    centres = generator(seed, epoch, 2).integers(0, np.array(side), (images, 2))
     low = centres - hole // 2
     high = low + hole
     return torch.from_numpy(np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], 1))
@@ -102,7 +105,8 @@ def autoaugment(images: Tensor, seed: int, epoch: int) -> Tensor:
     """
     from torchvision.transforms import v2  # here, as it takes as long to import as all else together
 
-    policy, pixels = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), images.cpu().numpy()
+    policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+    pixels = images.cpu().numpy()
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
         torch.default_generator.manual_seed(int(generator(seed, epoch, 3).integers(2**63)))
         changed = [np.asarray(policy(Image.fromarray(image))) for image in pixels]

@@ -167,7 +167,9 @@ def labelled(x: Tensor, labels: np.ndarray, classes: np.ndarray, name: str, like
     rows = np.array([position.get(label, -1) for label in labels.tolist()])
     unknown = np.flatnonzero(rows < 0)
     if len(unknown):
-        text, row, known = classes.dtype.kind == "U", unknown[0], f"of the {len(classes)} classes of training"
+        text = classes.dtype.kind == "U"
+        row = unknown[0]
+        known = f"of the {len(classes)} classes of training"
         if text != (labels.dtype.kind == "U"):
             raise InputError(f"{name}: labels must be {'text' if text else 'integers'}, as in train")
         if not text and (classes == np.arange(len(classes))).all():
@@ -296,7 +298,8 @@ def parts_of(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
         got = clip(type(estimator).__name__)
         raise InputError(f"head: must be a linear classifier with a row for each class, got {got}")
     coefficients = estimator.coef_.toarray() if hasattr(estimator.coef_, "toarray") else estimator.coef_
-    weight, bias = np.array(coefficients, ndmin=2), np.asarray(estimator.intercept_)
+    weight = np.array(coefficients, ndmin=2)
+    bias = np.asarray(estimator.intercept_)
     if len(weight) == 1:
         raise InputError("head: coef_ must have a row for each class, got one row, as of two classes")
     return weight, np.broadcast_to(bias, len(weight)).astype(weight.dtype)
@@ -326,7 +329,9 @@ def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
     if isinstance(head, nn.Linear):
         weight, bias = head.weight, head.bias
     elif hasattr(head, "coef_"):
-        (weight, bias), classes, layer = parts_of(head), np.asarray(head.classes_), ""
+        weight, bias = parts_of(head)
+        classes = np.asarray(head.classes_)
+        layer = ""
     elif isinstance(head, Mapping):
         layer = layer_of(head, layer, like.shape[1])
         weight, bias = (head.get(f"{layer}.{name}" if layer else name) for name in ("weight", "bias"))
@@ -481,7 +486,8 @@ def check_batch(batch: Any) -> tuple[Tensor, list[Any]]:
     """A batch's images [B, ...] and labels [B]; raises InputError where it is none."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:
         raise InputError(f"loader: must give batches (images, labels), got {clip(type(batch).__name__)}")
-    images, labels = batch[0], batch[1].tolist() if isinstance(batch[1], (Tensor, np.ndarray)) else batch[1]
+    images = batch[0]
+    labels = batch[1].tolist() if isinstance(batch[1], (Tensor, np.ndarray)) else batch[1]
     if not isinstance(images, Tensor):
         raise InputError(f"loader: images must be tensors [B, ...], got {clip(type(images).__name__)}")
     if not isinstance(labels, (list, tuple)) or len(labels) != len(images):

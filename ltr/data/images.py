@@ -17,7 +17,9 @@ from ltr.errors import InputError
 from ltr.runtime.storage import remove_partial, write_whole
 
 SPLITS = ("train", "test")
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, and a value of the second
+BITS_PER_SAMPLE = 258  # a tag of TIFF
+PHOTOMETRIC = 262  # another, and a value of it
+WHITE_IS_ZERO = 0
 
 
 class Absent(InputError):
@@ -195,7 +197,8 @@ def read_listing(root: Path, listing: Listing) -> LabelledImages:
     cache = root / f".ltr-{listing.name}-{signature(root, listing.paths)}{size}.npz"
     images = read_cache(cache, len(listing.paths))
     if images is None:
-        images, caches = decode_all(listing), f".ltr-{listing.name}-*.npz"
+        images = decode_all(listing)
+        caches = f".ltr-{listing.name}-*.npz"
         with contextlib.suppress(OSError):  # a read-only or full disk: they are decoded each time
             write_whole(cache, lambda file: np.savez(file, images=images))
             remove_partial(root, caches)

@@ -82,7 +82,8 @@ def check_labels(file: Path, rows: list[Row], num_classes: int) -> None:
     Raises:
         InputError: a label is beyond, or a class has no image.
     """
-    last, largest = num_classes - 1, max(rows, key=lambda row: row.label)
+    last = num_classes - 1
+    largest = max(rows, key=lambda row: row.label)
     if largest.label > last:
         raise InputError(f"--data-root: {largest.where}: the label must be at most {last}, got {largest.label}")
     present = {row.label for row in rows}

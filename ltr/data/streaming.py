@@ -153,7 +153,8 @@ class Prefetcher:
         if chosen != self.last:
             if not self.planned or chosen != self.planned[0]:
                 return None
-            self.last, self.images = self.planned.popleft(), next(self.batches)
+            self.last = self.planned.popleft()
+            self.images = next(self.batches)
         if not self.planned:
             self.batches = iter(())  # ends the workers
         return self.images
@@ -225,7 +226,8 @@ class StreamLoader:
         Raises:
             InputError: an image cannot be read.
         """
-        chosen, (seed, epoch) = drawn[0][positions.cpu()], drawn[1].tolist()
+        chosen = drawn[0][positions.cpu()]
+        seed, epoch = drawn[1].tolist()
         images = self.fetch(chosen.tolist(), seed, epoch)
         return self.normalise(images), self.labels[chosen].to(self.device, non_blocking=True)
 

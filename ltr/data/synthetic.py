@@ -80,7 +80,8 @@ def backdrop(u: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     size = x.shape[-1]
     along_x, along_y = directions(u[:, 0])
     blend = 0.5 + (along_x[:, None, None] * x + along_y[:, None, None] * y) / (1.5 * size)
-    first, second = DULL + (1 - 2 * DULL) * u[:, 1:4], DULL + (1 - 2 * DULL) * u[:, 4:7]
+    first = DULL + (1 - 2 * DULL) * u[:, 1:4]
+    second = DULL + (1 - 2 * DULL) * u[:, 4:7]
     canvas = first[:, None, None] + blend[..., None] * (second - first)[:, None, None]
     for spot in np.split(u[:, 7:], SPOTS, axis=1):
         left, down = ((spot[:, i, None, None] - 0.5) * size for i in range(2))

@@ -50,7 +50,8 @@ def differences(
     config: Config, wanted: Mapping[str, Any], fingerprint: Mapping[str, str] | None = None
 ) -> list[tuple[str, Any, Any]]:
     """In what a run is not as wanted: the setting, what it has, what is wanted."""
-    have, wanted = config["settings"], json.loads(json.dumps(wanted, default=str))
+    have = config["settings"]
+    wanted = json.loads(json.dumps(wanted, default=str))
     differs = [(key, have.get(key), value) for key, value in wanted.items() if have.get(key) != value]
     if fingerprint and not differs and config["data"]["fingerprint"] != fingerprint:
         differs = [("data_root", "another set of images", "the images loaded here")]

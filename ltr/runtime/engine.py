@@ -70,10 +70,12 @@ class Engine:
     @contextlib.contextmanager
     def backend(self) -> Iterator[None]:
         """Set PyTorch's switches for as long as training runs."""
-        cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+        cudnn = torch.backends.cudnn
+        before = torch.are_deterministic_algorithms_enabled()
         warns = torch.is_deterministic_algorithms_warn_only_enabled()
         kept = cudnn.benchmark, cudnn.deterministic
-        cudnn.benchmark, cudnn.deterministic = not self.deterministic, self.deterministic
+        cudnn.benchmark = not self.deterministic
+        cudnn.deterministic = self.deterministic
         torch.use_deterministic_algorithms(self.deterministic or before, warn_only=warns and not self.deterministic)
         try:
             yield

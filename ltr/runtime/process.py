@@ -290,7 +290,8 @@ def device_name(device: torch.device | str) -> str:
 
 def environment(device: torch.device | str) -> dict[str, str]:
     """Versions, device and commit, for a run's config."""
-    versions, processes = dict.fromkeys(PACKAGES, "absent"), distributed.current().size
+    versions = dict.fromkeys(PACKAGES, "absent")
+    processes = distributed.current().size
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)

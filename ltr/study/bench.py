@@ -92,7 +92,8 @@ class Reference:
         workers = {"num_workers": min(8, torch.get_num_threads()), "pin_memory": device.type == "cuda"}
         self.train = DataLoader(Pictures(data.train, transforms.Compose(crop + normal)), BATCH, shuffle=True, **workers)
         self.test = DataLoader(Pictures(data.test, transforms.Compose(normal)), BATCH, **workers)
-        self.device, self.model = device, models.build_model(backbone, 100).to(device)
+        self.device = device
+        self.model = models.build_model(backbone, 100).to(device)
         trained = self.model.classifier if frozen else self.model
         self.model.requires_grad_(False)
         trained.requires_grad_(True)
@@ -103,7 +104,8 @@ class Reference:
         self.model.train()
         hits = 0
         for images, labels in self.train:
-            images, labels = images.to(self.device), labels.to(self.device)
+            images = images.to(self.device)
+            labels = labels.to(self.device)
             logits = self.model(images)
             loss = nn.functional.cross_entropy(logits, labels)
             self.optimizer.zero_grad()
@@ -202,7 +204,8 @@ def compiled(how: Engine) -> str:
 def whole_training(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str, Any]]:
     """All epochs of stage 1 with their tests; the reference's time is scaled from a few of its epochs."""
     data, epochs = drawn(), EPOCHS[backbone]
-    reference, own = Reference(data, backbone, how.device), trainer(data, backbone, how)
+    reference = Reference(data, backbone, how.device)
+    own = trainer(data, backbone, how)
     seconds(reference.epoch, how.device)  # the first one takes longer
     (reference_s,) = in_turn(repeat, how.device, reference.epoch)
     (outcome,) = training.fit_together([own])
@@ -237,7 +240,8 @@ def stage_2(backbone: str, how: Engine, repeat: int) -> Iterator[dict[str, Any]]
     grid_of = product((0.003, 0.01, 0.03, 0.1), np.geomspace(1e-4, 0.1, 25), (np.nan, 0.5, 1.0, 1.5, 2.0))
     choices = pd.DataFrame(grid_of, columns=["lr", "weight_decay", "max_norm"])
     choices = choices.assign(loss="cb-ce", max_norm_every="step")
-    start, reference = models.copy_classifier(model), Reference(data, backbone, how.device, frozen=True)
+    start = models.copy_classifier(model)
+    reference = Reference(data, backbone, how.device, frozen=True)
 
     def grid() -> None:
         stack.Grid(start, frozen, recipe, choices).fit().table()
@@ -297,7 +301,8 @@ def balance_seconds(methods: str, images: int, classes: int, features: int) -> f
 def balancing(methods: str) -> Iterator[dict[str, Any]]:
     """`balance` by some methods in a process of its own."""
     took, peak = in_child(f"balance_seconds({methods!r}, **{HEAD})")
-    images, shape = HEAD["images"], f"{HEAD['classes']:,} x {HEAD['features']}"
+    images = HEAD["images"]
+    shape = f"{HEAD['classes']:,} x {HEAD['features']}"
     batch = recipe_for(images).batch_size
     yield row(BALANCE.format(methods), shape, Engine(), images, ours_s=took, peak_mb=peak, batch=batch)
 

@@ -319,7 +319,8 @@ def tuning_runs(chapter: Chapter) -> pd.DataFrame:
     Returns:
         columns stage1_weight_decay, stage1_epochs, choice, many, medium, few, all; last epoch, plain, percent.
     """
-    settings, columns = chapter.settings, ["stage1_weight_decay", "stage1_epochs", "choice", *metrics.GROUPS, "all"]
+    settings = chapter.settings
+    columns = ["stage1_weight_decay", "stage1_epochs", "choice", *metrics.GROUPS, "all"]
     own = {"lr": settings.lr, "batch": settings.batch_size, "warm-up": settings.warm_up, "further": None}
     mapped = where(map_of(chapter), **own, classifier="first stage alone")
     mapped = mapped.rename(columns={"weight decay": columns[0], "epochs": columns[1]})

@@ -113,7 +113,8 @@ def measure(
     own = dataclasses.replace(recipe, seed=final.seed)
     (classifier,) = method.fit(models.copy_classifier(final.model), final, own, [candidate])
     made = metrics.Predictions.of(final.test_logits(classifier, 0), final.test_labels)
-    measured, words = measures_of(made, final.class_counts), describe(candidate, recipe)
+    measured = measures_of(made, final.class_counts)
+    words = describe(candidate, recipe)
     row = {"hyper-parameters": f"{words}, diverged" if np.isnan(measured["all"]) else words, **measured}
     row |= {"validation": tried["all"].max(), "seconds": time.perf_counter() - start}
     return row, tried, made
@@ -237,7 +238,8 @@ class Comparison(SecondStage):
         """
         if self.tuned_on not in (None, SHIPPED):
             return self.named_tuning_network()
-        epochs, data = self.tuning_epochs or self.stage1_epochs, datasets.load(**self.data)
+        epochs = self.tuning_epochs or self.stage1_epochs
+        data = datasets.load(**self.data)
         if base:
             return self.find_tuned_like(base, epochs, data.for_tuning()), data
         return self.find(self.out / "tuning" / "demo_1", epochs, self.hold_out, data.for_tuning()), data
@@ -273,7 +275,9 @@ def first_stages(settings: Comparison) -> Stages:
         InputError: no network was trained without the held-out images, or the named one does not fit.
     """
     full = datasets.load(**settings.data | {"hold_out": 0})
-    folder, fingerprint, run = settings.out / "demo_1", full.describe()["fingerprint"], None
+    folder = settings.out / "demo_1"
+    fingerprint = full.describe()["fingerprint"]
+    run = None
     if settings.stage1:
         run = runs.find_base(folder, settings.stage1, settings.base_settings | {"hold_out": 0}, fingerprint)
     tuned, cut = settings.tuning_network(run)

@@ -35,7 +35,8 @@ def released() -> Iterator[list[str]]:
     for name, best in (("naive", ""), ("WD", "CB + WD + MaxNorm")):
         minutes, balanced = published.RELEASED_MINUTES[name], "–"
         if best:
-            minutes, balanced = minutes + published.RELEASED_MINUTES[best], percent(published.RELEASED[best][1])
+            minutes += published.RELEASED_MINUTES[best]
+            balanced = percent(published.RELEASED[best][1])
         epochs = published.RELEASED_EPOCHS
         words = f"released code: ResNet-34, {epochs} epochs, {name}"
         yield [

@@ -280,7 +280,8 @@ def told_apart(own: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 
     Empty where it differs in both or in neither, in seed or loss, or has no weight decay.
     """
-    deeper, further = own["backbone"] != base["backbone"], not {"mix", "augmentation"}.isdisjoint(own)
+    deeper = own["backbone"] != base["backbone"]
+    further = not {"mix", "augmentation"}.isdisjoint(own)
     alike = all(own.get(name) == base.get(name) for name in ("seed", "loss"))
     if not alike or not own["stage1_weight_decay"] or deeper == further:
         return ""
@@ -310,7 +311,8 @@ def learned_alike(case: Evidence) -> list[runs.Result]:
     """The case's first stage, then those that learned as it did from other images of their classes."""
     folder, base = case.rows.settings.first_stages, case.rows.base
     free = ("choice", "precision", "test_every")
-    own, configs = but_for(base.config["settings"], free), read_configs(folder)
+    own = but_for(base.config["settings"], free)
+    configs = read_configs(folder)
     alike = [path for path, each in configs.items() if but_for(each["settings"], free) == own]
     return [base, *read_each([path for path in alike if path != base.path], runs.Result.read).values()]
 

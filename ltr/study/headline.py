@@ -146,7 +146,8 @@ def findings(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | N
     decayed = paper_tables.error_of_gain(naive, where(of, method="WD"), folder)
     lines = [*what_helps(tuned, naive.mean(numeric_only=True), decayed), *what_max_norm_does(tuned, of, folder)]
     lines += what_is_not_tuned(*(modes.get(name, tuned[:0]) for name in ("published", "released")))
-    mirrored, most = between(ours.flip - ours["all"]), ours.sort_values("chosen", na_position="first").iloc[-1]
+    mirrored = between(ours.flip - ours["all"])
+    most = ours.sort_values("chosen", na_position="first").iloc[-1]
     lines.append(
         f"**The way of counting.** Mirrored test images add {mirrored} points, to choose the epoch on the test "
         f"set up to {most.chosen:.2f}: {most.method} ({paper_tables.SETTINGS[most['mode']]}) ends at "
@@ -227,7 +228,8 @@ def main(arguments: Sequence[str]) -> None:
     for path in filter(None, (options.results, options.comparison)):
         if not path.is_file():
             raise InputError(f"results: there is no file {path}")
-    needs, comparison = [*paper_tables.SET, "stage1_weight_decay", "stage1_run", "method", "all"], None
+    needs = [*paper_tables.SET, "stage1_weight_decay", "stage1_run", "method", "all"]
+    comparison = None
     if options.comparison is not None:
         comparison = read_table(options.comparison, "comparison", [*needs, "hyper-parameters"])
     results = read_table(options.results, "results", [*needs, "selection", "tta", "mode", "run"])

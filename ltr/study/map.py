@@ -105,7 +105,8 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
     recipe = recipes.Recipe(10, lr=0.01, loss="cb-ce", seed=settings["seed"])
     engine = Engine(model.classifier.weight.device)
     features = FrozenFeatures(model, data, device, seed=recipe.seed, engine=engine, augmented=PASSES)
-    labels, groups = features.test_labels, metrics.group_of(run.class_counts)[features.test_labels]
+    labels = features.test_labels
+    groups = metrics.group_of(run.class_counts)[features.test_labels]
     for name in (BEFORE, AFTER, *BALANCED):
         tried = [{"tau": 1.0}] if name == AFTER else BALANCERS[name].candidates
         found = BALANCERS[name].fit(models.copy_classifier(model), features, recipe, tried)
@@ -176,7 +177,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     options = parser.parse_args(arguments)
     check_writable(options.table.parent, "--table")
-    device, found, given = usable_device(options.device), [], run_folders(options.runs)
+    device = usable_device(options.device)
+    found = []
+    given = run_folders(options.runs)
     check_none_lost(options.table, given)
     set_up_libraries(deterministic=False)
     for path in given:

@@ -68,7 +68,8 @@ def temperature_scaled(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
 def measured(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> dict[str, float | np.ndarray]:
     """A classifier's measures as it is and at its temperature; `hits` and `likelihood` [N] are for the comparison."""
     scaled, temperature = temperature_scaled(logits, labels)
-    made, before = Predictions.of(logits, labels), metrics.log_likelihood(logits, labels)
+    made = Predictions.of(logits, labels)
+    before = metrics.log_likelihood(logits, labels)
     after = metrics.log_likelihood(scaled, labels)
     measures = made.summary(counts) | {"nll": -float(before.mean()), "temperature": temperature}
     measures |= {"ece scaled": Predictions.of(scaled, labels).calibration_error(), "nll scaled": -float(after.mean())}
@@ -107,7 +108,8 @@ def evenness(results: Iterable[runs.Result]) -> pd.DataFrame:
     """How even the classifier's norms are at the end: many over few, and the largest over the smallest."""
     rows = []
     for result in results:
-        norms, groups = result.norms[-1], metrics.group_of(result.class_counts)
+        norms = result.norms[-1]
+        groups = metrics.group_of(result.class_counts)
         means = {group: norms[groups == group].mean() for group in metrics.GROUPS if (groups == group).any()}
         about = {"stage1_run": result.path.name, "weight_decay": result.config["settings"]["stage1_weight_decay"]}
         ratio = means["many"] / means["few"] if {"many", "few"} <= means.keys() else np.nan
@@ -122,7 +124,8 @@ def all_alike(rows: Rows) -> list[runs.Result]:
         return [result.config["data"][name] for name in ("name", "class_names", "class_counts")]
 
     own = [each for each in (rows.base, rows.naive) if each]
-    known, others = {each.path for each in own}, runs.finished_runs(rows.settings.first_stages)
+    known = {each.path for each in own}
+    others = runs.finished_runs(rows.settings.first_stages)
     return own + [each for each in others if each.path not in known and classes(each) == classes(rows.base)]
 
 

@@ -93,7 +93,9 @@ def comparison_said(merged: pd.DataFrame, rows: pd.DataFrame) -> str:
     known = known[known.run.isin(rows.stage1_run)]  # not another network that stands beside them
     if known.empty:
         return ""
-    near, few, sure = int((known["all"] > known["all"].max() - 1).sum()), known.few.idxmax(), known.ECE.idxmin()
+    near = int((known["all"] > known["all"].max() - 1).sum())
+    few = known.few.idxmax()
+    sure = known.ECE.idxmin()
     said = f"\n{near} of {len(known)} lie within a point of the best; few-shot accuracy is highest with "
     said += f"{known.method[few]} ({known.few[few]:.2f} %), the calibration error smallest with "
     return said + f"{known.method[sure]} ({known.ECE[sure]:.2f} %).{held_out_and_test(rows)}\n"
@@ -109,7 +111,8 @@ def title(rows: pd.DataFrame) -> str:
 
 def comparison_part(rows: pd.DataFrame) -> str:
     """The methods on one kind of first stage under its protocol, the best first."""
-    merged, tuned = over_seeds(rows), rows.dropna(subset="tuned_on").head(1)
+    merged = over_seeds(rows)
+    tuned = rows.dropna(subset="tuned_on").head(1)
     silent = merged.trained_by.notna() & merged.published.isna()
     absent = [f"{row.method} (`{row.trained_by}`)" for row in merged[silent].itertuples()]
     shown = merged[~silent]
@@ -169,7 +172,8 @@ def beyond(rows: pd.DataFrame, name: str) -> float:
     0 of a model that is the other one.
     """
     orders = rows[name].var() / len(rows) if len(rows) > 1 else 0.0
-    gain, error = rows[name].mean(), (rows[f"{name} ±"].mean() ** 2 + orders) ** 0.5
+    gain = rows[name].mean()
+    error = (rows[f"{name} ±"].mean() ** 2 + orders) ** 0.5
     return gain / error if error else 0.0
 
 
@@ -178,16 +182,20 @@ def answer(groups: Sequence[pd.DataFrame]) -> str:
     groups = [rows for rows in groups if rows[["gain", "nats"]].notna().all(axis=None)]
     if not groups:
         return "- Every training diverged.\n"
-    lines, above, below = [], np.zeros(len(groups), bool), np.zeros(len(groups), bool)
+    lines = []
+    above = np.zeros(len(groups), bool)
+    below = np.zeros(len(groups), bool)
     nats = "likelihood at its own temperature, nats"
     for name, form, what in (("gain", "+.2f", "accuracy, points"), ("nats", "+.3f", nats)):
-        sizes, means = np.array([beyond(rows, name) for rows in groups]), [rows[name].mean() for rows in groups]
+        sizes = np.array([beyond(rows, name) for rows in groups])
+        means = [rows[name].mean() for rows in groups]
         above, below = above | (sizes > 2), below | (sizes < -2)
         lines.append(
             f"- **MaxNorm against none, {what}**: {min(means):{form}} to {max(means):{form}}; more than two standard "
             f"errors above none in {(sizes > 2).sum()} of {len(groups)} settings, below in {(sizes < -2).sum()}."
         )
-    alike, worse = f"{(~above & ~below).sum()} of {len(groups)} settings, where neither differs", below.sum()
+    alike = f"{(~above & ~below).sum()} of {len(groups)} settings, where neither differs"
+    worse = below.sum()
     lines.append(
         f"- **A radius is no more than a temperature** in {alike}. In {worse} it costs accuracy or likelihood that "
         f"no temperature gives back, in {above.sum()} it adds some."
@@ -233,7 +241,8 @@ def norms_markdown(table: pd.DataFrame) -> str:
 
 def map_markdown(table: pd.DataFrame) -> str:
     """Of `ltr map`: a row a network, what held-out images say of it under each classifier, the best balanced first."""
-    how, named = ["lr", "weight decay", "batch", "warm-up", "epochs", "further"], [*dict.fromkeys(table.classifier)]
+    how = ["lr", "weight decay", "batch", "warm-up", "epochs", "further"]
+    named = [*dict.fromkeys(table.classifier)]
     errors = table.assign(text=table["all"].map(metrics.percent) + " ± " + table["all ±"].map(metrics.percent))
     texts = errors.pivot(index="run", columns="classifier", values="text")[named]
     order = where(table, classifier=named[1]).sort_values("all", ascending=False, kind="stable")

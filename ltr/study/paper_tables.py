@@ -312,7 +312,8 @@ def by_choice(firsts: pd.DataFrame) -> Iterator[list[pd.DataFrame]]:
 
 def choice_line(usual: pd.DataFrame, other: pd.DataFrame) -> str:
     """What one kind of first stage does on one choice of the images, and on another; rows of `by_choice`."""
-    gain, error = other["all"].mean() - usual["all"].mean(), error_of_means(usual["all"], other["all"])
+    gain = other["all"].mean() - usual["all"].mean()
+    error = error_of_means(usual["all"], other["all"])
     how = training(usual.assign(**{"first choice": np.nan}))
     words = f"{NETWORKS[usual.backbone.iloc[0]]}, {how}, weight decay {usual.stage1_weight_decay.iloc[0]:g}"
     said = [

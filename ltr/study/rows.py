@@ -23,7 +23,8 @@ from ltr.runtime.storage import read_table
 from ltr.second_stage import FEATURES, Features, FrozenFeatures, read_features
 from ltr.settings import CHOSEN, SHIPPED, SecondStage
 
-VALUES, TRIED = "values.csv", "tried.csv"  # in a folder of tuning runs: what was chosen, and from what
+VALUES = "values.csv"  # in a folder of tuning runs: what was chosen,
+TRIED = "tried.csv"  # and from what
 TUNED = "tuned.csv"  # beside features that ship
 VALUE = ("lr", "weight_decay", "radius", "tau", "temperature")  # columns of either
 AUTO = "auto"  # the tuning run that learned as the first stage did
@@ -68,7 +69,8 @@ class Sources:
 
     def extract(self, model: nn.Module, mode: str, on_host: bool = False) -> FrozenFeatures:
         """A network's features in the paper's or the released mode."""
-        settings, mode = self.settings, "released" if mode == "released" else "paper"
+        settings = self.settings
+        mode = "released" if mode == "released" else "paper"
         draws = settings.batch_size, settings.seed, settings.engine
         return FrozenFeatures(model, self.data, settings.device, mode, *draws, on_host=on_host)
 
@@ -221,7 +223,8 @@ class Rows:
         Raises:
             InputError: there are no values of that run, or with `auto` of none or of several that learned as these did.
         """
-        settings, path = self.settings, self.settings.out / "tuning" / VALUES
+        settings = self.settings
+        path = settings.out / "tuning" / VALUES
         shipped = self.base.path / TUNED
         if settings.tuned_on == SHIPPED and shipped.exists():
             return read_values(shipped, "--base").set_index("method")
@@ -287,8 +290,10 @@ def but_for(settings: Mapping[str, Any], free: Collection[str]) -> dict[str, Any
 
 def tuned_like(first: runs.Result, folder: Path, names: Iterable[str]) -> list[str]:
     """Those of some tuning runs that learned as a first stage did: all but held-out images, length and seed alike."""
-    free, known = ("hold_out", "seed", "test_every", "stage1_epochs"), set(names)
-    own, configs = but_for(first.config["settings"], free), read_configs(folder)
+    free = "hold_out", "seed", "test_every", "stage1_epochs"
+    known = set(names)
+    own = but_for(first.config["settings"], free)
+    configs = read_configs(folder)
     return [p.name for p, each in configs.items() if p.name in known and but_for(each["settings"], free) == own]
 
 
