@@ -69,8 +69,8 @@ print(images[:4], "...", images[-4:], f"{images.sum():,} images of once 50,000")
 assert (images == datasets.class_counts(500, 100, 100)).all()
 
 
-name, most, fewest = chapter.about["name"], counts.max(), counts.min()
-print(f"{name}: {counts.sum():,} training images, {most} to {fewest} a class")
+name = chapter.about["name"]
+print(f"{name}: {counts.sum():,} training images, {counts.max()} to {counts.min()} a class")
 chapter.show(plots.class_counts(classes), "demo1_class-counts.png")
 
 
@@ -131,7 +131,8 @@ assert (view(toy, 2, 7, True) == theirs[0].numpy()).all()
 
 def augmented() -> plots.Figure:
     """One image of a common, a medium and a rare class, and seven views of each."""
-    draw, train = np.random.default_rng(0), chapter.data.train
+    draw = np.random.default_rng(0)
+    train = chapter.data.train
     shown = [order[0], order[len(order) // 2], order[-1]]
     originals = [np.asarray(train.images[train.labels == k][:1])[0] for k in shown]
     rows = [[image, *(crop_and_flip(image, draw) for _ in range(7))] for image in originals]
@@ -400,7 +401,8 @@ chapter.show(plots.class_norms(per_class, classes), "demo1_class-norms.png")
 norms = {result.label: result.norms[-1] for result in both}
 for result in both:
     bias = result.weights().get("classifier.bias", torch.zeros(1))
-    shortest, longest = norms[result.label].min(), float(bias.abs().max())
+    shortest = norms[result.label].min()
+    longest = float(bias.abs().max())
     words = f"{result.label}: biases from {bias.min():.2f} to {bias.max():.2f} are smaller than"
     chapter.claim(f"{words} the shortest row ({shortest:.2f})", longest < shortest)
 
@@ -536,7 +538,8 @@ if tuned.stage1_weight_decay.nunique() > 1:
         tuned, "stage1_weight_decay", "weight decay", settings.weight_decay, True, "held-out"
     )
     chapter.show(figure, "demo1_weight-decay-sweep.png")
-    images, best = HELD_OUT * len(classes), tuned["all"].max() / 100
+    images = HELD_OUT * len(classes)
+    best = tuned["all"].max() / 100
     error = 100 * (best * (1 - best) / images) ** 0.5
     print(f"{images:,} held-out images, {tuned.stage1_epochs.max()} epochs each", end="; ")
     print(f"the best has {100 * best:.1f} ± {error:.1f} %")

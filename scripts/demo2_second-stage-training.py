@@ -128,7 +128,8 @@ def class_balanced_loss(
 
 
 toy_alpha = class_balanced_weights(torch.tensor([500, 50, 5]))
-logits, labels = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]]), torch.tensor([0, 2])
+logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+labels = torch.tensor([0, 2])
 loss = class_balanced_loss(logits, labels, toy_alpha)
 torch.testing.assert_close(toy_alpha, losses.class_balanced_weights(torch.tensor([500, 50, 5])))
 torch.testing.assert_close(loss, losses.balanced_cross_entropy(logits, labels, toy_alpha))

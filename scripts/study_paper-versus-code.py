@@ -170,7 +170,8 @@ before = case.rows.base.norms[-1]
 r = before.max() / before.min()
 print(f"norms from {before.min():.2f} to {before.max():.2f}: r = {r:.2f}")
 
-own, theirs = case.rows.tau("WD + tau-norm", settings.tau), recipes.PUBLISHED_TAU["WD + tau-norm"]
+own = case.rows.tau("WD + tau-norm", settings.tau)
+theirs = recipes.PUBLISHED_TAU["WD + tau-norm"]
 norms = pd.concat(
     chapter.classes[["class_index"]].assign(model=name, norm=before ** (1 - tau))
     for name, tau in {
@@ -270,10 +271,8 @@ print(", ".join(f"{each:g} leaves {100 * left[-1]:.2g} %" for each, left in kept
 
 
 rates = steps * sum(recipe.learning_rate(epoch) for epoch in range(recipe.epochs))
-formula, recursion = (
-    np.exp(-tuned_decay * rates / (1 - recipe.momentum)),
-    kept[tuned_decay][-1],
-)
+formula = np.exp(-tuned_decay * rates / (1 - recipe.momentum))
+recursion = kept[tuned_decay][-1]
 words = f"at {tuned_decay:g} the formula says {100 * formula:.1f} %, the recursion"
 chapter.claim(f"{words} {100 * recursion:.1f}", abs(formula - recursion) < 0.02)
 
@@ -409,7 +408,8 @@ for setting in NOT_TUNED:
     each = line("CB + WD + MaxNorm", setting)
     words = f"CB + WD + MaxNorm, {setting}: {each.moved:.1f} % moved, {each.gain:+.2f} points"
     chapter.claim(words, each.moved < 1 and abs(each.gain) < 0.1)
-cb, alone = line("CB + WD + MaxNorm", "tuned"), line("CB + MaxNorm", "tuned")
+cb = line("CB + WD + MaxNorm", "tuned")
+alone = line("CB + MaxNorm", "tuned")
 words = f"tuned, too: {cb.moved:.2f} % moved, {cb.gain:+.2f} ± {cb.error:.2f} points"
 chapter.claim(words, cb.moved < 1 and abs(cb.gain) <= 2 * cb.error)
 rate = chapter.rows.values("CB + MaxNorm", "paper")["lr"]
@@ -812,10 +812,8 @@ for name, rows in stronger.items():
 
 for name, rows in stronger.items():
     if rows["WD"].config["settings"].get("augmentation"):
-        alone, ours = (
-            difference(cropped["WD"], rows["WD"]),
-            difference(cropped["WD"], cropped[after[1]]),
-        )
+        alone = difference(cropped["WD"], rows["WD"])
+        ours = difference(cropped["WD"], cropped[after[1]])
         together = difference(cropped["WD"], rows[after[1]])
         chapter.claim(
             f"balancing adds {ours}, {name} {alone}, both {together}: they add up",
@@ -837,7 +835,8 @@ few, many = (
 before, after = (
     f"{cb[name]['min']:.1f} to {cb[name]['max']:.1f} %" for name in ("ECE", "ECE at T")
 )
-gain, decay = line(*headline).gain, recipes.PUBLISHED_DECAY
+gain = line(*headline).gain
+decay = recipes.PUBLISHED_DECAY
 
 
 take_aways(
