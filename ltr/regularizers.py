@@ -122,7 +122,7 @@ class Constraint:
     def go_on_from(self, counts: Mapping[str, int]) -> None:
         """Count on from a checkpoint's `counts`, in place."""
         self.checked.fill_(counts["checked"])
-        self.projected.fill_(counts["projected"] if "projected" in counts else counts["fired"])  # its earlier name
+        self.projected.fill_(counts["projected"])
 
     @torch.no_grad()
     def apply(self, weight: Tensor) -> None:

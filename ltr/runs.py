@@ -42,7 +42,6 @@ COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 MEASURES = ("all", *GROUPS, "ece")
 # What a summary holds, as far as the package reads it.
 SUMMARY = {"seconds": (), **{f"{selection}/{tta}": (*MEASURES, "per_class") for selection, tta in VARIANTS}}
-EARLIER = {"max_norm_fired": "projected_share"}  # what runs from before call it
 ANEW = "without its folder, this run is trained anew"
 
 
@@ -115,12 +114,17 @@ class Run:
         except Timeout as error:
             raise InputError(f"--out: another process is training {self.path}") from error
         storage.remove_partial(self.path)
-        if retrain:  # the summary first: without it the run is not finished, whatever else is there
-            for path in (self.path / "summary.json", *self.path.glob("*.csv"), *self.path.glob("*.np[yz]")):
-                path.unlink(missing_ok=True)
+        if retrain:
+            self.clear()
             remove_checkpoint(self.checkpoint)
         config = {"settings": self.identity, "data": about, **self.environments(device)}
         storage.write_json(self.path / "config.json", config)
+
+    def clear(self) -> None:
+        """Remove what a finished run wrote, and what was found out about it."""
+        # The summary first: without it the run is not finished, whatever else is there.
+        for path in (self.path / "summary.json", *self.path.glob("*.csv"), *self.path.glob("*.np[yz]")):
+            path.unlink(missing_ok=True)
 
     def environments(self, device: torch.device | str) -> dict[str, Any]:
         """Where and by what the run was begun; of one that goes on from a checkpoint also where it did so."""
@@ -141,7 +145,7 @@ class Run:
         told = {"network": "averaged", "method": f"{self.identity['method']} + {average.upper()}"}
         other = Run(self.path.with_name(f"{self.name}-{average}"), self.identity | told)
         other.path.mkdir(exist_ok=True)
-        (other.path / "summary.json").unlink(missing_ok=True)
+        other.clear()
         storage.write_json(other.path / "config.json", configs.read_config(self.path) | {"settings": other.identity})
         other.write(outcome, counts)
 
@@ -218,13 +222,11 @@ def write_predictions(run: Path, made: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Predictions from predictions.npz, or from the logits in float16 that earlier runs have in test_logits.npz."""
+    """What `write_predictions` wrote."""
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        if "logits" in stored:
-            return Predictions.of(stored["logits"], stored["labels"].astype(np.int64))
         classes = (stored[name].astype(np.int64) for name in ("predicted", "labels"))
         confidence, marginal = (stored[name].astype(np.float64) for name in ("confidence", "marginal"))
-        confidence /= STEPS if stored["confidence"].dtype == np.uint16 else 1  # float32 of earlier runs
+        confidence /= STEPS if stored["confidence"].dtype == np.uint16 else 1  # float32, where one is NaN
         return Predictions(next(classes), confidence, next(classes), marginal)
 
 
@@ -249,7 +251,6 @@ class Result:
             raise InputError(f"--out: the run {path} is not finished")
         config = read_file(path / "config.json", lambda file: storage.read_json(file, configs.PARTS))
         summary = read_file(path / "summary.json", lambda file: storage.read_json(file, SUMMARY))
-        summary = {EARLIER.get(name, name): value for name, value in summary.items()}
         history = read_file(path / "metrics.csv", read_history)
         return cls(path, config, summary, history, read_file(path / "norms.npy", read_norms))
 
@@ -290,10 +291,9 @@ class Result:
         Raises:
             InputError: they are not there, or damaged.
         """
-        for name in ("predictions.npz", "test_logits.npz"):
-            if (self.path / name).exists():
-                return read_file(self.path / name, read_predictions)
-        raise InputError(f"--out: {self.path} has no predictions.npz; {ANEW}")
+        if not (self.path / "predictions.npz").exists():
+            raise InputError(f"--out: {self.path} has no predictions.npz; {ANEW}")
+        return read_file(self.path / "predictions.npz", read_predictions)
 
     def weights(self, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """The state dict.
@@ -357,7 +357,7 @@ class Result:
         """The run's four rows of results.csv."""
         settings, environment = self.config["settings"], self.config["environment"]
         shared = {column: settings.get(column) for column in COLUMNS}
-        shared |= {key: self.summary[key] for key in ("max_norm", "projected_share", "seconds") if key in self.summary}
+        shared |= {key: self.summary[key] for key in ("projected_share", "seconds") if key in self.summary}
         shared |= {name: environment.get(name) for name in ("device", "torch", "commit")}
         shared |= {"run": self.path.name, "stage1_run": settings.get("stage1_run", self.path.name)}
         shared |= {"dataset": self.config["data"]["name"], "precision": self.precision}
@@ -368,6 +368,13 @@ class Result:
             {**shared, "selection": selection, "tta": tta, **self.accuracy(selection, tta)}
             for selection, tta in VARIANTS
         ]
+
+
+def seeds_of(result: Result) -> dict[int, Result]:
+    """A first stage, and those beside it that learned as it did from other seeds, by seed."""
+    paths = configs.alike(result.path.parent, result.config, ("seed", "precision", "test_every"))
+    found = configs.read_each(paths, Result.read).values()
+    return {each.config["settings"]["seed"]: each for each in found}
 
 
 def predictions_of(result: Result) -> Predictions | None:

@@ -120,7 +120,7 @@ def test_what_cannot_be_scored_is_one_line(tuned, tmp_path):
     sweep.main(f"{FIRST} --weight-decays 0 --out {tmp_path}".split())
     with pytest.raises(InputError, match="^RUN: must be trained with --hold-out 2 or more, "):
         lr_wd.main([str(tmp_path / "demo_1"), "--table", str(tmp_path / "map.csv")])
-    with pytest.raises(InputError, match="^RUN: must be a finished run or a folder of some, got "):
+    with pytest.raises(InputError, match="^RUN: must be a finished run with its weights, or a folder of some, got "):
         lr_wd.main([str(tmp_path / "nowhere")])
 
 

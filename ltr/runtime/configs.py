@@ -6,7 +6,7 @@ cannot be read hinders no other: a warning names it.
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +56,15 @@ def differences(
     if fingerprint and not differs and config["data"]["fingerprint"] != fingerprint:
         differs = [("data_root", "another set of images", "the images loaded here")]
     return differs
+
+
+def alike(folder: Path, config: Config, free: Collection[str]) -> list[Path]:
+    """Finished runs of a folder whose settings are a config's in all but some, by name; the config's own among them."""
+
+    def told(each: Config) -> dict[str, Any]:
+        return {name: value for name, value in each["settings"].items() if name not in free}
+
+    return [path for path, each in read_configs(folder).items() if told(each) == told(config)]
 
 
 def differing(configs: Sequence[Config]) -> str:

@@ -17,13 +17,14 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ltr import metrics, models, recipes, runs
+from ltr import datasets, metrics, models, recipes, runs
 from ltr.errors import InputError
 from ltr.methods import BALANCERS
 from ltr.runtime import configs
@@ -32,7 +33,6 @@ from ltr.runtime.options import ROOT, Parser, file, folder, short
 from ltr.runtime.process import check_writable, set_up_libraries, usable_device
 from ltr.runtime.storage import read_table, table_text, write_text
 from ltr.second_stage import FrozenFeatures
-from ltr.study.pack import tested_images
 
 BEFORE, AFTER = "first stage alone", "logit adjustment"  # the map's two sides
 BALANCED = ("tau-norm", "CB + WD")
@@ -43,6 +43,7 @@ CELL = ("lr", "weight decay", "lr x wd", "batch", "warm-up", "epochs")
 FURTHER = {"schedule": "cosine", "loss": "ce", **dict.fromkeys(("mix", "mix_alpha", "augmentation", "sampling"))}
 FURTHER |= {"nesterov": False, "sam_rho": 0.0, **dict.fromkeys(("average", "network"))}
 FURTHER |= {"momentum": 0.9, "normalization": "cifar100"}
+CUT = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization", "resize")  # of `datasets.load`
 SET = ("imbalance_factor", "profile", "choice", "backbone")  # beside the images' name: what a reader looks for a map of
 
 
@@ -88,6 +89,12 @@ def cell(settings: dict[str, Any], name: str) -> dict[str, Any]:
     return {"lr": lr, "weight decay": decay, **product, **how, "further": ", ".join(further), "run": name}
 
 
+@cache
+def held_out_images(source: str, root: Path, **cut: Any) -> datasets.LongTailed:
+    """Images that a run learned from, and those that it never saw to test on; many runs share them."""
+    return datasets.load(source, root, **cut).for_tuning()
+
+
 def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
     """A run's network under every classifier.
 
@@ -98,7 +105,7 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
     settings = run.config["settings"]
     if settings["hold_out"] < 2:
         raise InputError(f"RUN: must be trained with --hold-out 2 or more, {path.name} has {settings['hold_out']}")
-    data = tested_images(settings, root)
+    data = held_out_images(settings["dataset"], root, **{name: settings[name] for name in CUT if name in settings})
     if data.describe()["fingerprint"] != run.config["data"]["fingerprint"]:
         raise InputError(f"--data-root: must hold the images of {path.name}, got others")
     model = models.restore(settings["backbone"], len(run.class_counts), run.weights(), device)
@@ -139,7 +146,8 @@ def tabulate(found: Sequence[Scored]) -> pd.DataFrame:
 def with_weights(folder: Path) -> list[Path]:
     """The finished runs of a folder that can be scored; a warning names those whose weights are not there."""
     every = configs.finished_runs(folder)
-    if without := [run.name for run in every if not (run / "weights.pt").exists()]:
+    without = [run.name for run in every if not (run / "weights.pt").exists()]
+    if 0 < len(without) < len(every):
         warnings.warn(f"passed over, as their weights are not there: {', '.join(without)}", stacklevel=2)
     return [run for run in every if run.name not in without]
 
@@ -152,7 +160,7 @@ def run_folders(given: Sequence[Path]) -> list[Path]:
     """
     found = [run for each in given for run in ([each] if (each / "summary.json").exists() else with_weights(each))]
     if not found:
-        raise InputError(f"RUN: must be a finished run or a folder of some, got {short(given[0])}")
+        raise InputError(f"RUN: must be a finished run with its weights, or a folder of some, got {short(given[0])}")
     return list(dict.fromkeys(found))
 
 

@@ -1,6 +1,6 @@
 """The rows of the paper's Table 1 on one first stage: each is trained, or loaded where it is finished."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from ltr.datasets import LongTailed
 from ltr.errors import InputError, TrainingError, clip
 from ltr.first_stage import ImageData
 from ltr.methods import METHODS
-from ltr.runtime.configs import read_configs
+from ltr.runtime import configs
 from ltr.runtime.engine import Engine
 from ltr.runtime.options import flag
 from ltr.runtime.storage import read_table
@@ -283,18 +283,11 @@ def read_values(path: Path, option: str) -> pd.DataFrame:
     return table
 
 
-def but_for(settings: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
-    """A run's settings without some, for runs that are alike in all others."""
-    return {name: value for name, value in settings.items() if name not in free}
-
-
 def tuned_like(first: runs.Result, folder: Path, names: Iterable[str]) -> list[str]:
     """Those of some tuning runs that learned as a first stage did: all but held-out images, length and seed alike."""
     free = "hold_out", "seed", "test_every", "stage1_epochs"
     known = set(names)
-    own = but_for(first.config["settings"], free)
-    configs = read_configs(folder)
-    return [p.name for p, each in configs.items() if p.name in known and but_for(each["settings"], free) == own]
+    return [path.name for path in configs.alike(folder, first.config, free) if path.name in known]
 
 
 def open_rows(settings: SecondStage, data: LongTailed | None, absent: Exception | None = None) -> Rows:
