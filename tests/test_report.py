@@ -381,7 +381,7 @@ def test_the_readmes_tables_are_those_of_the_files(name):
 
 def with_and_without(seed: int, plain: float, limited: float, moved: float = 0.25, **columns) -> pd.DataFrame:
     """A pair of models, with MaxNorm and without it."""
-    shared = {"mode": "paper", "loss": "cb-ce", "weight_decay": 0.001, "seed": seed, **columns}
+    shared = {"mode": "paper", "loss": "cb-ce", "lr": 0.01, "weight_decay": 0.001, "seed": seed, **columns}
     projected = {"max_norm": 1.0, "max_norm_every": "step", "projected_share": moved}
     pair = [
         results(method="CB + WD", all=plain, run=f"cb-wd-{seed}", **shared),
@@ -394,9 +394,10 @@ def test_the_gain_of_max_norm_is_taken_seed_by_seed():
     both = pd.concat([with_and_without(0, 40.0, 40.5), with_and_without(1, 30.0, 30.1, moved=0.75)])
     (row,) = paper_tables.max_norm_gains(both, "max-0").to_dict("records")
     assert row == {
-        "model": "CB + WD + MaxNorm (tuned)", "radius": "1.000", "projected": "after each step",
+        "model": "CB + WD + MaxNorm (tuned)", "radius": "1.000", "learning rate": "0.01",
+        "projected": "after each step",
         "rows moved (% of checks)": "50.00", "all, with": "35.30", "all, without": "35.00",
-        "gain": "+0.30", "±": "0.28", "seeds": 2,
+        "gain": "+0.30", "±": "0.20", "seeds": 2,
     }  # fmt: skip
 
 
@@ -407,6 +408,15 @@ def test_the_gain_of_max_norm_is_of_one_first_stage_and_one_weight_decay():
     rest += [own.iloc[:1].assign(weight_decay=0.1, all=9.0), own.assign(tta="flip"), own.assign(selection="best_test")]
     (row,) = paper_tables.max_norm_gains(pd.concat([own, *strangers, *rest]), "max-0").to_dict("records")
     assert (row["gain"], row["seeds"], row["±"]) == ("+0.50", 1, "–")
+
+
+def test_a_counterpart_of_the_same_learning_rate_goes_first_and_another_rate_is_told():
+    pair = with_and_without(0, 40.0, 40.5)
+    faster = pair.iloc[:1].assign(lr=0.1, all=30.0, run="faster")
+    (row,) = paper_tables.max_norm_gains(pd.concat([faster, pair]), "max-0").to_dict("records")
+    assert (row["learning rate"], row["gain"]) == ("0.01", "+0.50")
+    (row,) = paper_tables.max_norm_gains(pd.concat([faster, pair.iloc[1:]]), "max-0").to_dict("records")
+    assert (row["learning rate"], row["gain"]) == ("0.01 (without: 0.1)", "+10.50")
 
 
 def test_a_published_radius_is_compared_with_the_tuned_rows_plain_counterpart():
@@ -420,7 +430,7 @@ def test_a_published_radius_is_compared_with_the_tuned_rows_plain_counterpart():
 def test_what_max_norm_adds_stands_in_a_table_a_network():
     text = paper_tables.max_norm_table(with_and_without(0, 40.0, 40.5))
     assert "**narrow ResNet-32, 60 epochs, 1 seed**" in text
-    assert "| CB + WD + MaxNorm (tuned) | 1.000 | after each step | 25.00 | 40.50 | 40.00 | +0.50 | – | 1 |" in text
+    assert "| CB + WD + MaxNorm (tuned) | 1.000 | 0.01 | after each step | 25.00 | 40.50 | 40.00 | +0.50 |" in text
     assert paper_tables.max_norm_table(results()) == ""
 
 

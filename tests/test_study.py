@@ -57,15 +57,6 @@ def test_the_held_out_temperature_is_of_tuned_rows_that_have_one():
         assert np.isnan([*evidence.at_held_out_temperature(case, row, logits).values()]).all()
 
 
-def test_the_error_without_predictions_is_that_of_the_images():
-    hits = np.random.default_rng(0).random(200) < 0.3
-    config = {"data": {"test_images": len(hits)}}
-    case = object.__new__(evidence.Evidence)
-    case.rows = SimpleNamespace(base=SimpleNamespace(config=config))
-    case.found = {("CB", "tuned"): SimpleNamespace(accuracy=lambda: {"all": 100 * hits.mean()})}
-    assert case.error(("CB", "tuned")) == pytest.approx(metrics.standard_error(hits))
-
-
 def test_the_best_radius_of_each_weight_decay_by_hand():
     lines = [(d, r, s, 40 + d + gain, 0.5) for d in (0, 1) for s in (0, 1) for r, gain in ((np.nan, 0), (1, s), (2, 2))]
     pairs = pd.DataFrame(lines, columns=["weight_decay", "max_norm", "seed", "all", "projected_share"])
@@ -121,6 +112,7 @@ def test_other_networks_saw_the_same_images_and_have_rows_of_their_own(monkeypat
         return {folder / name: {"settings": own, "data": {"fingerprint": images}} for name, (own, images) in found}
 
     monkeypatch.setattr(evidence, "read_configs", configs)
+    monkeypatch.setattr(evidence.configs, "read_configs", configs)
     monkeypatch.setattr(evidence.runs.Result, "read", lambda path: path.name)
     settings = SimpleNamespace(out=Path(), first_stages=Path("demo_1"))
     base = SimpleNamespace(config={"settings": plain, "data": {"fingerprint": "a"}})
@@ -153,6 +145,7 @@ def test_augmentation_is_compared_on_the_same_images(monkeypatch):
         return SimpleNamespace(path=path, config=configs(path.parent)[path])
 
     monkeypatch.setattr(evidence, "read_configs", configs)
+    monkeypatch.setattr(evidence.configs, "read_configs", configs)
     monkeypatch.setattr(evidence.runs.Result, "read", result)
     settings = SimpleNamespace(out=Path(), first_stages=Path("demo_1"))
     rows = SimpleNamespace(settings=settings, base=result(Path("demo_1/base")))

@@ -106,9 +106,11 @@ def read_table(path: Path | io.StringIO, option: str = "--out", needs: Sequence[
         needs: columns that must be there.
 
     Raises:
-        InputError: it is no such table.
+        InputError: there is no such file, or it is no such table.
         OSError: it cannot be read.
     """
+    if isinstance(path, Path) and not path.is_file():
+        raise InputError(f"{option}: there is no file {path}")
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
     except ValueError as error:  # of pandas' parser, or of text that is not UTF-8

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from ltr.errors import InputError
 from ltr.metrics import percent
 from ltr.runtime.options import Parser, file
 from ltr.runtime.storage import read_table, write_text
@@ -116,9 +115,6 @@ def main(arguments: Sequence[str]) -> None:
         "comparison": [*of, "stage1_weight_decay", "method", "all", "validation", "tuned_on"],
         "benchmarks": ["what", "backbone", "images", "device", "ours_s"],
     }
-    for name in needs:
-        if not getattr(options, name).is_file():
-            raise InputError(f"{name}: there is no file {getattr(options, name)}")
     table = table_of(*(read_table(getattr(options, name), name, columns) for name, columns in needs.items()))
     if options.readme is None:
         print(table.set_index("network").to_string())

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ltr import metrics, models, regularizers, runs
 from ltr.methods import class_means, of_loss
+from ltr.runtime import configs
 from ltr.runtime.configs import read_configs, read_each
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table
@@ -20,8 +21,16 @@ from ltr.second_stage import Features
 from ltr.stack import Grid
 from ltr.study import maxnorm, published
 from ltr.study.cells import where
-from ltr.study.paper_tables import BASE, NETWORKS, SETTINGS, has_max_norm, headline, without_max_norm
-from ltr.study.rows import Rows, but_for
+from ltr.study.paper_tables import (
+    BASE,
+    NETWORKS,
+    SETTINGS,
+    has_max_norm,
+    headline,
+    with_and_without,
+    without_max_norm,
+)
+from ltr.study.rows import Rows
 
 AS_IT_IS_AND_SCALED = {
     **{"all": "all", "T": "temperature", "ECE": "ece", "ECE at T": "ece scaled"},
@@ -103,31 +112,13 @@ class Evidence:
         """A classifier's logits [N, C] on the test features."""
         return F.linear(self.inputs, *(values.detach().cpu() for values in classifier.parameters()))
 
-    def hits(self, row: Row) -> np.ndarray | None:
-        """Whether each test image is a hit, [N]; None where the run does not say."""
-        made = runs.predictions_of(self.found[row])
-        if made is not None:
-            return made.hits
-        logits = self.logits(row)
-        return None if logits is None else metrics.hits_of(logits.numpy(), self.labels)
-
-    def error(self, row: Row) -> float:
-        """Standard error of an accuracy in points: `metrics.standard_error` of as many hits among the test images."""
-        images = self.rows.base.config["data"]["test_images"]
-        share = self.found[row].accuracy()["all"] / 100
-        return 100 * float(np.sqrt(share * (1 - share) / max(images - 1, 1)))
+    def hits(self, row: Row) -> np.ndarray:
+        """Whether each test image is a hit, [N]; NaN where training diverged."""
+        return self.found[row].predictions.hits
 
     def error_of_gain(self, before: Row, after: Row) -> float:
-        """Standard error of the difference of two rows, in points, 0 where MaxNorm never acted.
-
-        It is paired where both runs tell of each image; else that of two independent accuracies, which is larger.
-        """
-        if self.found[after].summary.get("projected_share") == 0:
-            return 0.0  # they are the same model
-        one, other = self.hits(before), self.hits(after)
-        if one is None or other is None:
-            return float(np.hypot(self.error(before), self.error(after)))
-        return metrics.standard_error(other - one)
+        """Paired standard error of the difference of two rows, in points."""
+        return metrics.standard_error(self.hits(after) - self.hits(before))
 
     @property
     def is_the_papers(self) -> bool:
@@ -145,7 +136,7 @@ def side_by_side(case: Evidence) -> pd.DataFrame:
     Bold are those that are not clearly below the best: within two paired standard errors.
     """
     hits = {row: case.hits(row) for row in case.found}
-    known = [row for row, own in hits.items() if own is not None and np.isfinite(own).all()]
+    known = [row for row, own in hits.items() if np.isfinite(own).all()]
     best = metrics.best_rows(np.stack([hits[row] for row in known])) if known else ()
     bold = {row for row, near in zip(known, best, strict=True) if near}
     lines = {}
@@ -161,17 +152,18 @@ def cell(case: Evidence, row: Row, bold: set[Row]) -> str:
     """A cell of `side_by_side`."""
     if row not in case.found:
         return ""
-    measured, error = case.found[row].accuracy(), case.error(row)
+    measured = case.found[row].accuracy()
+    error = metrics.standard_error(case.hits(row))
     value = metrics.percent(measured["all"])
     value = f"<b>{value}</b>" if row in bold else value
     return metrics.with_dashes(f"{value}<br><small>±{error:.2f}, few {measured['few']:.1f}</small>")
 
 
 def max_norm_gains(case: Evidence) -> pd.DataFrame:
-    """What MaxNorm adds at the same loss and weight decay, a row a model.
+    """What MaxNorm adds to a row, each with the values that are its own, a row a model.
 
-    Method, setting, radius, when it projects, share of rows it moved (percent), gain and its error in points. What
-    published values leave alone stands once, as tuned.
+    Method, setting, radius, learning rate, weight decay, when it projects, share of rows it moved (percent), gain and
+    its error in points. What published values leave alone stands once, as tuned.
     """
     lines = []
     for (method, setting), result in case.found.items():
@@ -180,11 +172,13 @@ def max_norm_gains(case: Evidence) -> pd.DataFrame:
         if row is None or (setting == "released code" and row[1] == "tuned"):
             continue
         before, after = case.found[row].accuracy(), result.accuracy()
+        own, other = (each.config["settings"] for each in (result, case.found[row]))
         line = {
             "method": method,
             "setting": setting,
             "radius": result.summary["max_norm"],
-            "projected after": f"each {result.config['settings']['max_norm_every']}",
+            **{name: with_and_without(own[name], other[name]) for name in ("lr", "weight_decay")},
+            "projected after": f"each {own['max_norm_every']}",
             "moved": 100 * result.summary["projected_share"],
             "gain": after["all"] - before["all"],
             "error": case.error_of_gain(row, (method, setting)),
@@ -310,11 +304,21 @@ def others(case: Evidence, base: runs.Result | None = None) -> dict[str, dict[st
 def learned_alike(case: Evidence) -> list[runs.Result]:
     """The case's first stage, then those that learned as it did from other images of their classes."""
     folder, base = case.rows.settings.first_stages, case.rows.base
-    free = ("choice", "precision", "test_every")
-    own = but_for(base.config["settings"], free)
-    configs = read_configs(folder)
-    alike = [path for path, each in configs.items() if but_for(each["settings"], free) == own]
+    alike = configs.alike(folder, base.config, ("choice", "precision", "test_every"))
     return [base, *read_each([path for path in alike if path != base.path], runs.Result.read).values()]
+
+
+def at_other_rates(case: Evidence) -> list[runs.Result]:
+    """First stages with weight decay of the case's length that differ in learning rate and weight decay alone, by rate.
+
+    Of the case's images or, where there is but one, of others of their classes; none where there is but one of these.
+    """
+    free = ("lr", "stage1_weight_decay", "precision", "test_every")
+    for plain in learned_alike(case):
+        found = configs.alike(case.rows.settings.first_stages, plain.config, free)
+        if len(found) > 1:
+            return sorted(read_each(found, runs.Result.read).values(), key=lambda run: run.config["settings"]["lr"])
+    return []
 
 
 def augmented(case: Evidence) -> dict[str, dict[str, runs.Result]]:

@@ -225,9 +225,6 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--readme", type=file, help="a file whose rows are written anew")
     options = parser.parse_args(arguments)
-    for path in filter(None, (options.results, options.comparison)):
-        if not path.is_file():
-            raise InputError(f"results: there is no file {path}")
     needs = [*paper_tables.SET, "stage1_weight_decay", "stage1_run", "method", "all"]
     comparison = None
     if options.comparison is not None:

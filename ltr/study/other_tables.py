@@ -195,10 +195,10 @@ def answer(groups: Sequence[pd.DataFrame]) -> str:
             f"errors above none in {(sizes > 2).sum()} of {len(groups)} settings, below in {(sizes < -2).sum()}."
         )
     alike = f"{(~above & ~below).sum()} of {len(groups)} settings, where neither differs"
-    worse = below.sum()
+    both = f" ({(above & below).sum()} does both)" if (above & below).any() else ""
     lines.append(
-        f"- **A radius is no more than a temperature** in {alike}. In {worse} it costs accuracy or likelihood that "
-        f"no temperature gives back, in {above.sum()} it adds some."
+        f"- **A radius is no more than a temperature** in {alike}. In {below.sum()} it costs accuracy or likelihood "
+        f"that no temperature gives back, in {above.sum()} it adds some{both}."
     )
     return "\n".join(lines) + "\n"
 

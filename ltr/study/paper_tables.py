@@ -182,13 +182,20 @@ def chose_published(method: str, tuned: pd.DataFrame) -> bool:
 
 def table_1_cell(rows: pd.DataFrame, method: str, mode: str) -> str:
     """Accuracy of a method in a mode; empty where the mode changes nothing about it."""
-    if (mode == "published" and not is_tuned(method)) or (mode == "released" and method not in METHODS):
+    if mode == "released" and method not in METHODS:
         return ""
     rows = rows[rows.method == method]
     own = rows[rows["mode"] == mode]
-    if mode == "published" and own.empty and chose_published(method, rows[rows["mode"] == "paper"]):
+    alike = not is_tuned(method) or chose_published(method, rows[rows["mode"] == "paper"])
+    if mode == "published" and own.empty and alike:
         return ""
     return variants(own)
+
+
+def short_head(head: str) -> str:
+    """Of a column's head the network, and its images where these are not the usual ones."""
+    network, *words = head.split(", ")
+    return ", ".join([network, *(word for word in words if word.startswith("choice"))])
 
 
 def beside_theirs(
@@ -219,7 +226,8 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
     """
 
     def modes(head: str, rows: pd.DataFrame) -> list[Column]:
-        name, columns = head.split(",")[0], []
+        name = short_head(head)
+        columns = []
         for mode in ("paper", "published", "released"):
             cells = [table_1_cell(rows, row, mode) for row in published.TABLE_1]
             if mode == "paper" or {*cells} - {"", NOT_MEASURED}:
@@ -356,7 +364,7 @@ def table_of_released(results: pd.DataFrame) -> str:
         rows = rows.assign(**{f"{group} both": theirs[group].to_numpy() for group in metrics.GROUPS})
         own = [as_released(rows, method) for method in published.RELEASED]
         groups = [NOT_MEASURED if each.empty else " / ".join(variants(each, name) for name in measures) for each in own]
-        return [[f"{head}: {heads[0]}", *groups], [f"{head.split(',')[0]}: {heads[1]}", *map(variants, own)]]
+        return [[f"{head}: {heads[0]}", *groups], [f"{short_head(head)}: {heads[1]}", *map(variants, own)]]
 
     printed = [f"released notebooks (ResNet-34, 320 epochs): {heads[0]}"]
     printed += [" / ".join(map(str, values)) for values, _ in published.RELEASED.values()]
@@ -394,28 +402,35 @@ def hits_of(run: str, folder: Path) -> np.ndarray | None:
 
 
 def error_of_gain(before: pd.DataFrame, after: pd.DataFrame, folder: Path | None) -> float:
-    """How certain a difference of two models is, in points: over seeds its deviation; of one seed the paired standard
-    error over the test images, from the runs in the folder; NaN where these do not tell.
+    """Standard error of a difference of two models, in points: over seeds that of its mean; of one seed the paired one
+    over the test images, from the runs in the folder; NaN where these do not tell.
 
     Args:
         before, after: rows of `headline`, one a seed.
     """
     pairs = before.merge(after, on="seed", suffixes=("", " after"))
     if len(pairs) != 1:
-        return float((pairs["all after"] - pairs["all"]).std())
+        return float((pairs["all after"] - pairs["all"]).sem())
     both = [hits_of(run, folder) if folder else None for run in pairs.loc[0, ["run", "run after"]]]
     if any(hits is None for hits in both):
         return float("nan")
     return metrics.standard_error(both[1] - both[0])
 
 
+def with_and_without(own: float, other: float) -> str:
+    """A value of a row with MaxNorm, and that of the row without it where it is another."""
+    return f"{own:g}" if own == other else f"{own:g} (without: {other:g})"
+
+
 def gain_line(title: str, pairs: pd.DataFrame, folder: Path | None) -> dict[str, Any]:
     """A model's row of `max_norm_gains`; a seed counts where neither of its two trainings diverged."""
     pairs = pairs.dropna(subset="gain")
+    rates = pairs[["lr", "lr without"]].drop_duplicates().to_numpy()
     plain = pairs[["seed", "run without", "all without"]].set_axis(["seed", "run", "all"], axis=1)
     return {
         "model": title,
         "radius": or_dash(pairs.max_norm.mean(), ".3f"),
+        "learning rate": " ".join(with_and_without(*each) for each in rates),
         "projected": f"after each {pairs.max_norm_every.iloc[0]}" if len(pairs) else "–",
         "rows moved (% of checks)": metrics.percent(100 * pairs.projected_share.mean()),
         "all, with": metrics.percent(pairs["all"].mean()),
@@ -429,13 +444,15 @@ def gain_line(title: str, pairs: pd.DataFrame, folder: Path | None) -> dict[str,
 def max_norm_gains(results: pd.DataFrame, run: str, folder: Path | None = None) -> pd.DataFrame:
     """What MaxNorm adds at the same loss and weight decay, seed by seed, for the images and first stage of a run.
 
+    Where values were tuned, each model has its own learning rate; a counterpart with the same one goes first.
+
     Args:
         folder: where the runs are, see `error_of_gain`.
 
     Returns:
-        a row a model with MaxNorm as text: its radius, when it projects and how often it moved a row, accuracy over all
-        classes with and without it (last epoch, plain test, percent, means over seeds), and the mean of the gain with
-        its error. Models whose counterpart without MaxNorm is not there have no row.
+        a row a model with MaxNorm as text: its radius, both learning rates, when it projects and how often it moved a
+        row, accuracy over all classes with and without it (last epoch, plain test, percent, means over seeds), and the
+        mean of the gain with its error. Models whose counterpart without MaxNorm is not there have no row.
     """
     rows = headline(results)
     rows = where(rows, **rows.loc[rows.run == run, [*BASE, "stage1_weight_decay"]].iloc[0])
@@ -443,8 +460,10 @@ def max_norm_gains(results: pd.DataFrame, run: str, folder: Path | None = None) 
     limited = limited.assign(model=limited.method, method=limited.method.map(without_max_norm)).dropna(subset="method")
     tuned = rows[rows["mode"] == "paper"]  # what published values leave alone stands there once, as tuned
     keys = ["method", "mode", "loss", "weight_decay", "seed"]
-    plain = pd.concat([rows, tuned.assign(mode="published")]).drop_duplicates(keys)
+    plain = pd.concat([rows, tuned.assign(mode="published")])
     pairs = limited.merge(plain, on=keys, suffixes=("", " without"))
+    pairs = pairs.assign(apart=pairs.lr != pairs["lr without"]).sort_values("apart", kind="stable")
+    pairs = pairs.drop_duplicates(["model", *keys])
     pairs["gain"] = pairs["all"] - pairs["all without"]
     groups = pairs.groupby(["mode", "model"])
     return pd.DataFrame([gain_line(f"{model} ({SETTINGS[mode]})", own, folder) for (mode, model), own in groups])

@@ -21,8 +21,6 @@ def tables(path: Path) -> dict[str, str]:
     Raises:
         InputError: there is no such file, or it is no table.
     """
-    if not path.is_file():
-        raise InputError(f"results: there is no file {path}")
     table = read_table(path, "results")
     if "ours_s" in table:
         return {path.stem: other_tables.benchmark_markdown(table)}
