@@ -415,6 +415,7 @@ def test_a_network_that_cannot_be_read_is_passed_over(network):
         "--tau 1",
         "--max-norm=2",
         "--tuned-on none",
+        "--tuning-run none",
     ],
 )
 def test_bad_options_are_refused(bad, tmp_path):
@@ -440,17 +441,17 @@ def test_a_named_base_has_its_tuning_network_whatever_its_seed(demo):
 @pytest.mark.slow
 def test_a_named_tuning_network_chooses_for_bases_of_other_images(demo, tmp_path):
     (tuned,) = (demo.out / "tuning" / "demo_1").iterdir()
-    words = f"--preset demo --imbalance-factor 120 --hold-out 2 --out {demo.out} --tuned-on {tuned.name}".split()
+    words = f"--preset demo --imbalance-factor 120 --hold-out 2 --out {demo.out} --tuning-run {tuned.name}".split()
     settings = compare.Comparison.parse([*words, "--choice", "random", "--seed", "3"])
     run, data = settings.tuning_network(None)
     assert run.path == tuned
     assert data.for_tuning().describe()["fingerprint"] == run.config["data"]["fingerprint"]
     assert data.describe()["fingerprint"] != datasets.load(**settings.data).describe()["fingerprint"]
-    with pytest.raises(InputError, match=f"^--tuned-on: must be a finished run in .*, got {tuned.name}x"):
+    with pytest.raises(InputError, match=f"^--tuning-run: must be a finished run in .*, got {tuned.name}x"):
         compare.Comparison.parse([*words[:-1], f"{tuned.name}x"]).tuning_network(None)
-    with pytest.raises(InputError, match=r"^--tuned-on: must be a run with imbalance_factor 60\.0, .* has 120\.0$"):
+    with pytest.raises(InputError, match=r"^--tuning-run: must be a run with imbalance_factor 60\.0, .* has 120\.0$"):
         dataclasses.replace(settings, imbalance_factor=60.0).tuning_network(None)
     (base,) = (run for run in (demo.out / "demo_1").iterdir() if run.name.startswith("wd_"))
     shutil.copytree(base, tmp_path / "tuning" / "demo_1" / base.name)
-    with pytest.raises(InputError, match=f"^--tuned-on: must be a run that was trained with --hold-out, {base.name}"):
-        dataclasses.replace(settings, out=tmp_path, tuned_on=base.name).tuning_network(None)
+    with pytest.raises(InputError, match=f"^--tuning-run: must be a run that was trained with --hold-out, {base.name}"):
+        dataclasses.replace(settings, out=tmp_path, tuning_run=base.name).tuning_network(None)

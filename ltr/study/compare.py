@@ -32,11 +32,11 @@ from ltr.errors import InputError
 from ltr.methods import BALANCERS, Balancer, Candidate, suitable
 from ltr.recipes import Recipe
 from ltr.runtime import configs
-from ltr.runtime.options import flag, folder, option, short, whole
+from ltr.runtime.options import flag, folder, option, run_name, short, whole
 from ltr.runtime.process import check_writable
 from ltr.runtime.storage import update_table
 from ltr.second_stage import FrozenFeatures
-from ltr.settings import MOST, SHIPPED, FirstStage, SecondStage
+from ltr.settings import MOST, OF_THE_BASE, FirstStage, SecondStage
 from ltr.settings import WHOLE_NETWORK as NAMES
 from ltr.study import published
 from ltr.study.cells import NOT_MEASURED
@@ -175,6 +175,9 @@ class Comparison(SecondStage):
     tuning_epochs: int = option(
         0, "of the first stage without these images; 0: --stage1-epochs", whole, low=0, high=MOST
     )
+    tuning_run: str = option(
+        None, "the run, trained with --hold-out, that chooses (default: the one trained alike)", run_name
+    )
     figures: Path = option(None, "folder for reliability diagrams; without it none are drawn", folder)
 
     @classmethod
@@ -184,12 +187,15 @@ class Comparison(SecondStage):
 
     def command(self, epochs: int, hold_out: int) -> str:
         """The command that trains a first stage."""
-        names = ("preset", "dataset", "data_root", "imbalance_factor", "profile", "choice", "normalization", "backbone")
+        told = {"hold_out", "seed", "stage1_epochs", "stage1_weight_decay"}  # above, as the sweep calls them
+        names = [name for name in OF_THE_BASE if name not in told]
         words = ["--weight-decays", f"{self.stage1_weight_decay:g}", "--epochs", epochs, "--seeds", self.seed]
         if hold_out:
             words += ["--hold-out", hold_out]
-        for name in (*names, "out"):
+        for name in ("preset", "data_root", *names, "out"):
             value = getattr(self, name)
+            if value is None:
+                continue
             words += [flag(name), f"{value:g}" if isinstance(value, float) else short(value, Path.cwd())]
         return "python -m ltr sweep " + shlex.join(map(str, words))
 
@@ -214,20 +220,20 @@ class Comparison(SecondStage):
         return runs.find(self.out / "tuning" / "demo_1", told, data.describe()["fingerprint"])
 
     def named_tuning_network(self) -> tuple[runs.Result, datasets.LongTailed]:
-        """See `tuning_network`: the run that `--tuned-on` names, which may have learned from other images of a class.
+        """See `tuning_network`: the run that `--tuning-run` names, which may have learned from other images of a class.
 
         Raises:
             InputError: there is no such run, it saw the held-out images, or it is of another network or other classes.
         """
-        run = runs.Result.read(configs.named_run(self.out / "tuning" / "demo_1", self.tuned_on, "--tuned-on"))
+        run = runs.Result.read(configs.named_run(self.out / "tuning" / "demo_1", self.tuning_run, "--tuning-run"))
         told = run.config["settings"]
         if not told["hold_out"]:
-            raise InputError(f"--tuned-on: must be a run that was trained with --hold-out, {self.tuned_on} was not")
+            raise InputError(f"--tuning-run: must be a run that was trained with --hold-out, {self.tuning_run} was not")
         data = datasets.load(**self.data | {name: told[name] for name in ("choice", "seed", "hold_out")})
         wanted = {"backbone": self.backbone, "imbalance_factor": self.imbalance_factor, "profile": self.profile}
         if differs := configs.differences(run.config, wanted, data.for_tuning().describe()["fingerprint"]):
             key, have, value = differs[0]
-            raise InputError(f"--tuned-on: must be a run with {key} {value}, {self.tuned_on} has {have}")
+            raise InputError(f"--tuning-run: must be a run with {key} {value}, {self.tuning_run} has {have}")
         return run, data
 
     def tuning_network(self, base: runs.Result | None) -> tuple[runs.Result, datasets.LongTailed]:
@@ -236,7 +242,7 @@ class Comparison(SecondStage):
         Args:
             base: the run that is tested, where it was named.
         """
-        if self.tuned_on not in (None, SHIPPED):
+        if self.tuning_run:
             return self.named_tuning_network()
         epochs = self.tuning_epochs or self.stage1_epochs
         data = datasets.load(**self.data)
@@ -387,7 +393,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: an option is not allowed, or there is no first stage to tune on.
     """
-    check_none_chosen(arguments)
+    check_none_chosen(arguments, ["tuned_on"])
     settings = Comparison.of_command(arguments)
     print(settings, f"engine: {settings.engine}", sep="\n", flush=True)
     stages = first_stages(settings)
@@ -404,7 +410,8 @@ def main(arguments: Sequence[str]) -> None:
     print(f"features: {time.perf_counter() - start:.0f} s, shared by all methods", flush=True)
     measured, tried = compare(stages.held_out, stages.final, recipe, figures=settings.figures)
     table = assemble(measured, list(finished_networks(settings.out / "demo_1", stages)), stages)
-    path, tuning = (settings.out / folder / "comparison.csv" for folder in ("", "tuning"))
+    path = settings.out / "comparison.csv"
+    tuning = settings.out / "tuning" / "comparison.csv"
     save(path, table)
     save(tuning, tuning_table(tried, stages))
     told = table.assign(**{"hyper-parameters": how(table)})
