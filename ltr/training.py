@@ -405,9 +405,8 @@ class Trainer:
         start = time.perf_counter()
         fast = self.engine.compile or self.engine.graph
         self.stream = self.engine.stream()
-        if self.stream:
-            self.stream.wait_stream(torch.cuda.current_stream(self.step.device))
-        self.begin_epoch()
+        if fast or self.group.size > 1:  # steps are tried on an epoch's draws
+            self.begin_epoch()
         with on_stream(self.stream):
             self.ready, self.engine = self.engine.prepare(self.model, self.step.steps, self.step.changed, self.stream)
             self.step.engine = self.engine

@@ -139,7 +139,7 @@ def test_a_run_without_values_is_one_line(tuned):
 def test_a_network_that_saw_the_images_cannot_choose(tuned):
     out, _ = tuned
     (full,) = runs.finished_runs(out / "demo_1")
-    with pytest.raises(InputError, match="^--stage1: must be a run that was trained with --hold-out"):
+    with pytest.raises(InputError, match="^--hold-out: must be that of the first stage that chooses"):
         tune.main(f"--preset demo --out {out} --stage1 {full.path.name}".split())
 
 

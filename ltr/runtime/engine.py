@@ -64,8 +64,15 @@ class Engine:
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def stream(self) -> torch.cuda.Stream | None:
-        """A stream of its own for one training, so that several run side by side; None without a graph."""
-        return torch.cuda.Stream(self.device) if self.graph else None
+        """A stream of its own for one training, so that several run side by side; None without a graph.
+
+        It begins when what was queued before is done.
+        """
+        if not self.graph:
+            return None
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        return stream
 
     @contextlib.contextmanager
     def backend(self) -> Iterator[None]:

@@ -155,5 +155,5 @@ def main(arguments: Sequence[str]) -> None:
     print(pd.DataFrame(compare_ways(how)).to_string(index=False), flush=True)
     speed = "; torch.compile saves some of them" if how.compile else ""
     both = "with weight decay" if settings.naive == "skip" else "without and with weight decay"
-    job = f"CIFAR100-LT, {settings.backbone}, {settings.epochs} epochs, {both}"
+    job = f"were it on CIFAR100-LT: {settings.backbone}, {settings.epochs} epochs, {both}"
     print(f"\n{job}: about {hours_of_the_job(settings):.1f} hours, and the tests{speed}")

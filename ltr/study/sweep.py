@@ -20,6 +20,7 @@ import torch
 from ltr import datasets, first_stage, models, runs, training
 from ltr.errors import InputError, TrainingError
 from ltr.runtime.options import Parser, real, whole
+from ltr.runtime.process import check_writable
 from ltr.settings import FirstStage
 
 AT_ONCE = {"resnet32": 8, "resnet32-wide": 4, "resnet34": 2}  # on CUDA; a CPU gains nothing by sharing its cores
@@ -66,13 +67,16 @@ def train(cells: Sequence[Cell], at_once: int) -> Iterator[Cell]:
 
     Of a group of which one diverges each is trained alone.
     """
-    retrain = cells[0].settings.retrain
+    retrain = cells[0].settings.retrain  # the first time; afterwards there is a checkpoint to go on from
     waiting = [cell for cell in cells if retrain or not cell.run.finished]
+    begun: set[str] = set()
     groups = deque(waiting[start : start + at_once] for start in range(0, len(waiting), at_once))
     while groups:
         group = groups.popleft()
+        anew = retrain and not {cell.run.name for cell in group} <= begun
+        begun |= {cell.run.name for cell in group}
         try:
-            train_together(group, retrain)
+            train_together(group, anew)
         except TrainingError as error:
             if len(group) == 1:
                 print(f"{group[0].run.name}: {error}", flush=True)
@@ -108,6 +112,16 @@ def summary(results: Sequence[runs.Result]) -> pd.DataFrame:
     return pd.concat([groups.mean(), deviation], axis=1).round(2).sort_index(axis=1).assign(seeds=groups.size())
 
 
+def check_grid(seeds: Sequence[int], decays: Sequence[float], at_once: int) -> None:
+    """Raises InputError where a value is out of range."""
+    if min(seeds) < 0 or max(seeds) >= 2**32:
+        raise InputError(f"--seeds: must be from 0 to 4294967295, got {min(seeds) if min(seeds) < 0 else max(seeds)}")
+    if min(decays) < 0:
+        raise InputError(f"--weight-decays: must be at least 0, got {min(decays):g}")
+    if at_once < 1:
+        raise InputError(f"--at-once: must be at least 1, got {at_once}")
+
+
 def main(arguments: Sequence[str]) -> None:
     """The command line.
 
@@ -127,12 +141,10 @@ def main(arguments: Sequence[str]) -> None:
     seeds, decays = (list(dict.fromkeys(each)) for each in chosen)
     usual = AT_ONCE.get(settings.backbone, 1) if settings.device.startswith("cuda") else 1
     at_once = usual if options.at_once is None else options.at_once
-    if min(seeds) < 0 or max(seeds) >= 2**32:
-        raise InputError("--seeds: must be from 0 to 4294967295")
-    if min(decays) < 0 or at_once < 1:
-        raise InputError("--weight-decays: must be at least 0, and --at-once at least 1")
+    check_grid(seeds, decays, at_once)
     if settings.hold_out:
         settings = dataclasses.replace(settings, out=settings.out / "tuning")
+    check_writable(settings.out)
     print(settings, f"engine: {settings.engine}", sep="\n", flush=True)
     cells = grid(settings, seeds, decays)
     diverged = list(train(cells, at_once))

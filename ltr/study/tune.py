@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> None:
     check_none_chosen(arguments, ["tuned_on"])
     settings = SecondStage.of_command(arguments)
     if not settings.hold_out:
-        raise InputError("--stage1: must be a run that was trained with --hold-out, got one that saw all images")
+        raise InputError("--hold-out: must be that of the first stage that chooses, got none")
     data = datasets.load(**settings.data).for_tuning()
     rows = open_rows(settings, data)
     print(f"tuned on {len(data.test):,} held-out images: {rows.base.path.name}", flush=True)
