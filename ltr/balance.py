@@ -1,9 +1,9 @@
 """Balance the classifier you already have: embeddings in, a balanced linear head out.
 
     X, y, layer = features(model, loader)
-    result = balance(model.get_submodule(layer), (X, y), (Xv, yv), test=(Xt, yt))
+    result = balance(model, (X, y), (Xv, yv), test=(Xt, yt), layer=layer)
     result.table, result.best, result.verdict
-    result.write_into(model, layer)
+    result.write_into(model)
 
 Every method of `methods.BALANCERS` is tuned on the validation images, by the mean of the classes' accuracies unless
 told otherwise; a temperature that is fitted there is folded into the head; then each method is tested once. Nothing
@@ -201,10 +201,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     r"""The T > 0 whose softmax of z / T, of logits [N, C], gives the labels [N] their largest likelihood.
 
     The slope in :math:`\beta = 1 / T` rises with it, so its zero is found by bisection, between a thousandth and a
-    thousand over an image's spread of logits: where every image is right, none would be large enough.
+    thousand over an image's spread of logits.
 
     Returns:
-        NaN where a logit is not finite.
+        1 where every image is right, as no temperature would be small enough; NaN where a logit is not finite.
 
     Source: Guo et al. 2017, section 4.2.
     """
@@ -214,6 +214,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return 1.0
     if not math.isfinite(size):
         return math.nan
+    if (logits.argmax(1) == labels).all():
+        return 1.0
     wanted = logits.gather(1, labels[:, None]).mean()
     low, high = math.log(1e-3 / size), math.log(1e3 / size)
     for _ in range(18):  # to a ten-thousandth
@@ -366,7 +368,7 @@ class Balanced:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write head.pt (the best), table.csv, per_class.csv and chosen.json, each whole or not at all.
+        """Write chosen.json, head.pt (the best), table.csv and per_class.csv, each whole or not at all.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -374,10 +376,10 @@ class Balanced:
         """
         folder = Path(folder)
         check_writable(folder, "folder")
+        write_json(folder / "chosen.json", self.about)  # by which a later call knows the folder as one of its own
         write_weights(folder / "head.pt", self.state())
         write_text(folder / "table.csv", table_text(self.table))
         write_text(folder / "per_class.csv", table_text(self.per_class))
-        write_json(folder / "chosen.json", self.about)
 
 
 def absolute(candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
@@ -497,6 +499,8 @@ def balance(
     if not isinstance(score, str) or score not in SCORES:
         hint = nearest(str(score), list(SCORES))
         raise InputError(f"score: must be one of {', '.join(SCORES)}, got {clip(score)}{hint}")
+    if say is not None and not callable(say):
+        raise InputError(f"say: must be a function that takes a line, as print, got {clip(repr(say))}")
     given = {"train": train, "validation": validation, "test": test}
     if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
         raise InputError(f"seed: must be a whole number from 0 to 4294967295, got {clip(seed)}")

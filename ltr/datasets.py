@@ -233,6 +233,8 @@ def load(
         return load_large_set(source, Path(root), hold_out, normalization, workers)
     own = source in OWN_IMAGES
     train, test, names = READERS[source](Path(root), **({"resize": resize} if own else {}))
+    if len(names) < 2:
+        raise InputError(f"--data-root: must hold images of two classes or more, got {len(names)}")
     if choice == "hash":
         train = train.by_hash()
     chosen, held = split_indices(train.labels, names, imbalance_factor, profile, choice, hold_out, seed)

@@ -73,13 +73,21 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(at_least_float32(logits), labels)
 
 
+def label_weights(weights: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """The weight of each label's class, [B]; raises ValueError where there are not as many weights as logits."""
+    if logits.shape[1] != len(weights):
+        raise ValueError(f"counts: must be one for each of the {logits.shape[1]} logits, got {len(weights)}")
+    return weights[labels]
+
+
 def balanced_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Softmax cross-entropy times the weight of the label's class, mean over the batch.
 
     The mean divides by B, not by the sum of the weights: a batch of rare classes weighs more than
     one of common classes (the paper's equation 3 with Cui et al.'s weights).
     """
-    return (weights[labels] * F.cross_entropy(at_least_float32(logits), labels, reduction="none")).mean()
+    losses = F.cross_entropy(at_least_float32(logits), labels, reduction="none")
+    return (label_weights(weights, logits, labels) * losses).mean()
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -105,7 +113,7 @@ def balanced_bce_on_softmax(logits: Tensor, labels: Tensor, weights: Tensor) -> 
     log_not_p = torch.log1p(-p.masked_fill(certain, 0)).masked_fill(certain, -100)
     on_label = log_p.gather(1, labels[:, None]).clamp_min(-100).squeeze(1)  # clamped as binary_cross_entropy does
     off_label = log_not_p.scatter(1, labels[:, None], 0).sum(1)
-    return -(weights[labels] * (on_label + off_label)).mean() / logits.shape[1]
+    return -(label_weights(weights, logits, labels) * (on_label + off_label)).mean() / logits.shape[1]
 
 
 def balanced_focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float = 1.0) -> Tensor:
@@ -120,7 +128,7 @@ def balanced_focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float
     log_p = F.logsigmoid(signs * logits)
     # 1 - p rounds to 0 where p is near 1, and the slope of 0 ** gamma is infinite for a gamma below 1.
     modulation = 1 - log_p.exp() if gamma == 1 else (gamma * F.logsigmoid(-signs * logits)).exp()
-    return (weights[labels] * -(modulation * log_p).sum(1)).mean()
+    return (label_weights(weights, logits, labels) * -(modulation * log_p).sum(1)).mean()
 
 
 def adjust_logits(logits: Tensor, counts: Tensor, tau: float) -> Tensor:

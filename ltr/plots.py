@@ -42,6 +42,7 @@ from PIL import Image
 
 from ltr.metrics import GROUPS
 from ltr.runtime import distributed
+from ltr.runtime.storage import write_whole
 
 DPI = 90
 STYLE: dict[str, Any] = {
@@ -999,7 +1000,7 @@ def _give(data: bytes, path: Path | None) -> None:
     """Write a picture's bytes if it has a path, its folder too; show them in a notebook, at half their size."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        write_whole(path, lambda file: file.write(data))
     if _in_a_page():
         from IPython.display import Image as Picture  # only a notebook has it
         from IPython.display import display

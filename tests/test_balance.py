@@ -457,6 +457,8 @@ def test_the_temperature_is_the_most_likely():
     assert fit_temperature(z, labels) == pytest.approx(1.0, abs=0.06)
     assert fit_temperature(40 * z, labels) == pytest.approx(40 * fit_temperature(z, labels), rel=1e-3)
     certain = 3.0 * nn.functional.one_hot(labels, 5).float()
+    assert fit_temperature(certain, labels) == 1.0, "no temperature is small enough"
+    certain[0] = certain[0].roll(1)
     assert 0 < fit_temperature(certain, labels) < 1
     assert fit_temperature(torch.zeros(3, 2), torch.tensor([0, 1, 1])) == 1.0
     for value in (np.nan, np.inf):

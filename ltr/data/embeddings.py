@@ -466,12 +466,13 @@ def output_layer(model: nn.Module, names: Iterable[str], images: Tensor) -> tupl
     """Of some of a model's layers the last whose output is the model's, by its name, and what goes into it."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
-        seen[name] = inputs[0], output
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor, name: str) -> None:
+        seen[name] = next(iter((*inputs, *named.values()))), output
 
     with contextlib.ExitStack() as hooks:
         for name in names:
-            hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(keep, name=name)))
+            hook = partial(keep, name=name)
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
         logits = model(images)
     for name, (inputs, output) in reversed(seen.items()):
         if isinstance(logits, Tensor) and output.dim() == 2 and torch.equal(output, logits):

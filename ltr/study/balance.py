@@ -10,6 +10,8 @@ best head under the state dict's own keys (head.pt), table.csv, per_class.csv, c
 with its figures inside.
 """
 
+import contextlib
+import os
 import pickle
 import re
 import tempfile
@@ -124,12 +126,16 @@ def read_inputs(options: Options) -> dict[str, Any]:
 def check_out(options: Options) -> None:
     """Raises InputError where the folder cannot be written to, or a file of the caller's own would be replaced."""
     out, shown = options.out, clip(short(options.out, Path.cwd()))
-    place = next(each for each in (out, *out.parents) if each.exists())  # nothing is made yet
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(out)  # whose name may be too long
+        place = next(each for each in (out, *out.parents) if os.path.lexists(each))  # nothing is made yet
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise InputError(f"--out: must be a folder that can be written to, got {shown}") from error
+    if folders := [name for name in WRITTEN if (out / name).is_dir()]:
+        raise InputError(f"--out: must be a folder without a folder {folders[0]}, got {shown}")
     there = [name for name in WRITTEN if (out / name).exists()]
     if there and "chosen.json" not in there:
         raise InputError(f"--out: must be a folder without a {there[0]} of another origin, got {shown}")

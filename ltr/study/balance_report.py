@@ -40,7 +40,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{tit
 
 def picture(figure: Figure, caption: str) -> str:
     """A figure as an image inside the page; the figure is closed."""
-    with plt.rc_context(plots.STYLE), io.BytesIO() as file:
+    with plots.drawing(), io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
         png = base64.b64encode(file.getvalue()).decode()
     plt.close(figure)
