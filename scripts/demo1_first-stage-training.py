@@ -13,7 +13,7 @@
 # 
 # **Contents**: [the tail](#The-tail) · [a training step](#A-training-step) · [why the tail fails](#Why-the-tail-fails,-in-the-plane) · [naive training](#Naive-training) · [weight decay](#Weight-decay) · [the classifier's weights](#The-classifier's-weights) · [filters and features](#Filters-and-features) · [choosing λ](#Choosing-λ) · [take-aways](#Take-aways) · [exercises](#Exercises)
 # 
-# *Running all cells* shows the runs that come with the package: no images, no GPU. To train anew, write a preset into the cell below: `options = "--preset demo"` takes minutes on a small synthetic set, `options = "--preset paper"` does the paper's job on a GPU. Scripts take the same words on their command line. Lines that begin with *holds* are claims that a cell checks against the runs at hand. The text between speaks of the committed runs; of others, trust these lines.
+# *Running all cells* shows the runs that come with the package: no images, no GPU. To train anew, write a preset into the cell below: `options = "--preset demo"` takes minutes on a small synthetic set, `options = "--preset paper"` does the paper's job on a GPU. Scripts take the same words on their command line. Lines that begin with *holds* are claims that a cell checks against the runs at hand. The prose describes the committed runs; for runs of your own, trust only these lines.
 
 options = ""
 
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ltr import analysis, datasets, losses, metrics, models, plots, training
+from ltr import analysis, datasets, losses, metrics, models, plots, runs, training
 from ltr.data import loader
 from ltr.recipes import Recipe
 from ltr.settings import FirstStage
@@ -95,7 +95,8 @@ chapter.claim(
 
 def examples() -> plots.Figure:
     """Eight training images of classes from both ends of the tail."""
-    train, shown = chapter.data.train, plots.ends(order[:-2])
+    train = chapter.data.train
+    shown = plots.ends(order[:-2] if len(order) > 8 else order)
     rows = np.full(
         (len(shown), 8, *train.images.shape[1:]), 255, np.uint8
     )  # white where a class has no more
@@ -259,24 +260,24 @@ chapter.claim(
 )
 
 
-# The classes themselves did not change: the borders did. The tail's classifier has moved them towards the rare class, which it answers too seldom. Nothing is wrong with the points, nor with the step: cross-entropy minimises the surprise *over the training set*, where the rare class hardly occurs.
+# The classes themselves did not change: the borders did. The tail's classifier has moved them towards the rare class, which it predicts too seldom. Nothing is wrong with the points, nor with the step: cross-entropy minimises the surprise *over the training set*, where the rare class hardly occurs.
 # 
-# A linear classifier can move a border in two ways: by the length of a class's row of $W$, or by its bias. Which was it?
+# The border between two classes is where $(w_k - w_j)^\top x + b_k - b_j = 0$. The direction of a row of $W$ moves it, so does its length, and so does the bias. Which was it here?
 
 for title, model in toys.items():
     lengths = model.weight.detach().norm(dim=1).numpy().round(2)
     print(f"{title}: norms {lengths}, biases {model.bias.detach().numpy().round(2)}")
 weight, bias = (each.detach() for each in toys["500, 50 and 5 points"].parameters())
 without_bias = (test_x @ weight.T).numpy()
-recovered = metrics.per_class_accuracy(without_bias, test_y.numpy())[-1]
+recovered = metrics.per_class_accuracy(without_bias, test_y.numpy())
+words = ", ".join(f"{name} {value:.0f} %" for name, value in zip(names, recovered, strict=True))
 chapter.claim(
-    f"in the plane the tail sits in the biases: without them {recovered:.0f} % of the rare "
-    "class are recognised",
-    recovered > even - 10,
+    f"in the plane the tail sits in the biases: without them it is {words}",
+    recovered.min() > even - 10,
 )
 
 
-# With two features the bias is the cheap way. A network has many features, and as we shall see its classifier takes the other way: its biases stay small, and the tail sits in the norms of the rows. Either way the **features** may be good and the classifier on top of them biased: that is what the paper's second stage mends, with the features as they are.
+# In the plane it sits in the biases; in the network's classifier, as we shall see, rather in the norms of the rows. Either way the **features** may be good and the classifier on top of them biased: that is what the paper's second stage mends, with the features as they are.
 # 
 # ## Naive training
 # 
@@ -360,7 +361,20 @@ if rare.any():
     )
 
 
-# A surprise, if you expected balance: weight decay by itself serves the common and medium classes. (*±* is the standard error of the difference, paired over test images: how much other test images would change it. It does not say what another seed would change; and how the rare classes fare depends on the learning rate, too, as [the study](study_paper-versus-code.ipynb#8-Weight-decay,-or-learning-rate-times-weight-decay?) shows.) In the paper's own table the rare ones hardly gain either:
+of_seeds = [runs.seeds_of(result) for result in both]
+shared_seeds = sorted(of_seeds[0].keys() & of_seeds[1].keys())
+gains = pd.DataFrame(
+    pd.Series(of_seeds[1][seed].accuracy()) - pd.Series(of_seeds[0][seed].accuracy())
+    for seed in shared_seeds
+)
+seeds = "one seed"
+if len(gains) > 1:
+    seeds = f"in {len(gains)} seeds {gains['all'].mean():+.1f} ± {gains['all'].sem():.1f}"
+    words = f"few-shot {gains['few'].mean():+.1f} ± {gains['few'].sem():.1f}"
+    print(f"{seeds} over all classes, {words}")
+
+
+# A surprise, if you expected balance: weight decay by itself serves the common and medium classes. (*±* is a standard error. Of one seed's difference it is paired over the test images: with $d_i \in \{-1, 0, 1\}$, right after less right before, it is $\mathrm{std}(d) / \sqrt{N}$. That says how much other test images would change it, not other seeds: for these see the last line, where it is over seeds. How the rare classes fare depends on the learning rate too, as [the study](study_paper-versus-code.ipynb#8-Weight-decay,-or-learning-rate-times-weight-decay?) shows.) In the paper's own table the rare ones hardly gain either:
 
 theirs = {name: published.TABLE_1[name] for name in ("naive", "WD")}
 for name, (*_, few, overall) in theirs.items():
@@ -400,11 +414,12 @@ for name, row in last.items():
 chapter.show(plots.class_norms(per_class, classes), "demo1_class-norms.png")
 norms = {result.label: result.norms[-1] for result in both}
 for result in both:
-    bias = result.weights().get("classifier.bias", torch.zeros(1))
-    shortest = norms[result.label].min()
-    longest = float(bias.abs().max())
-    words = f"{result.label}: biases from {bias.min():.2f} to {bias.max():.2f} are smaller than"
-    chapter.claim(f"{words} the shortest row ({shortest:.2f})", longest < shortest)
+    bias = result.weights().get("classifier.bias")
+    if bias is not None:
+        parts = norms[result.label], bias.numpy()
+        by_norm, by_bias = (np.corrcoef(each, np.log(counts))[0, 1] for each in parts)
+        words = f"{result.label}: norms follow the counts (correlation with log n {by_norm:+.2f})"
+        chapter.claim(f"{words}, biases less ({by_bias:+.2f})", by_norm > 0.8 > by_bias)
 
 
 ratio = {name: values.max() / values.min() for name, values in norms.items()}
@@ -430,9 +445,9 @@ chapter.claim(
 )
 
 
-# It is the ratio that counts: one factor for all rows changes how confident the classifier is but, biases aside, none of its answers. So here, and in [all pairs](../exp/README.md#what-does-weight-decay-do-to-the-norms) of narrow networks and of ResNet-34 without and with weight decay, the paper's premise, that weight decay balances norms, does not hold (in the one pair of wide ResNet-32 it does): it shrinks them all, and in relation most those of the rare classes, presumably because hardly any image pulls these the other way.
+# It is the ratio that counts: one factor for all rows changes how confident the classifier is but, biases aside, none of its answers. The paper's premise is that weight decay balances norms. Here, and in [all pairs](../exp/README.md#what-does-weight-decay-do-to-the-norms) of narrow networks and of ResNet-34, it does not (in the one pair of wide ResNet-32 it does): it shrinks them all, those of rare classes a little more, presumably because hardly any image pulls these the other way.
 # 
-# What do norms do to the logits? Of the network with weight decay, for each class the mean logit over its own test images and over all others, and beside them its norm (drawn so many times larger that it has the same mean as the first):
+# What do norms do to the logits? The figure shows, for the network with weight decay, each class's mean logit over its own test images and over all others, and its norm, scaled to the mean of the first:
 
 table = chapter.of_images("mean-logits", decayed, mean_logits)
 if table is not None:
@@ -508,9 +523,9 @@ chapter.claim(
 )
 
 
-# The variance falls only because everything shrinks. Each convolution's output is normalised by batch-norm, so a filter's size by itself changes no output. It changes how fast the filter turns: at the same learning rate a smaller one turns faster, and weight decay keeps them small.
+# The variance falls only because everything shrinks. Each convolution's output is normalised by batch-norm, so a filter's size by itself changes no output. It changes how fast the filter turns: as the output ignores the size, $\nabla \mathcal{L}(c w) = \nabla \mathcal{L}(w) / c$, so one step turns a filter by an angle in proportion to $\eta / \lVert w \rVert^2$, and weight decay keeps the norms small.
 # 
-# So what does weight decay give, if no balance? **Better features.** Two numbers tell (Hasegawa and Sato, ICLR 2024): Fisher's discriminant ratio $\mathrm{tr}(S_W^{+} S_B)$, where $S_B$ is the scatter of the classes' means and $S_W^{+}$ the pseudo-inverse of the scatter within classes; and the mean cosine between the features of two images, once of the same class, once of different classes. Both are means over all classes, common and rare.
+# So what does weight decay give, if no balance? **Better features.** Three numbers tell (Hasegawa and Sato, ICLR 2024): Fisher's discriminant ratio $\mathrm{tr}(S_W^{+} S_B)$, where $S_B$ is the scatter of the classes' means and $S_W^{+}$ the pseudo-inverse of the scatter within classes; and the mean cosine between the features of two images, once of the same class, once of different classes. In all of them every class, common or rare, weighs the same.
 
 tables = {result.label: chapter.of_images("geometry", result, geometry) for result in both}
 if all(table is not None for table in tables.values()):
@@ -550,7 +565,8 @@ if tuned.stage1_weight_decay.nunique() > 1:
         missed = by_decay[group].max() - by_decay[group][best]
         print(metrics.with_dashes(f"{group}-shot classes miss {missed:.1f} points at {best:g}"))
 else:
-    print("python -m ltr sweep --hold-out 20 --weight-decays 0 0.001 0.005 trains such networks")
+    print("such networks: `ltr sweep --hold-out 20 --weight-decays 0 0.001 0.005`,", end=" ")
+    print("with the options of this run")
 
 
 # Two things to be frank about: a few networks with an error of a point each find the order of magnitude of $\lambda$, not its second digit, nor whether common classes want another one than rare ones; and 20 held-out images a class are four times what the rarest classes train on, which a real long tail would not have. How learning rate and weight decay depend on each other is told in [the study](study_paper-versus-code.ipynb).
@@ -563,10 +579,11 @@ known = all(table is not None for table in tables.values())
 take_aways(
     f"The tail fails: of few-shot images naive training recognises {few[0]:.1f} %, "
     f"of many-shot ones {naive.accuracy()['many']:.1f} %.",
-    f"Weight decay: {gain} over all classes, few-shot {few[1] - few[0]:+.1f}; norms become "
-    f"smaller, not more even (largest over smallest {ratio['naive']:.1f} to {ratio['WD']:.1f}).",
-    f"What it gives is features that can be told apart: Fisher's ratio {fisher['naive']:.0f} "
-    f"without, {fisher['WD']:.0f} with it."
+    f"Weight decay: {gain} over all classes ({seeds}), few-shot "
+    f"{few[1] - few[0]:+.1f}; norms become smaller, not more even (largest over smallest "
+    f"{ratio['naive']:.1f} to {ratio['WD']:.1f}).",
+    f"And features that can be told apart or not: Fisher's ratio is {fisher['naive']:.1f} "
+    f"without weight decay, {fisher['WD']:.1f} with it."
     if known
     else "Features: not measured here.",
 )
@@ -606,7 +623,7 @@ take_aways(
 #     print(decay, model.weight.detach().norm(dim=1).numpy().round(2), accuracy.round(), accuracy.mean().round(1))
 # ```
 # 
-# Held-out points choose $\lambda = 0$. All norms and biases shrink, the rare class's norm relatively most, and it is answered less and less: here, where the features are given, weight decay cannot balance a classifier that cross-entropy trains.
+# Held-out points choose $\lambda = 0$. All norms and biases shrink, the rare class's norm relatively most, and it is predicted less and less: here, where the features are given, weight decay cannot balance a classifier that cross-entropy trains.
 # </details>
 # 
 # ## References and the next chapter

@@ -15,7 +15,7 @@
 # 
 # **Contents**: [features](#Features) · [dividing by norms](#Dividing-by-norms) · [a class-balanced loss](#A-class-balanced-loss) · [MaxNorm](#MaxNorm) · [the loop](#The-loop) · [eight methods](#Eight-methods) · [what changed](#What-changed) · [what a radius does](#What-a-radius-does) · [whom the classifier expects](#Whom-the-classifier-expects) · [calibration](#Calibration) · [try it](#Try-it) · [take-aways](#Take-aways) · [exercises](#Exercises)
 # 
-# *Options* are as in the first chapter; `--base shipped` trains all classifiers anew on the features that come with the package, without images or GPU. `interactive = True` turns [two figures](#Try-it) into sliders. The text speaks of the committed runs; of others, trust the lines that begin with *holds*.
+# *Options* are as in the first chapter; `--base shipped` trains all classifiers anew on the features that come with the package, without images or GPU. `interactive = True` turns [two figures](#Try-it) into sliders. The prose describes the committed runs; for runs of your own, trust only the lines that begin with *holds*.
 
 options = ""
 interactive = False
@@ -43,9 +43,10 @@ counts = torch.tensor(classes["count"].to_list())
 
 # ## Features
 # 
-# The body gives each image $D$ numbers. They do not depend on the classifier, so they are computed in advance: of the training images one pass per epoch, with new crops and flips in each; of the test images one pass in all.
+# The body gives each image $D$ numbers. They do not depend on the classifier, so they are computed in advance: of the training images one pass per epoch, with new crops and flips in each; of the test images one pass in all. (The network was tested in bfloat16, its features are float32: accuracies of the two may differ by a tenth.)
 
-features, first = rows.sources.paper, rows.sources.classifier  # the first stage's
+features = rows.sources.paper  # of the body, frozen in evaluation mode as in the paper
+first = rows.sources.classifier
 x, y = features.draw(settings.batch_size, settings.seed, epoch=0)
 test_x, test_y = features.test_features(epoch=0, flip=False), features.test_labels
 print(f"training features {tuple(x.shape)} an epoch, test features {tuple(test_x.shape)}")
@@ -58,9 +59,9 @@ def accuracy(head: torch.nn.Linear) -> dict[str, float]:
     return metrics.group_accuracy(head(test_x).float().cpu().numpy(), test_y, counts.numpy())
 
 
-def in_words(figures: dict[str, float]) -> str:
+def in_words(accuracies: dict[str, float]) -> str:
     """Groups and accuracies, to one decimal."""
-    said = (f"{name} {figures[name]:.1f}" for name in ("many", "medium", "few", "all"))
+    said = (f"{name} {accuracies[name]:.1f}" for name in ("many", "medium", "few", "all"))
     return metrics.with_dashes(", ".join(said))
 
 
@@ -69,7 +70,7 @@ print("as the first stage left it:", in_words(accuracy(first)))
 
 # ## Dividing by norms
 # 
-# The rows of common classes are longer, so their logits reach further; their biases hardly differ, as the first chapter showed, and stay. **L2-normalisation** divides each row by its norm, **τ-normalisation** ([Kang et al. 2020](https://arxiv.org/abs/1910.09217)) by a power of it:
+# The rows of common classes are longer, so their logits reach further; the tail sits less in the biases, as the first chapter showed, which stay. **L2-normalisation** divides each row by its norm, **τ-normalisation** ([Kang et al. 2020](https://arxiv.org/abs/1910.09217)) by a power of it:
 # 
 # $$\text{L2:}\;\; w_k \leftarrow \frac{w_k}{\lVert w_k \rVert_2} \qquad\qquad \tau:\;\; w_k \leftarrow \frac{w_k}{\lVert w_k \rVert_2^{\,\tau}}$$
 # 
@@ -241,16 +242,21 @@ models_of_table = {
 table = {name: result for name, result in models_of_table.items() if result is not None}
 chapter.results(
     models_of_table,
-    "Tuned values; small: standard errors; bold: within two standard errors of the best.",
+    "Small: standard errors.",
 )
 
 
-each_its_own = "values for each row"
-one_for_all = (
-    "a tau for its own row; for all retrained ones a weight decay and a radius, "
-    f"those best for CB & WD & MaxNorm at learning rate {values['lr']:g}"
-)
-print("chosen on held-out images:", each_its_own if len(rows.tuned) else one_for_all)
+each_its_own = "held-out images chose values for each row"
+one_for_all = "values are the preset's or those given, the same for all rows"
+print(each_its_own if len(rows.tuned) else one_for_all)
+own = pd.DataFrame({name: rows.values(name, "paper") for name in RETRAINED}).T
+own = own[["lr", "weight_decay", "max_norm"]].astype(float)
+own.columns = ["learning rate", "weight decay", "radius"]
+show_table(own.rename(index=lambda name: name.replace(" + ", " & ")).map("{:g}".format))
+if best_tau == 1:
+    print("tau is 1, so that tau-norm is L2norm here")
+if learned["CB + MaxNorm"].summary["projected_share"] == 0:
+    print("CB & MaxNorm is CB here, as no row reaches its radius")
 
 
 wd, best = table["WD"], table["WD + CB & WD & MaxNorm"]
@@ -282,15 +288,16 @@ chapter.claim(
 )
 
 
-# Here this reproduction and the paper part. There, with a ResNet-34, the class-balanced loss alone gains a point, and weight decay and MaxNorm give it most of its worth; here the loss alone, with a learning rate of its own, does most, weight decay adds less than a point, and MaxNorm nothing ([below](#What-a-radius-does) we shall see why). A ResNet-34 of our own lies in between ([the study](study_paper-versus-code.ipynb#3-What-does-a-weight-decay-of-0.1-leave?)), which also finds out [when they add more](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?).
+# Here this reproduction and the paper part. There, with a ResNet-34, the class-balanced loss alone gains a point, and weight decay and MaxNorm give it most of its worth; here the loss alone, at the ten times higher learning rate that was chosen for it, does most, weight decay adds less than a point to that, and MaxNorm nothing ([below](#What-a-radius-does) we shall see why; at one learning rate for all both add more, as the study shows). A ResNet-34 of our own lies in between ([the study](study_paper-versus-code.ipynb#3-What-does-a-weight-decay-of-0.1-leave?)), which also finds out [when they add more](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?).
 # 
 # The first chapter left a question open: were the features of the network with weight decay better, or was it the classifier on top? Balance both networks in the same way, by τ-normalisation, each with its own $\tau$; and by logit adjustment, which adds no more than one number for each class to the logits ([the study](study_paper-versus-code.ipynb#6-How-flat-is-the-ground?) has its formula):
 
 if rows.naive is not None and not settings.shipped:  # its features do not ship
     own_tau = rows.tau("naive + tau-norm", settings.naive_tau)
     naive_balanced = rows.normalised("naive + tau-norm", own_tau, rows.naive)
-    for name, result in {"naive": naive_balanced, "WD": table["WD + tau-norm"]}.items():
-        print(f"{name:5} + tau-norm: {in_words(result.accuracy())}")
+    pair = {"naive": (naive_balanced, own_tau), "WD": (table["WD + tau-norm"], best_tau)}
+    for name, (result, tau) in pair.items():
+        print(f"{name:5} + tau-norm, tau {tau:.1f}: {in_words(result.accuracy())}")
     chapter.keep([naive_balanced])
     control = difference(naive_balanced, table["WD + tau-norm"])
     chapter.claim(
@@ -300,9 +307,9 @@ if rows.naive is not None and not settings.shipped:  # its features do not ship
 
 
 adjusted = compared(rows, "logit adjustment").reindex([0, settings.stage1_weight_decay])
-for name, (_, figures) in zip(("naive", "WD"), adjusted.iterrows(), strict=True):
-    if figures["all"] > 0:
-        print(f"{name:5} + logit adjustment: {in_words(figures)}")
+for name, (_, own) in zip(("naive", "WD"), adjusted.iterrows(), strict=True):
+    if own["all"] > 0:
+        print(f"{name:5} + logit adjustment: {in_words(own)}")
 without, with_it = adjusted["few"]
 chapter.claim(
     f"rare classes are no exception: by logit adjustment {without:.1f} without weight decay, "
@@ -330,9 +337,10 @@ chapter.show(plots.group_bars(accuracies.astype(LOOKS)), "demo2_groups.png")
 
 
 by_name = per_class.pivot(index="class_index", columns="model", values="accuracy")
-change = by_name.sub(by_name["WD"], axis=0).loc[order[-10:]].mean().drop("WD")
+few = min(10, len(classes) // 2)
+change = by_name.sub(by_name["WD"], axis=0).loc[order[-few:]].mean().drop("WD")
 said = ", ".join(f"{name} {points:+.1f}" for name, points in change.items())
-print(f"the ten rarest gain most by {change.idxmax()}: {said}")
+print(f"the {few} rarest gain most by {change.idxmax()}: {said}")
 lose = (by_name[balanced] < by_name["WD"]).groupby(classes["group"]).sum()
 for name, number in classes.groupby("group", sort=False).size().items():
     print(f"{name}: {lose[name]} of {number} classes lose by retraining")
@@ -364,13 +372,15 @@ figure = plots.norm_evolution(evolution, first_epoch=0, counts=classes)
 chapter.show(figure, "demo2_norm-evolution.png")
 for name in ("CB + MaxNorm", "CB + WD + MaxNorm"):
     radius, moved = (learned[name].summary[key] for key in ("max_norm", "projected_share"))
-    print(f"{name}: radius {radius:.2f}, longest row {learned[name].norms.max():.2f};", end=" ")
+    longest = learned[name].norms.max(axis=1)
+    print(f"{name}: radius {radius:.2f}; longest row {longest[0]:.2f} at the start,", end=" ")
+    print(f"at most {longest[1:].max():.2f} after an epoch;", end=" ")
     print(f"MaxNorm moved {100 * moved:.2f} % of the rows that it looked at")
 
 
 # ## What a radius does
 # 
-# Where no row reaches the ball, a panel with MaxNorm is the one without it. Such radii are what held-out images chose here, beside a learning rate or a weight decay of their own choice. So see for yourself what shorter ones would have done: the loop above without weight decay, for four radii and none, which the library trains side by side, as shares of the mean norm that the first stage left (and, as everywhere in this section, on test images: to look at, not to choose by). *Which* classes do you expect to meet the ball first? And what becomes of the others?
+# Where no row reaches the ball, or only before the first step, a panel with MaxNorm is the one without it. Held-out images chose such long radii here. To see what shorter ones do, the library trains the loop above without weight decay, for none and for four radii, given as shares of the first stage's mean norm. (All numbers of this section are of test images: to look at, not to choose by.) *Which* classes do you expect to meet the ball first? And what becomes of the others?
 
 shares = {"none": math.nan, "1": 1.0, "0.75": 0.75, "0.5": 0.5, "0.25": 0.25}
 radii = float(weight.norm(dim=1).mean()) * pd.Series(shares)
@@ -383,7 +393,7 @@ by_radius = {share: stack.classifier(number) for number, share in enumerate(shar
 
 
 def told_of(head: torch.nn.Linear, radius: float) -> pd.Series:
-    """A classifier's figures on the test images, and how many of its rows lie on the ball."""
+    """A classifier's measures on the test images, and how many of its rows lie on the ball."""
     logits = head(test_x).detach().float().cpu().numpy()
     on_ball = 100.0 * (row_norms(head.weight).detach().cpu().numpy() > 0.999 * radius)
     lie = pd.Series(on_ball).groupby(group).mean().add_prefix("on the ball: ")
@@ -391,9 +401,9 @@ def told_of(head: torch.nn.Linear, radius: float) -> pd.Series:
     return pd.concat([pd.Series(said), lie])
 
 
-figures = {share: told_of(head, radii[share]) for share, head in by_radius.items()}
+measured = {share: told_of(head, radii[share]) for share, head in by_radius.items()}
 columns = ["many", "medium", "few", "all", "ece", "on the ball: many", "on the ball: few"]
-of_radius = pd.DataFrame(figures).T.reindex(columns=columns)
+of_radius = pd.DataFrame(measured).T.reindex(columns=columns)
 titles = {share: f"{share} × mean = {radii[share]:.2f}" for share in shares if share != "none"}
 shown_radii = of_radius.rename(index=titles, columns={"ece": "ECE"}).map("{:.1f}".format)
 show_table(shown_radii, "radius; CB without weight decay; test images, %")
@@ -427,11 +437,11 @@ expected = [
 ]
 expected = pd.concat(expected).rename_axis("class_index").reset_index().astype(LOOKS)
 chapter.show(plots.marginal_likelihoods(expected, classes), "demo2_marginal-likelihood.png")
-ten = order[-10:]
-share = {name: 100 * result.predictions.marginal[ten].mean() for name, result in shown.items()}
+rarest = order[-few:]
+share = {name: 100 * result.predictions.marginal[rarest].mean() for name, result in shown.items()}
 fair = 100 / len(classes)
 chapter.claim(
-    f"the ten rarest classes get {share['WD']:.2f} % of the probability each before, "
+    f"the {few} rarest classes get {share['WD']:.2f} % of the probability each before, "
     f"{share['WD + CB & WD & MaxNorm']:.2f} % after; {fair:g} % would be fair",
     abs(share["WD + CB & WD & MaxNorm"] - fair) < abs(share["WD"] - fair),
 )
@@ -475,7 +485,7 @@ chapter.claim(
 # 
 # ## Try it
 # 
-# With `interactive = True` in the second cell, drag $\tau$ and the radius and watch the groups; otherwise, both ways as curves. These are test images, to look at: choosing by them would be choosing on the test set.
+# With `interactive = True` in the first code cell, drag $\tau$ and the radius and watch the groups; otherwise, both ways as curves. Once the radius is below every norm, all rows are equally short, and the biases, which are not shortened, begin to decide. These are test images, to look at: choosing by them would be choosing on the test set.
 
 def moved(tau: float, radius: float) -> dict[str, float]:
     """Accuracies of the first stage's classifier, tau-normalised, then projected."""
@@ -510,8 +520,9 @@ take_aways(
     f"Retraining the classifier with CB & WD & MaxNorm: {gain}; few-shot {rare:+.1f}, "
     f"many-shot {common:+.1f}.",
     f"Accuracy is not confidence: L2norm has an ECE of {errors['WD + L2norm']:.1f} %, CB "
-    f"{errors['WD + CB']:.1f}, as it is too sure of itself; weight decay takes that to "
-    f"{errors['WD + CB & WD']:.1f}, and a short radius has the same effect.",
+    f"{errors['WD + CB']:.1f}, with weight decay {errors['WD + CB & WD']:.1f}. A radius sets it, "
+    f"too: {of_radius.ece['0.5']:.1f} at half the mean norm, {of_radius.ece['0.25']:.1f} at a "
+    "quarter.",
 )
 
 
@@ -542,7 +553,7 @@ take_aways(
 # print(in_words(accuracy(models.linear(tau_normalize(weight, 1.9), first.bias))))
 # ```
 # 
-# A ratio $r$ becomes $r^{-0.9}$: nearly as uneven as before, the other way round. Now the rare classes take the common ones' images. The published value would suit a network whose norms are closer together ([the study](study_paper-versus-code.ipynb) has the arithmetic).
+# A ratio $r$ becomes $r^{-0.9}$: nearly as uneven as before, the other way round. Now the rare classes take the common ones' images. How much that costs is another question, which the ratio alone does not answer ([the study](study_paper-versus-code.ipynb#2-Why-does-tau-1.9-fail-here?) has a network that bears it).
 # </details>
 # 
 # **4. Another β.** Train by `balance` with $\beta = 0.9$ and $\beta = 0.99$. What are the weights near, and what follows for the groups?

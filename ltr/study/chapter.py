@@ -25,11 +25,14 @@ from ltr.runtime.storage import read_table
 from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage, SecondStage
 from ltr.study.cells import where
+from ltr.study.paper_tables import CHOICES
 from ltr.study.rows import TRIED, Rows, open_rows, tuned_like
 from ltr.study.sweep import new_training
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
+
+BOLD = "Bold: within two paired standard errors of the best."
 
 
 def train_network(
@@ -197,7 +200,7 @@ class Chapter:
             note: beside the protocol.
         """
         results = results if isinstance(results, Mapping) else {result.label: result for result in results}
-        show_table(accuracy_table(results), " ".join([self.protocol, note]).strip())
+        show_table(accuracy_table(results), " ".join([self.protocol, note, BOLD]).replace("  ", " "))
 
     def claim(self, sentence: str, holds: bool) -> None:
         """Tell a reader what was found, and whether it holds for the runs at hand.
@@ -335,7 +338,8 @@ def tuning_runs(chapter: Chapter) -> pd.DataFrame:
 def print_other_images(chapter: Chapter, choices: Iterable[str]) -> None:
     """Say which images networks learned from, where these are not the ones of the chapter's network."""
     if others := sorted({*choices} - {chapter.settings.choice}):
-        print(f"these networks learned from other images of the classes: --choice {', '.join(others)}")
+        words = [CHOICES.get(choice, choice) for choice in others]
+        print(f"(these networks learned from another choice of the images: {', '.join(words)})")
 
 
 def accuracy_table(results: Mapping[str, runs.Result | None]) -> pd.DataFrame:
