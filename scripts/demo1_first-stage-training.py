@@ -582,8 +582,8 @@ take_aways(
     f"Weight decay: {gain} over all classes ({seeds}), few-shot "
     f"{few[1] - few[0]:+.1f}; norms become smaller, not more even (largest over smallest "
     f"{ratio['naive']:.1f} to {ratio['WD']:.1f}).",
-    f"And features that can be told apart or not: Fisher's ratio is {fisher['naive']:.1f} "
-    f"without weight decay, {fisher['WD']:.1f} with it."
+    f"How well features tell the classes apart: Fisher's ratio is {fisher['naive']:.1f} without "
+    f"weight decay, {fisher['WD']:.1f} with it."
     if known
     else "Features: not measured here.",
 )

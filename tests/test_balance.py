@@ -25,7 +25,7 @@ from ltr import metrics
 from ltr.balance import FIRST, balance, features, fit_temperature, paired_gain
 from ltr.data import embeddings
 from ltr.data.embeddings import Embeddings
-from ltr.errors import InputError
+from ltr.errors import InputError, StorageError
 from ltr.losses import build_loss
 from ltr.methods import BALANCERS, Balancer, logit_adjustment
 from ltr.metrics import Predictions
@@ -675,6 +675,9 @@ BAD = [
     ([*SETS, "--seed", "-1"], "--seed"),
     ([*SETS, "--out", "train.npz"], "--out"),
     ([*SETS, "--out", "train.npz/below"], "--out"),
+    ([*SETS, "--out", "a" * 300], "--out"),
+    ([*SETS, "--out", "dangling"], "--out"),
+    ([*SETS, "--out", "earlier"], "--out"),
     ([*SETS, "--trian", "x"], "--trian"),
     ([*SETS, *SETS], "--train"),
 ]
@@ -684,12 +687,15 @@ BAD = [
 def test_mistakes_are_one_line_and_write_nothing(words, option, folder):
     damaged(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "earlier" / "report.html").mkdir(parents=True)
     with pytest.raises(InputError, match=f"^{option}: ") as caught:
         command.main(words)
     assert str(caught.value).isprintable()
     assert " must " in str(caught.value)
     assert str(folder) not in str(caught.value)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["earlier"]
 
 
 @pytest.mark.slow
@@ -804,6 +810,29 @@ def test_features_are_what_the_head_gets(random_state_untouched):
     torch.testing.assert_close(net.eval()(images), net.head(x))
     assert not net.head._forward_pre_hooks
     assert not x.requires_grad
+
+
+def test_a_head_may_be_called_by_its_arguments_name():
+    class Named(Net):
+        def forward(self, x):
+            return self.head(input=self.body(x))
+
+    net, images = Named(), torch.ones(2, 4)
+    x, _, layer = features(net, [(images, torch.tensor([0, 1]))])
+    assert layer == "head"
+    torch.testing.assert_close(net.eval()(images), net.head(x))
+
+
+def test_what_was_interrupted_by_a_full_disk_can_be_repeated(folder, monkeypatch):
+    def full(path, weights):
+        raise StorageError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_weights", full)
+        with pytest.raises(StorageError):
+            command.main([*SETS, *HEAD, "--out", "balanced"])
+    command.main([*SETS, *HEAD, "--out", "balanced"])
+    assert (folder / "balanced" / "report.html").exists()
 
 
 def test_features_keep_labels_that_are_strings():
@@ -936,3 +965,47 @@ def test_own_files_are_not_replaced(tmp_path, head, sets, monkeypatch):
     with pytest.raises(InputError, match=r"^--out: must be another folder than that of --head"):
         command.main([*words, "--out", str(tmp_path)])
     assert (tmp_path / "head.pt").read_bytes() == before
+
+
+# ---- the README
+
+
+def readme_code() -> list[str]:
+    """The Python of the README, block by block."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+
+
+class Body(nn.Module):
+    """A network whose classifier is `fc`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Linear(2, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(self.body(x).tanh())
+
+
+def test_the_readmes_code_runs(capsys):
+    draw = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        model = Body()
+
+    def loader(number: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        labels = torch.repeat_interleave(torch.arange(3), torch.tensor(number))
+        points = nn.functional.one_hot(labels, 3)[:, :2] + 0.3 * torch.randn(len(labels), 2, generator=draw)
+        return [*zip(points.split(16), labels.split(16), strict=True)]
+
+    names = {"model": model, "device": "cpu", "class_counts": torch.tensor([60, 20, 6])}
+    names |= {"train_loader": loader([60, 20, 6]), "validation_loader": loader([9] * 3), "test_loader": loader([9] * 3)}
+    names["loader"] = names["train_loader"]
+    before = model.fc.weight.detach().clone()
+    balancing, training = readme_code()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a tiny set
+        exec(balancing, names)
+    assert "tau-norm" in capsys.readouterr().out
+    assert set(names["result"].state()) == {"fc.weight", "fc.bias"}
+    exec(training, names)
+    assert not torch.equal(model.fc.weight, before)
+    assert float(model.fc.weight.detach().norm(dim=1).max()) <= 1 + 1e-6

@@ -61,6 +61,13 @@ def test_cross_entropy_by_hand():
     assert float(losses.cross_entropy(LOGITS, LABELS)) == pytest.approx(1.5 * log(2))
 
 
+@pytest.mark.parametrize("name", ["cb-ce", "cb-bce", "cb-focal"])
+def test_counts_of_other_classes_are_refused(name):
+    loss = losses.build_loss(name, torch.tensor([9, 5, 2]))
+    with pytest.raises(ValueError, match=r"^counts: must be one for each of the 4 logits, got 3$"):
+        loss(torch.zeros(2, 4), torch.tensor([0, 1]))
+
+
 def test_balanced_cross_entropy_divides_by_the_batch_not_by_the_weights():
     # (1 ln 2 + 2 ln 4) / 2 = 2.5 ln 2; a mean over the weights would give 5/3 ln 2
     assert float(losses.balanced_cross_entropy(LOGITS, LABELS, WEIGHTS)) == pytest.approx(2.5 * log(2))

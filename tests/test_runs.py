@@ -174,6 +174,13 @@ def test_find_takes_the_run_that_fits_and_says_what_differs(tmp_path, outcome, d
         runs.find(tmp_path, {"seed": 1}, {"train": "other"})
 
 
+def test_first_stages_of_other_seeds_are_found_by_seed(tmp_path, outcome, data):
+    one, two = (finished(tmp_path, outcome, data, seed=seed) for seed in (0, 1))
+    finished(tmp_path, outcome, data, seed=2, imbalance_factor=10.0)
+    found = runs.seeds_of(one)
+    assert {seed: run.path for seed, run in found.items()} == {0: one.path, 1: two.path}
+
+
 def test_results_hold_four_rows_a_run_and_replace_older_ones(tmp_path, outcome, data):
     path = tmp_path / "results.csv"
     one, two = (finished(tmp_path, outcome, data, seed=seed, max_norm=0.25) for seed in (0, 1))

@@ -125,7 +125,7 @@ def test_other_networks_saw_the_same_images_and_have_rows_of_their_own(monkeypat
 
 
 def test_augmentation_is_compared_on_the_same_images(monkeypatch):
-    plain = {"backbone": "resnet32", "stage1_weight_decay": 0.005, "seed": 0, "loss": "ce", "choice": "hash"}
+    plain = {"lr": 0.5, "backbone": "resnet32", "stage1_weight_decay": 0.005, "seed": 0, "loss": "ce", "choice": "hash"}
     other = plain | {"choice": "first", "precision": "bf16"}
     strong = {"method": "Cutout", "augmentation": "cutout"}
     drawn = {
@@ -159,6 +159,8 @@ def test_augmentation_is_compared_on_the_same_images(monkeypatch):
     drawn["here"] = plain | strong, "a"
     l2["l2-here"] = {"method": "WD + L2norm", "stage1_run": "here"}, "a"
     own = names(evidence.augmented(case))
+    rates = [run.path.name for run in evidence.at_other_rates(case)]
+    assert rates == ["base", "slow"], "of the same images, by learning rate"
     assert own == {evidence.PLAIN: {"WD": "base"}, "Cutout": {"WD": "here", "WD + L2norm": "l2-here"}}, (
         "its own come first"
     )

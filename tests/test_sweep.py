@@ -1,5 +1,7 @@
 """Seeds and weight decays side by side: the runs are the ones that the first notebook makes."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
@@ -78,6 +80,23 @@ def test_a_run_that_diverges_is_named_and_hinders_no_other(tmp_path, capsys):
     (run,) = runs.finished_runs(tmp_path / "demo_1")
     assert run.config["settings"]["stage1_weight_decay"] == 0.01
     assert (tmp_path / "results.csv").exists()
+
+
+def test_repeating_begins_anew_only_the_first_time(tmp_path, monkeypatch):
+    asked = []
+
+    def one_diverges(cells, retrain):
+        asked.append(([cell.run.name for cell in cells], retrain))
+        if "bad" in asked[-1][0]:
+            raise TrainingError("diverged")
+
+    def cell(name):
+        return SimpleNamespace(run=SimpleNamespace(name=name, finished=True), settings=SimpleNamespace(retrain=True))
+
+    monkeypatch.setattr(sweep, "train_together", one_diverges)
+    diverged = list(sweep.train([cell("good"), cell("bad"), cell("late")], 2))
+    assert [each.run.name for each in diverged] == ["bad"]
+    assert asked == [(["good", "bad"], True), (["late"], True), (["good"], False), (["bad"], False)]
 
 
 def test_held_out_images_take_the_place_of_the_test_images(tmp_path):
