@@ -32,7 +32,9 @@ from ltr.data.embeddings import Embeddings, Head, Problem, features
 from ltr.errors import InputError, clip
 from ltr.losses import cross_entropy
 from ltr.methods import (
+    ADJUSTMENT,
     BALANCERS,
+    FIRST,
     NEED_BIAS,
     Balancer,
     Candidate,
@@ -53,8 +55,6 @@ from ltr.runtime.storage import table_text, write_json, write_text, write_weight
 
 __all__ = ["Balanced", "balance", "features"]
 
-FIRST = "first stage alone"
-ADJUSTMENT = "logit adjustment"
 BASELINES = {"gain": "the head as it was", "gain over LA": "logit adjustment at tau 1"}
 SCORES = {"macro": "class-mean accuracy", "micro": "accuracy"}
 LIKELIHOOD = "likelihood"  # chooses the first head where there is none

@@ -5,7 +5,7 @@ The test set stays as it is. An order-free fingerprint names what was loaded, wh
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +85,12 @@ class LongTailed:
             raise InputError("--hold-out: must be at least 1 to tune on held-out images, got 0")
         return dataclasses.replace(self, test=self.validation, validation=None)
 
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Of the images of each split that is there; all of them are hashed, once."""
+        splits = {split: getattr(self, split) for split in ("train", "test", "validation")}
+        return {split: images.fingerprint() for split, images in splits.items() if images is not None}
+
     def describe(self) -> dict:
         """Name, class names, counts and fingerprints, as a run's config keeps them."""
         return {
@@ -92,11 +98,7 @@ class LongTailed:
             "class_names": self.class_names,
             "class_counts": self.class_counts.tolist(),
             "test_images": len(self.test),
-            "fingerprint": {
-                split: images.fingerprint()
-                for split in ("train", "test", "validation")
-                if (images := getattr(self, split)) is not None
-            },
+            "fingerprint": self.fingerprint,
         }
 
 

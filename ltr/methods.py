@@ -379,11 +379,13 @@ def combinations(**values: Sequence[Any]) -> Candidates:
 LR = (1.0, 10.0, 100.0)  # times the recipe's
 LR_SLOW = (0.05, *LR)  # 0.0005 with the published 0.01, as LOS and SAMN have it
 RADII = (1.5, 1.0, 0.75, 0.5, 0.25)  # the larger, the less is projected
+FIRST = "first stage alone"
+ADJUSTMENT = "logit adjustment"
 BALANCERS = {
-    "first stage alone": Balancer(identity, combinations()),
+    FIRST: Balancer(identity, combinations()),
     "L2norm": Balancer(tau_norm, combinations(tau=[1.0])),
     "tau-norm": Balancer(tau_norm, combinations(tau=[i / 10 for i in range(31)])),
-    "logit adjustment": Balancer(logit_adjustment, combinations(tau=[i / 10 for i in range(26)])),
+    ADJUSTMENT: Balancer(logit_adjustment, combinations(tau=[i / 10 for i in range(26)])),
     "NCM": Balancer(ncm, combinations(metric=["cosine", "Euclidean"])),
     "cRT": Balancer(crt, combinations(weight_decay=[0.0, 5e-4, 5e-3], lr=LR)),
     "LWS": Balancer(lws, combinations(lr=LR)),
@@ -398,7 +400,7 @@ BALANCERS = {
 }
 
 
-NEED_BIAS = ("logit adjustment",)  # it moves nothing else; the others do without one, but for the Euclidean NCM
+NEED_BIAS = (ADJUSTMENT,)  # it moves nothing else; the others do without one, but for the Euclidean NCM
 
 
 def without_bias(balancers: Mapping[str, Balancer]) -> dict[str, Balancer]:

@@ -236,9 +236,9 @@ def mean_and_error(values: np.ndarray, labels: np.ndarray | None = None) -> tupl
     return float(means.mean()), float(np.sqrt((variance / images).sum()) / len(images))
 
 
-def standard_error(hits: np.ndarray, labels: np.ndarray | None = None) -> float:
+def standard_error(hits: np.ndarray) -> float:
     """Standard error of one accuracy in points, see `mean_and_error`."""
-    return 100.0 * mean_and_error(hits, labels)[1]
+    return 100.0 * mean_and_error(hits)[1]
 
 
 class Difference(NamedTuple):
@@ -296,16 +296,15 @@ def paired_difference(
     )
 
 
-def best_rows(hits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+def best_rows(hits: np.ndarray) -> np.ndarray:
     """Which models lie within two paired standard errors of the best one: those that a table makes bold, bool [R].
 
     Args:
         hits: [R, N], a row a model, all on the same images; NaN of models that diverged, which are never among them.
-        labels: [N], see `mean_and_error`.
     """
     hits = np.asarray(hits, float)
-    best = hits[best_index([mean_and_error(row, labels)[0] for row in hits])]
-    behind = np.array([mean_and_error(best - row, labels) for row in hits])
+    best = hits[best_index([mean_and_error(row)[0] for row in hits])]
+    behind = np.array([mean_and_error(best - row) for row in hits])
     return behind[:, 0] <= 2 * behind[:, 1]
 
 

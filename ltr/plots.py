@@ -916,28 +916,28 @@ def landscape(
 
 
 @_styled
-def confusion(
-    matrix: np.ndarray, group_edges: Sequence[int], counts: pd.DataFrame | None = None, images: str = "test"
-) -> Figure:
-    """Confusion matrix, each row scaled to 100 %, with lines between many, medium and few.
+def confusion(matrix: np.ndarray, counts: pd.DataFrame, images: str = "test") -> Figure:
+    """Confusion matrix, common classes first, each row scaled to 100 %, with lines between many, medium and few.
 
     The colour scale grows with the square root, since most confusions are far rarer than the hits.
 
     Args:
-        matrix: [C, C] numbers of test images, true class by predicted class, common classes first.
-        group_edges: the class at which medium starts and the one at which few starts.
-        counts: see `class_counts`, for the names of the commonest and rarest classes; None for numbers.
+        matrix: [C, C] numbers of test images, true class by predicted class.
+        counts: see `class_counts`.
         images: which they are of.
     """
+    table = _common_to_rare(counts)
+    matrix = matrix[np.ix_(table["class_index"], table["class_index"])]
+    edges = [int((table["group"] == "many").sum()), int((table["group"] != "few").sum())]
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(100.0 * matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
     fig, axes = plt.subplots(figsize=(5.6, 4.8))
     norm = PowerNorm(0.5, vmin=0, vmax=100)
     image = axes.imshow(shares, cmap="viridis", norm=norm, interpolation="nearest")
-    for edge in group_edges:
+    for edge in edges:
         axes.axvline(edge - 0.5, color="white", linewidth=0.8)
         axes.axhline(edge - 0.5, color="white", linewidth=0.8)
-    starts = [0, *group_edges, len(matrix)]
+    starts = [0, *edges, len(matrix)]
     above = axes.get_xaxis_transform()
     for group, first, end in zip(GROUPS, starts, starts[1:], strict=False):
         if end > first:
@@ -974,10 +974,10 @@ def reliability(bins: pd.DataFrame) -> Figure:
     return fig
 
 
-def _png(fig: Figure, dpi: int = 2 * DPI) -> bytes:
+def _png(fig: Figure) -> bytes:
     """The figure as PNG, shown at half its size; past 45 KB with a palette of as many colours as fit."""
     with drawing(), io.BytesIO() as file:
-        fig.savefig(file, dpi=dpi, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+        fig.savefig(file, dpi=2 * DPI, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
         png = file.getvalue()
         picture = Image.open(file).convert("RGB")
     for colors in (256, 128, 64, 32):

@@ -295,15 +295,15 @@ class Result:
             raise InputError(f"--out: {self.path} has no predictions.npz; {ANEW}")
         return read_file(self.path / "predictions.npz", read_predictions)
 
-    def weights(self, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-        """The state dict.
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The state dict, on the CPU.
 
         Raises:
             InputError: weights.pt is not there (larger ones are not in git), or damaged.
         """
         if not (self.path / "weights.pt").exists():
             raise InputError(f"--out: {self.path} has no weights.pt; {ANEW}")
-        return read_file(self.path / "weights.pt", lambda path: storage.read_weights(path, device))
+        return read_file(self.path / "weights.pt", storage.read_weights)
 
     def cached(
         self,
@@ -340,15 +340,15 @@ class Result:
         saved = self.summary[f"{selection}/{tta}"]
         return {k: float("nan") if saved[k] is None else saved[k] for k in MEASURES}
 
-    def per_class(self, selection: str = "last", tta: str = "none") -> pd.DataFrame:
-        """A row a class: model, class_index, count, accuracy (percent), norm."""
+    def per_class(self) -> pd.DataFrame:
+        """A row a class: model, class_index, count, accuracy (percent; last epoch, plain), norm."""
         counts = self.class_counts
         return pd.DataFrame(
             {
                 "model": self.label,
                 "class_index": np.arange(len(counts)),
                 "count": counts,
-                "accuracy": self.summary[f"{selection}/{tta}"]["per_class"],
+                "accuracy": self.summary["last/none"]["per_class"],
                 "norm": self.norms[-1],
             }
         )

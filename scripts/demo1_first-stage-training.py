@@ -314,10 +314,9 @@ chapter.claim(
 # 
 # Where do the rare classes' images go? Each row of the matrix is a true class, each column an answer; common classes come first. *Where do you expect* the light spots of the lowest rows?
 
-matrix = naive.predictions.confusion[np.ix_(order, order)]
-groups = classes["group"].to_numpy()[order]
-edges = [int((groups == "many").sum()), int((groups != "few").sum())]
-chapter.show(plots.confusion(matrix, edges, classes), "demo1_confusion.png")
+matrix = naive.predictions.confusion
+chapter.show(plots.confusion(matrix, classes), "demo1_confusion.png")
+groups = classes["group"].to_numpy()
 few_rows = matrix[groups == "few"]
 if few_rows.size:
     elsewhere = 100 * few_rows[:, groups != "few"].sum() / few_rows.sum()

@@ -229,7 +229,7 @@ words = f"weight decay in the first stage makes the norms less even: {r:.1f} aga
 chapter.claim(f"{words} {ratios['ours, naive']:.1f} without", r > ratios["ours, naive"])
 
 
-deep = paper_tables.headline(written)
+deep = paper_tables.plain_rows(written)
 deep = deep[(deep.backbone == "resnet34") & (deep.method == "WD + tau-norm")]
 bears = deep[deep.stage1_run.isin(deep.stage1_run[deep.tau == theirs])].sort_values("tau")
 for row in bears.to_dict("records"):

@@ -79,7 +79,6 @@ def figures(
         + [groups(rarest, factors[1], weight_decay=d, max_norm=np.inf) for d in decays]
     )
     norms = {name: np.linspace(1, 2, 5)[:, None] * f + np.zeros((5, CLASSES)) for name, f in models}
-    edges = [int((about.group == "many").sum()), int((about.group != "few").sum())]
     return {
         "class_counts": lambda: plots.class_counts(about),
         "montage": lambda: plots.montage(np.zeros((2, 3, 8, 8, 3), np.uint8), names, names[0]),
@@ -119,7 +118,7 @@ def figures(
         ),
         "landscape": lambda: plots.landscape(grid, {names[0]: (0.0, 0.5), names[1]: (1e-2, radii[-1])}),
         "lr_wd_map": lambda: plots.lr_wd_map(tuning_map(rarest, names, factors), 5e-5, *names),
-        "confusion": lambda: plots.confusion(3 * np.eye(CLASSES, dtype=int), edges),
+        "confusion": lambda: plots.confusion(3 * np.eye(CLASSES, dtype=int), about),
         "reliability": lambda: plots.reliability(
             pd.concat(pd.DataFrame(bins).mul([f, f, 1]).assign(model=name) for name, f in models)
         ),
@@ -243,8 +242,9 @@ def test_classes_at_both_ends_have_their_names_and_those_between_numbers():
 def test_names_beside_a_heat_map_stand_apart_in_order_and_are_joined_to_their_lines(size):
     counts = np.geomspace(500, 5, size).astype(int)
     about = pd.DataFrame({"class_index": range(size), "count": counts, "name": [f"c_{k}" for k in range(size)]})
+    about["group"] = metrics.group_of(counts)
     about = about.sample(frac=1, random_state=0)  # any order will do
-    maps = plots.confusion(np.eye(size), [2, 4], about), plots.norm_evolution({"x": np.ones((3, size))}, counts=about)
+    maps = plots.confusion(np.eye(size), about), plots.norm_evolution({"x": np.ones((3, size))}, counts=about)
     for axes in (fig.axes[0] for fig in maps):
         places = plots.ends(range(size), 10)
         assert [tick.get_text() for tick in axes.get_yticklabels()] == [f"c {k}" for k in places]
@@ -254,8 +254,14 @@ def test_names_beside_a_heat_map_stand_apart_in_order_and_are_joined_to_their_li
         lines = [mark.xy[1] for mark in axes.texts if isinstance(mark, Annotation) and mark.xy[0] == 0]
         assert lines == pytest.approx([1 - (k + 0.5) / size for k in places])
     assert [tick.get_text() for tick in maps[0].axes[0].get_xticklabels()] == [f"c {k}" for k in places]
-    plain = plots.confusion(np.eye(size), [2, 4]).axes[0]
+    plain = plots.norm_evolution({"x": np.ones((3, size))}).axes[0]
     assert not [tick for tick in plain.get_yticklabels() if "c" in tick.get_text()]
+
+
+def test_a_confusion_matrix_goes_from_common_to_rare():
+    about = pd.DataFrame({"class_index": [0, 1, 2], "count": [5, 200, 50], "group": ["few", "many", "medium"]})
+    (image,) = plots.confusion(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 2]]), about).axes[0].get_images()
+    np.testing.assert_allclose(image.get_array(), [[100, 0, 0], [0, 100, 0], [25, 0, 75]])
 
 
 def test_differences_are_those_of_the_named_model():

@@ -595,7 +595,7 @@ def test_networks_of_a_map_stand_as_a_table_the_best_balanced_first(tmp_path):
 
 def test_weight_decay_makes_norms_less_even_but_of_the_wide_network():
     table, results = (read_table(ROOT / "exp" / f"{name}.csv") for name in ("norms", "results"))
-    firsts = paper_tables.headline(results).set_index("run")
+    firsts = paper_tables.plain_rows(results).set_index("run")
     firsts = firsts[firsts["first mix"].isna() & firsts["first augmentation"].isna() & (firsts["first loss"] == "ce")]
     known = (
         table.set_index("stage1_run")

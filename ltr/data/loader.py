@@ -39,7 +39,9 @@ class Draws(NamedTuple):
 
     @classmethod
     def sample(cls, size: int, seed: int, epoch: int) -> "Draws":
-        """Draw for `size` images; entry i belongs to the i-th image *of the set*, not of the order."""
+        """Draw for `size` images; entry i belongs to the i-th image *of the set*, not of the order (where images repeat
+        in an epoch, as under balanced sampling, to the i-th place).
+        """
         generator = epoch_generator(seed, epoch)
         return cls(
             order=torch.randperm(size, generator=generator),

@@ -209,7 +209,7 @@ class StreamLoader:
     # ---- training, by draws and positions
 
     def draw(self, batch_size: int, seed: int, epoch: int) -> Drawn:
-        """An epoch's order and key, on the CPU; the workers begin with its batches, or this process's share of each."""
+        """An epoch's order and key, on the CPU; the workers begin with its batches, or this process's shard of each."""
         order = torch.randperm(len(self), generator=epoch_generator(seed, epoch))
         group = distributed.current()
         plan = [cut(chunk, group.shard(len(chunk))).tolist() for chunk in order.split(batch_size)]

@@ -65,12 +65,9 @@ def class_figure(result: Balanced) -> str:
 
 
 def confusion_figure(result: Balanced, name: str) -> str:
-    """The confusion matrix before or after, common classes first."""
-    order = np.argsort(-result.class_counts, kind="stable")
-    matrix = both(result)[name].confusion[np.ix_(order, order)]
-    group = metrics.group_of(result.class_counts[order])
-    edges = [int((group == "many").sum()), int((group != "few").sum())]
-    return picture(plots.confusion(matrix, edges, class_table(result), result.tested_on), f"Confusion {name}.")
+    """The confusion matrix before or after."""
+    matrix = both(result)[name].confusion
+    return picture(plots.confusion(matrix, class_table(result), result.tested_on), f"Confusion {name}.")
 
 
 def both(result: Balanced) -> dict[str, Predictions]:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from ltr import analysis, datasets, metrics, models, plots, runs, training
 from ltr.errors import InputError
 from ltr.first_stage import ImageData
+from ltr.methods import FIRST
 from ltr.recipes import LATER, of_images
 from ltr.runtime import distributed, process
 from ltr.runtime.options import flag
@@ -325,7 +326,7 @@ def tuning_runs(chapter: Chapter) -> pd.DataFrame:
     settings = chapter.settings
     columns = ["stage1_weight_decay", "stage1_epochs", "choice", *metrics.GROUPS, "all"]
     own = {"lr": settings.lr, "batch": settings.batch_size, "warm-up": settings.warm_up, "further": None}
-    mapped = where(map_of(chapter), **own, classifier="first stage alone")
+    mapped = where(map_of(chapter), **own, classifier=FIRST)
     mapped = mapped.rename(columns={"weight decay": columns[0], "epochs": columns[1]})
     if mapped[columns[0]].nunique() > 1:
         return mapped[columns]

@@ -66,7 +66,7 @@ def line(rows: pd.DataFrame, firsts: pd.DataFrame, benchmarks: pd.DataFrame) -> 
 
     Args:
         rows: its methods in comparison.csv, those of each seed, tuned on the same held-out images.
-        firsts: its first stages in the headline of results.csv.
+        firsts: its first stages among the plain rows of results.csv.
     """
     first = firsts.iloc[0]
     chosen = rows.groupby("method", sort=False).validation.mean().idxmax()
@@ -87,7 +87,7 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame, benchmarks: pd.Dat
         text, of columns `HEAD`; accuracies in percent.
     """
     of_the_set = {"dataset": "cifar100", "imbalance_factor": 100, "profile": "exp"}
-    firsts = cells.where(paper_tables.headline(results), **of_the_set)
+    firsts = cells.where(paper_tables.plain_rows(results), **of_the_set)
     kinds = paper_tables.by_choice(firsts[firsts.run == firsts.stage1_run])
     firsts = firsts[firsts.run.isin([run for usual, *_ in kinds for run in usual.run])]  # one choice of images each
     compared = cells.where(comparison, **of_the_set)

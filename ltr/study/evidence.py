@@ -26,7 +26,7 @@ from ltr.study.paper_tables import (
     NETWORKS,
     SETTINGS,
     has_max_norm,
-    headline,
+    plain_rows,
     with_and_without,
     without_max_norm,
 )
@@ -353,7 +353,7 @@ def over_seeds(case: Evidence) -> pd.DataFrame:
     path = case.rows.settings.out / "results.csv"
     if not path.exists():
         return pd.DataFrame()
-    rows = headline(read_table(path, "--out"))
+    rows = plain_rows(read_table(path, "--out"))
     rows = rows[rows["mode"].isna() | (rows["mode"] == "paper")]
     base = rows[rows.run == case.rows.base.path.name]
     alike = where(rows, **base[BASE].iloc[0].to_dict()) if len(base) else rows[:0]

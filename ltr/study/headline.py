@@ -16,7 +16,7 @@ import pandas as pd
 
 from ltr import recipes
 from ltr.errors import InputError
-from ltr.methods import METHODS, of_loss
+from ltr.methods import ADJUSTMENT, METHODS, of_loss
 from ltr.metrics import percent, with_dashes
 from ltr.runtime.options import Parser, file
 from ltr.runtime.storage import read_table, write_text
@@ -26,7 +26,6 @@ from ltr.study.cells import in_markdown, where
 from ltr.study.report import block, replaced
 
 BEST = "CB + WD + MaxNorm"
-ADJUSTED = "logit adjustment"
 MEASURES = ("many", "medium", "few", "all", "ece")
 PLACE = [*paper_tables.BASE, "stage1_weight_decay"]
 HEAD = ["model", "many", "medium", "few", "all", "ECE"]
@@ -71,20 +70,20 @@ def chosen(rows: pd.DataFrame, comparison: pd.DataFrame | None, place: dict[str,
         "naive": where(rows, **place | {"stage1_weight_decay": 0, "method": "naive"}),
         "WD": where(ours, method="WD"),
         "WD + tau-norm": where(ours, method="WD + tau-norm", mode=None),
-        ADJUSTED: where(adjusted, method=ADJUSTED).rename(columns={"ECE": "ece"}),
+        ADJUSTMENT: where(adjusted, method=ADJUSTMENT).rename(columns={"ECE": "ece"}),
         BEST: where(ours, method=BEST, mode="paper"),
     }
 
 
 def titles(found: dict[str, pd.DataFrame]) -> dict[str, str]:
     """What the five rows are called, with their values."""
-    tau, best, adjusted = found["WD + tau-norm"], found[BEST], found[ADJUSTED]
+    tau, best, adjusted = found["WD + tau-norm"], found[BEST], found[ADJUSTMENT]
     value = adjusted["hyper-parameters"].iloc[0] if len(adjusted) else ""
     return {
         "naive": "naive: cross-entropy without weight decay",
         "WD": "WD: with a tuned weight decay",
         "WD + tau-norm": f"WD + tau-norm (tau {tau.tau.mean():g})",
-        ADJUSTED: f"WD + {ADJUSTED} ({value})",
+        ADJUSTMENT: f"WD + {ADJUSTMENT} ({value})",
         BEST: f"WD + CB & WD & MaxNorm (weight decay {best.weight_decay.mean():g}, radius {best.max_norm.mean():.2f})",
     }
 
@@ -114,7 +113,7 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame | None = None, stag
     Returns:
         text: groups, all classes and ECE of one kind of first stage; then all classes of other kinds, and the paper's.
     """
-    rows = paper_tables.headline(results)
+    rows = paper_tables.plain_rows(results)
     place = network(rows, stage1)
     found, lines = chosen(rows, comparison, place), []
     others = {name: chosen(rows, comparison, other) for name, other in beside(rows, place).items()}
@@ -136,7 +135,7 @@ def findings(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | N
 
     Arguments as of `table_of`; and the folder of the runs, see `paper_tables.error_of_gain`.
     """
-    rows = paper_tables.headline(results)
+    rows = paper_tables.plain_rows(results)
     place = network(rows, stage1)
     rows = rows.assign(mode=rows["mode"].fillna("paper"), chosen=rows["best"] - rows["all"])
     ours = where(rows, **place)
@@ -231,7 +230,7 @@ def main(arguments: Sequence[str]) -> None:
         comparison = read_table(options.comparison, "comparison", [*needs, "hyper-parameters"])
     results = read_table(options.results, "results", [*needs, "selection", "tta", "mode", "run"])
     stage1 = options.stage1 or ()
-    if not stage1 and len(networks(paper_tables.headline(results))) > 1:
+    if not stage1 and len(networks(paper_tables.plain_rows(results))) > 1:
         stage1 = [path.parent.name for path in options.results.parent.glob(f"demo_1/*/{FEATURES}")]
     table = table_of(results, comparison, stage1)
     if options.readme is None:

@@ -26,7 +26,7 @@ import pandas as pd
 
 from ltr import datasets, metrics, models, recipes, runs
 from ltr.errors import InputError
-from ltr.methods import BALANCERS
+from ltr.methods import ADJUSTMENT, BALANCERS, FIRST
 from ltr.runtime import configs
 from ltr.runtime.engine import Engine
 from ltr.runtime.options import ROOT, Parser, file, folder, short
@@ -34,7 +34,7 @@ from ltr.runtime.process import check_writable, set_up_libraries, usable_device
 from ltr.runtime.storage import read_table, table_text, write_text
 from ltr.second_stage import FrozenFeatures
 
-BEFORE, AFTER = "first stage alone", "logit adjustment"  # the map's two sides
+BEFORE, AFTER = FIRST, ADJUSTMENT  # the map's two sides
 BALANCED = ("tau-norm", "CB + WD")
 MEASURES = ("all", *metrics.GROUPS)
 PASSES = 1  # over cropped, flipped training images, which each epoch of CB + WD takes in an order of its own

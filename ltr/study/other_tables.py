@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ltr import metrics
+from ltr.methods import FIRST
 from ltr.study.bench import BALANCE, FEATURES, GRID, STAGE_1
 from ltr.study.cells import cell, in_markdown, or_dash, rounded, spread, where
 from ltr.study.compare import how
@@ -59,7 +60,7 @@ def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
 
 def held_out_and_test(rows: pd.DataFrame) -> str:
     """How well the tuning network does on the images that chose, and the first stage on the test, in a sentence."""
-    alone = where(rows, method="first stage alone").reindex(columns=["validation", "all"]).dropna()
+    alone = where(rows, method=FIRST).reindex(columns=["validation", "all"]).dropna()
     if alone.empty:
         return ""
     chose, tested = alone.mean()

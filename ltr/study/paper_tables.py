@@ -33,7 +33,7 @@ Column = list[str]  # a head, then a cell a line
 # ---- rows of results.csv
 
 
-def headline(results: pd.DataFrame) -> pd.DataFrame:
+def plain_rows(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of the last epoch and plain test; beside them accuracy over all classes counted in the other ways.
 
     Returns:
@@ -78,8 +78,8 @@ def by_training(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def measured(results: pd.DataFrame, *factors: float) -> dict[str, dict[str, pd.DataFrame]]:
-    """The headline rows of CIFAR100-LT at some imbalance factors by network, and by how its first stage was trained."""
-    rows = where(headline(results), dataset="cifar100", profile="exp")
+    """The plain rows of CIFAR100-LT at some imbalance factors by network, and by how its first stage was trained."""
+    rows = where(plain_rows(results), dataset="cifar100", profile="exp")
     rows = rows[rows.imbalance_factor.isin(factors)]
     rows = rows.assign(mode=rows["mode"].astype(object).fillna("paper"))
     return {name: by_training(rows[rows.backbone == backbone]) for backbone, name in NETWORKS.items()}
@@ -131,7 +131,7 @@ def model_line(title: str, rows: pd.DataFrame) -> list[str]:
 
 
 def set_part(rows: pd.DataFrame) -> str:
-    """The models of rows of `headline` that are alike in `BASE`; beside the paper's where it has some."""
+    """The models of rows of `plain_rows` that are alike in `BASE`; beside the paper's where it has some."""
     one = rows.iloc[0]
     devices, versions = (", ".join(sorted(rows[name].unique())) for name in ("device", "torch"))
     models = list(models_of(rows))
@@ -150,7 +150,7 @@ def set_part(rows: pd.DataFrame) -> str:
 
 def markdown(results: pd.DataFrame) -> str:
     """One table a data set, network and way of training the first stage; last epoch, plain test."""
-    return "\n".join(set_part(rows) for _, rows in headline(results).groupby(BASE, dropna=False))
+    return "\n".join(set_part(rows) for _, rows in plain_rows(results).groupby(BASE, dropna=False))
 
 
 # ---- the paper's tables beside ours
@@ -305,13 +305,13 @@ def error_of_means(first: pd.Series, second: pd.Series) -> float:
 
     NaN where both have.
     """
-    variances = [values.var() for values in (first, second)]
-    own, other = (one if pd.notna(one) else two for one, two in (variances, variances[::-1]))
-    return (own / len(first) + other / len(second)) ** 0.5
+    variances = pd.Series([first.var(), second.var()])
+    variances = variances.fillna(variances.mean())  # of the only one there is
+    return float((variances / [len(first), len(second)]).sum(skipna=False) ** 0.5)
 
 
 def by_choice(firsts: pd.DataFrame) -> Iterator[list[pd.DataFrame]]:
-    """First stages that differ in their images alone, rows of `headline`, those of each of `CHOICES` apart."""
+    """First stages that differ in their images alone, rows of `plain_rows`, those of each of `CHOICES` apart."""
     alike = [name for name in (*BASE, "stage1_weight_decay") if name != "first choice"]
     for _, kind in firsts.groupby(alike, dropna=False):
         kind = kind.astype({"first choice": object})
@@ -337,7 +337,7 @@ def choices(results: pd.DataFrame) -> str:
     """What another choice of the training images does to a first stage, a sentence a kind: all classes (many / medium /
     few), means and deviations; ± of the difference is its standard error over the seeds, where there are several.
     """
-    rows = headline(results)
+    rows = plain_rows(results)
     kinds = by_choice(rows[rows.run == rows.stage1_run])
     return "".join(choice_line(usual, other) for usual, *others in kinds for other in others)
 
@@ -376,12 +376,13 @@ def table_of_released(results: pd.DataFrame) -> str:
 
 
 def counting_gains(results: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """What the ways of counting add to the headline of the runs of these names, in points over all classes, as text.
+    """What the ways of counting add to a plain last epoch, of the runs of these names, in points over all classes, as
+    text.
 
     Returns:
         a row a way: mean, least and most over the runs.
     """
-    rows = headline(results[results.run.isin(names)])
+    rows = plain_rows(results[results.run.isin(names)])
     ways = {"flip": "mirrored images", "best": "best epoch on the test set", "both": "both"}
     gains = rows[[*ways]].sub(rows["all"], axis=0).rename(columns=ways)
     return gains.agg(["mean", "min", "max"]).T.map(or_dash, form="+.2f")
@@ -406,7 +407,7 @@ def error_of_gain(before: pd.DataFrame, after: pd.DataFrame, folder: Path | None
     over the test images, from the runs in the folder; NaN where these do not tell.
 
     Args:
-        before, after: rows of `headline`, one a seed.
+        before, after: rows of `plain_rows`, one a seed.
     """
     pairs = before.merge(after, on="seed", suffixes=("", " after"))
     if len(pairs) != 1:
@@ -454,7 +455,7 @@ def max_norm_gains(results: pd.DataFrame, run: str, folder: Path | None = None) 
         row, accuracy over all classes with and without it (last epoch, plain test, percent, means over seeds), and the
         mean of the gain with its error. Models whose counterpart without MaxNorm is not there have no row.
     """
-    rows = headline(results)
+    rows = plain_rows(results)
     rows = where(rows, **rows.loc[rows.run == run, [*BASE, "stage1_weight_decay"]].iloc[0])
     limited = rows[rows.method.map(has_max_norm).astype(bool)]
     limited = limited.assign(model=limited.method, method=limited.method.map(without_max_norm)).dropna(subset="method")

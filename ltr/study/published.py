@@ -1,7 +1,7 @@
 """What others measured on long-tailed CIFAR-100, top-1 accuracy in percent: facts, to stand beside ours.
 
 `TABLE_1`, `TABLE_2` and `RELEASED` are the weight balancing paper's and its released notebooks', under the names that
-methods have here. `METHODS` are numbers of everything that people compare with.
+methods have here. `OTHERS` are numbers of everything that people compare with.
 """
 
 import numpy as np
@@ -60,7 +60,7 @@ DECAYED = f"{WEIGHT_BALANCING}, with weight decay"
 RERUN = "rerun by BagofTricks-LT"
 # Method, network, all at each of `FACTORS`, source. Best test epochs, recipes and augmentations differ: a number says
 # how far a method is known to go, not what it adds here.
-METHODS = [
+OTHERS = [
     ("first stage alone", "resnet34", 46.08, 52.71, 66.03, DECAYED),
     ("L2norm", "resnet34", 49.60, 56.33, 67.16, DECAYED),
     ("tau-norm", "resnet34", 51.31, 57.65, 67.79, DECAYED),
@@ -92,5 +92,5 @@ def methods(dataset: str, imbalance_factor: float, profile: str, backbone: str) 
     if imbalance_factor not in FACTORS or (dataset, profile) != ("cifar100", "exp"):
         return {}
     column = 2 + FACTORS.index(imbalance_factor)
-    rows = [row for row in METHODS if row[1] == backbone and not np.isnan(row[column])]
+    rows = [row for row in OTHERS if row[1] == backbone and not np.isnan(row[column])]
     return {row[0]: (row[column], row[5]) for row in rows}
