@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ltr import __version__
 from ltr.errors import InputError
 from ltr.runtime.options import nearest
 from ltr.runtime.process import forgive_output, one_line
@@ -40,8 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words.pop(0) if words else "--help"
-    if name in ("-h", "--help"):
+    if name in ("-h", "--help", "help"):
         print(usage())
+        return
+    if name in ("-V", "--version"):
+        print(f"ltr {__version__}")
         return
     if name not in COMMANDS:
         raise InputError(f"command: must be one of {', '.join(COMMANDS)}, got {name}{nearest(name, list(COMMANDS))}")

@@ -320,7 +320,7 @@ class Balanced:
             modules = dict(model.named_modules())
             if layer not in modules or layer == "":
                 known = ", ".join(name for name, part in modules.items() if isinstance(part, nn.Linear)) or "none here"
-                raise InputError(f"layer: must be a linear layer of the model ({clip(known)}), got {clip(layer)}")
+                raise InputError(f"layer: must be a linear layer of the model ({clip(known)}), got {clip(repr(layer))}")
             model = modules[layer]
         embeddings.write(model, *self.parts(method), self.classes)
 
@@ -427,16 +427,24 @@ def unlike(problem: Problem) -> list[str]:
     return [f"{sizes}: are both what goes into the same layer?"]
 
 
+def too_few(problem: Problem) -> list[str]:
+    """A line where classes have too few validation images to choose by, or none."""
+    counts = problem.validation.class_counts
+    if counts.min() >= TOO_FEW:
+        return []
+    rarest = problem.names[int(counts.argmin())]
+    left_out = int((counts == 0).sum())
+    gone = f"; the {left_out} without any have no part in the choice" if left_out else ""
+    return [
+        f"{int((counts < TOO_FEW).sum())} of {len(counts)} classes have fewer than {TOO_FEW} validation images "
+        f"({clip(rarest)} has {counts.min()}): what is chosen on them is mostly chance{gone}"
+    ]
+
+
 def warnings_for(problem: Problem, tuned: Mapping[str, Tuned], before: float) -> tuple[str, ...]:
     """What a reader of the table should know, a line each; `before` is the class mean of the head as it was."""
-    lines, counts = [], problem.validation.class_counts
-    if counts.min() < TOO_FEW:
-        rarest = problem.names[int(counts.argmin())]
-        number = int((counts < TOO_FEW).sum())
-        lines.append(
-            f"{number} of {len(counts)} classes have fewer than {TOO_FEW} validation images ({clip(rarest)} has "
-            f"{counts.min()}): what is chosen on them is mostly chance"
-        )
+    lines = too_few(problem)
+    counts = problem.validation.class_counts
     edges = [f"{name} ({', '.join(one.edge)})" for name, one in tuned.items() if one.edge]
     if edges:
         lines.append(f"chosen at an edge of the grid, beyond which may be better: {'; '.join(edges)}")
@@ -489,7 +497,8 @@ def balance(
         names: [C], what to call the classes.
         score: "macro", the mean of the classes' accuracies, or "micro", the share of all images.
         methods: "fast" (in seconds), "all", or names of `methods.BALANCERS`.
-        validation_share: without a head, the share of each class's training images to validate on.
+        validation_share: without a head, the share of each class's training images to validate on; groups are of the
+            images that are left to train on.
         seed: of the draws.
         say: is told each method's outcome in a line.
 
@@ -503,7 +512,7 @@ def balance(
         raise InputError(f"say: must be a function that takes a line, as print, got {clip(repr(say))}")
     given = {"train": train, "validation": validation, "test": test}
     if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
-        raise InputError(f"seed: must be a whole number from 0 to 4294967295, got {clip(seed)}")
+        raise InputError(f"seed: must be a whole number from 0 to 4294967295, got {clip(repr(seed))}")
     options = {"layer": layer, "classes": classes, "names": names, "validation_share": validation_share, "seed": seed}
     problem = embeddings.read(head, given, options)
     chosen = choose_methods(methods, problem.head)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ MEASURES = ("all", *GROUPS, "ece")
 # What a summary holds, as far as the package reads it.
 SUMMARY = {"seconds": (), **{f"{selection}/{tta}": (*MEASURES, "per_class") for selection, tta in VARIANTS}}
 ANEW = "without its folder, this run is trained anew"
+read_file = partial(read_part, hint=ANEW)
 
 
 class NoRun(InputError):
@@ -177,14 +178,6 @@ class Run:
             with contextlib.suppress(OSError):  # a tree that is only read
                 remove_checkpoint(self.checkpoint)
         return Result.read(self.path)
-
-
-def read_file(path: Path, read: Callable[[Path], Any]) -> Any:
-    """A file of a run, as `read` reads it; raises InputError where it is not there, or damaged."""
-    try:
-        return read_part(path, read)
-    except InputError as error:
-        raise InputError(f"{error}; {ANEW}") from error
 
 
 def read_norms(path: Path) -> np.ndarray:

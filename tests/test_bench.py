@@ -1,6 +1,7 @@
 """The benchmark's bookkeeping, and one round of it on a few images; no time is asserted."""
 
 import dataclasses
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,23 +12,26 @@ from ltr.errors import InputError
 from ltr.runtime import engine
 from ltr.study import bench
 
-
-def measured(**changes) -> pd.DataFrame:
-    row = {"what": bench.STAGE_1, "backbone": "resnet32", "device": "cpu (x)", "images": 10_847, "precision": "fp32"}
-    return pd.DataFrame([{**row, "ours_s": 2.0, "reference_s": 6.0, "ratio": 3.0, **changes}], columns=bench.COLUMNS)
+MEASURED = {"what": bench.STAGE_1, "backbone": "resnet32", "device": "cpu (x)", "images": 10_847, "precision": "fp32"}
+MEASURED |= {"ours_s": 2.0, "reference_s": 6.0, "ratio": 3.0}
 
 
-def test_a_new_measurement_takes_the_place_of_the_old_one():
-    once = bench.merge(measured()[:0], measured())
-    twice = bench.merge(once, measured(ours_s=1.0))
-    assert twice.ours_s.tolist() == ["1.0"]
-    assert len(bench.merge(once, measured(images=21_694))) == 2
+def rows_after(path: Path, *changes: dict) -> pd.DataFrame:
+    """The file's rows after some measurements."""
+    for change in changes:
+        bench.add(path, MEASURED | change)
+    return pd.read_csv(path)
 
 
-def test_a_row_of_another_device_stands_beside_it():
-    both = bench.merge(measured(), measured(device="NVIDIA X", precision="bf16"))
-    assert both.device.tolist() == ["cpu (x)", "NVIDIA X"]
-    assert bench.merge(both, measured(ours_s=1.0)).ours_s.tolist() == ["1.0", "2.0"]
+def test_a_new_measurement_takes_the_place_of_the_old_one(tmp_path):
+    assert rows_after(tmp_path / "b.csv", {}, {"ours_s": 1.0}).ours_s.tolist() == [1.0]
+    assert rows_after(tmp_path / "b.csv", {"images": 2_711}).images.tolist() == [2_711, 10_847], "as numbers"
+
+
+def test_a_row_of_another_device_or_without_a_network_stands_beside_it(tmp_path):
+    others = {"device": "NVIDIA X", "precision": "bf16"}, {"what": "balance", "backbone": ""}
+    rows = rows_after(tmp_path / "b.csv", {}, *others, {"ours_s": 1.0}, others[1] | {"ours_s": 3.0})
+    assert rows[["device", "ours_s"]].to_numpy().tolist() == [["cpu (x)", 3.0], ["NVIDIA X", 2.0], ["cpu (x)", 1.0]]
 
 
 def test_a_gpu_measures_all_networks():
@@ -81,7 +85,7 @@ def test_bad_options_are_refused():
 
 def test_the_table_is_written_as_it_grows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "plan", lambda *_: [(bench.STAGE_1, "resnet32", lambda: iter([row]))])
-    row = measured().iloc[0].to_dict()
+    row = MEASURED
     bench.main(["--device", "cpu", "--out", str(tmp_path / "b.csv")])
     assert "3.0" in capsys.readouterr().out
     assert pd.read_csv(tmp_path / "b.csv").ours_s.tolist() == [2.0]

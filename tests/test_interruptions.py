@@ -80,7 +80,7 @@ def stop(number: int, code: int, once: str, *script: object, out: Path, log: Pat
     process.join(300)
     assert process.exitcode == code, log.read_text()
     assert log.read_text().endswith(
-        "error: interrupted; the same command goes on from the last saved epoch of a training\n"
+        "error: interrupted; where a network trains, the same command goes on from its last saved epoch\n"
     )
 
 

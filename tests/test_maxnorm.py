@@ -99,7 +99,9 @@ def test_sentences_count_what_lies_beyond_two_errors():
     assert "accuracy, points**: -3.00 to +2.50; more than two standard errors above none in 1 of 3" in text
     assert "nats**: -0.500 to +0.100; more than two standard errors above none in 0 of 3 settings, below in 1." in text
     assert "no more than a temperature** in 1 of 3 settings" in text
-    assert "In 2 it costs accuracy or likelihood that no temperature gives back, in 1 it adds some (1 does both)." in text
+    assert (
+        "In 2 it costs accuracy or likelihood that no temperature gives back, in 1 it adds some (1 does both)." in text
+    )
     same = settings([0.0], [0.0])[0].mul(0)  # no row ever met the ball
     assert "no more than a temperature** in 1 of 1 settings" in other_tables.answer([same])
     diverged = settings([np.nan, 0.5, 0.5], [0.0, np.nan, 0.0])

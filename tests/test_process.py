@@ -274,7 +274,7 @@ def test_a_signal_that_python_ignores_is_given_again(again, where):
     command = [sys.executable, "-c", IGNORES, again, where]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (143, "goes on\n")
-    assert "error: interrupted; the same command goes on from the last saved epoch" in done.stderr
+    assert "error: interrupted; where a network trains, the same command goes on" in done.stderr
 
 
 PRINTS = """

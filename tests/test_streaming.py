@@ -193,7 +193,7 @@ def test_an_image_that_is_lost_while_training_ends_in_one_line(tmp_path, monkeyp
     path = root / "train/n01443537/n01443537_195.JPEG"
     path.unlink() if damage == "absent" else path.write_bytes(path.read_bytes()[:300])
     message = complaint(train, data, 1, error=InputError)
-    assert message.startswith(f"--data-root: {path} must be a whole PNG, JPEG or WebP image (")
+    assert message.startswith(f"--data-root: {path} must be a whole image, as PNG, JPEG or WebP (")
 
 
 @pytest.mark.seconds

@@ -222,7 +222,7 @@ def split(data: Embeddings, share: Any, names: Sequence[str], seed: int) -> tupl
     if share is None:
         raise InputError("validation: must be given, or without a head validation_share")
     if not isinstance(share, (int, float)) or not 0 < share < 1:
-        raise InputError(f"validation_share: must be above 0 and below 1, got {clip(share)}")
+        raise InputError(f"validation_share: must be above 0 and below 1, got {clip(repr(share))}")
     found = digests(data.features)
     if len(found) < len(data):
         again = min(set(range(len(data))) - set(found.values()))

@@ -123,7 +123,7 @@ def decode(path: str) -> np.ndarray:
         raise
     except Exception as error:  # Pillow's decoders answer damage with a dozen kinds of exceptions
         reason = getattr(error, "strerror", None) or "it cannot be decoded"
-        raise InputError(f"--data-root: {path} must be a whole PNG, JPEG or WebP image ({reason})") from error
+        raise InputError(f"--data-root: {path} must be a whole image, as PNG, JPEG or WebP ({reason})") from error
 
 
 def unequal(name: str, image: np.ndarray, other: str, reference: np.ndarray) -> InputError:

@@ -27,7 +27,7 @@ from ltr.runtime import distributed
 from ltr.runtime.options import ROOT, split_words
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "matplotlib")
-GO_ON = "interrupted; the same command goes on from the last saved epoch of a training"
+GO_ON = "interrupted; where a network trains, the same command goes on from its last saved epoch"
 # Seconds after which a process that was told to end, and has not, is told so again; while it puts its files in order it
 # is left alone, but where Python ignored the first word it would go on.
 AGAIN, SOON = 5.0, 0.05

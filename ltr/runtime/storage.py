@@ -79,19 +79,20 @@ def read_json(path: Path, parts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return content
 
 
-def read_part(path: Path, read: Callable[[Path], Any]) -> Any:
-    """A file of a run, as `read` reads it.
+def read_part(path: Path, read: Callable[[Path], Any], hint: str = "") -> Any:
+    """A file of a run, as `read` reads it; an error ends with the hint.
 
     Raises:
         InputError: it is not there, or damaged; the message names it.
     """
+    end = f"; {hint}" if hint else ""
     try:
         return read(path)
-    except InputError:  # which says what is wrong
-        raise
+    except InputError as error:  # which says what is wrong
+        raise InputError(f"{error}{end}") from error
     except Exception as error:  # a damaged file raises whatever its damage leads to
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(f"--out: {path} cannot be read: {reason}") from error
+        raise InputError(f"--out: {path} cannot be read: {reason}{end}") from error
 
 
 def read_table(path: Path | io.StringIO, option: str = "--out", needs: Sequence[str] = ()) -> pd.DataFrame:

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -337,12 +337,17 @@ def plan(device: torch.device, repeat: int) -> list[tuple[str, str, Work]]:
     return parts
 
 
-def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """New rows in the place of old ones of the same work and device."""
+def same_work(old: pd.DataFrame, new: pd.DataFrame) -> pd.Series:
+    """Which old rows are of a new one's work, device and images."""
     key = ["what", "backbone", "device", "precision", "images"]
-    rows = pd.concat([old, new]).astype({"images": int}).astype(str).replace("nan", "")
-    rows = rows.drop_duplicates(key, keep="last")
-    return rows.sort_values([*key[:3], "images"], key=lambda column: column.str.zfill(9))  # images as numbers
+    known = set(new[key].astype(str).itertuples(index=False, name=None))
+    return old[key].astype(str).apply(tuple, axis=1).isin(known)
+
+
+def add(path: Path, row: dict[str, Any]) -> None:
+    """Put a measurement into a file, in the place of an earlier one of the same work on the same device."""
+    new = pd.DataFrame([row], columns=COLUMNS)
+    storage.update_table(path, new, same_work, COLUMNS, ["what", "backbone", "device", "images"])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -376,6 +381,4 @@ def main(arguments: Sequence[str]) -> None:
         for measured in work():
             new = pd.DataFrame([measured], columns=COLUMNS)
             print(new.drop(columns=["device", "torch", "date"]).to_string(index=False, header=True), flush=True)
-            with FileLock(f"{options.out}.lock"):
-                old = pd.read_csv(options.out, dtype=str, keep_default_na=False) if options.out.exists() else new[:0]
-                storage.write_text(options.out, merge(old, new.round(4)).to_csv(index=False))
+            add(options.out, measured)
