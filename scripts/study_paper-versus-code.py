@@ -621,6 +621,9 @@ figure = plots.lines(over, "temperature", "NLL", *names, least=True, log=("x",))
 chapter.show(figure, "study_temperature.png")
 
 
+# The minima (dots) lie at other temperatures, and at nearly the same depth. (CB and *CB + MaxNorm, tuned* are one model here: one curve
+# hides the other.)
+
 fitted = evidence.temperatures(case)
 forms = {"all": "{all:.1f}", "as CB (%)": "{same:.0f}", "mean norm": "{norm:.2f}"}
 forms |= {"T": "{T:.2f}", "norm / T": "{norm / T:.2f}"}
