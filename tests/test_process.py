@@ -16,7 +16,7 @@ from types import ModuleType
 import forked
 import numpy as np
 import pytest
-from trees import write_benchmark
+from trees import write_benchmark, write_small
 
 from ltr import __main__ as command_line
 from ltr.data.streaming import ListedImages, StreamLoader
@@ -413,3 +413,17 @@ def test_the_commit_is_that_of_the_repository_that_tracks_the_source(installed, 
     assert commit() == f"{head}+"
     monkeypatch.setenv("PATH", "")
     assert commit() == "unknown"  # without git
+
+
+@pytest.mark.slow
+def test_a_command_warns_in_one_line(tmp_path):
+    tree = write_small(tmp_path / "tree")
+    (next((tree / "train").iterdir()) / "notes.txt").write_text("")
+    words = ["sweep", "--preset", "demo", "--dataset", "folder", "--data-root", str(tree), "--hold-out", "24"]
+    command = [sys.executable, "-m", "ltr", *words, "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    warned, failed = done.stderr.splitlines()
+    assert warned.startswith("warning: ")
+    assert "1 files are left out" in warned
+    assert failed.startswith("error: --hold-out: ")
+    assert done.returncode == 2

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from functools import cache, partial
@@ -195,8 +196,15 @@ def script_set_aside() -> Iterator[None]:
 # ---- what is printed, and how a process ends
 
 
+def short_warning(message: Warning | str, *_: Any) -> str:
+    """A warning in one line, without its place in the code."""
+    return f"warning: {' '.join(str(message).split())}\n"
+
+
 def forgive_output() -> None:
-    """Print what the streams cannot encode as question marks, and end quietly where nobody reads any more."""
+    """Print what the streams cannot encode as question marks, warn in one line, and end quietly where nobody reads any
+    more."""
+    warnings.formatwarning = short_warning
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before Python began, as by `2>&-`; progress bars want one
