@@ -32,7 +32,6 @@ from ltr.study.sweep import new_training
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]
 COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
-
 BOLD = "Bold: within two paired standard errors of the best."
 
 
@@ -201,7 +200,8 @@ class Chapter:
             note: beside the protocol.
         """
         results = results if isinstance(results, Mapping) else {result.label: result for result in results}
-        show_table(accuracy_table(results), " ".join([self.protocol, note, BOLD]).replace("  ", " "))
+        bold = BOLD if len(results) > 1 else ""
+        show_table(accuracy_table(results), " ".join(filter(None, [self.protocol, note, bold])))
 
     def claim(self, sentence: str, holds: bool) -> None:
         """Tell a reader what was found, and whether it holds for the runs at hand.

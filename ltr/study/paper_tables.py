@@ -431,7 +431,7 @@ def gain_line(title: str, pairs: pd.DataFrame, folder: Path | None) -> dict[str,
     return {
         "model": title,
         "radius": or_dash(pairs.max_norm.mean(), ".3f"),
-        "learning rate": " ".join(with_and_without(*each) for each in rates),
+        "learning rate": ", ".join(with_and_without(*each) for each in rates),
         "projected": f"after each {pairs.max_norm_every.iloc[0]}" if len(pairs) else "–",
         "rows moved (% of checks)": metrics.percent(100 * pairs.projected_share.mean()),
         "all, with": metrics.percent(pairs["all"].mean()),
