@@ -9,6 +9,7 @@ questions 9 and 13 at ShadeAlsha/LTR-weight-balancing have no answer. Places-LT 
 """
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ EMA_DECAY = 0.999  # a step
 MIX_ALPHA = {"mixup": 0.2, "cutmix": 1.0}
 # What came later is told only where it is used.
 LATER = {"warm_up": 0, "nesterov": False, "average": "none", "sam_rho": 0.0}
+PLAIN_IMAGES = {"mix": "none", "mix_alpha": None, "augmentation": "none", "sampling": "instance"}
+# A first stage's plain way, from which a table says in what a run differs.
+PLAIN = {"schedule": "cosine", "momentum": 0.9, "loss": "ce", **PLAIN_IMAGES, **LATER}
+PLAIN |= {"network": None, "normalization": "cifar100"}  # `network` says "averaged" of one that is
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,12 @@ class Recipe:
         """All values that decide a training; later ones only where they are used, so that earlier runs stay found."""
         unused = {name for name, value in LATER.items() if getattr(self, name) == value}
         return {name: value for name, value in asdict(self).items() if name not in unused}
+
+
+def unusual(settings: Mapping[str, Any], names: Collection[str]) -> str:
+    """In what a run's settings differ from `PLAIN`: "name value, ...", of these names; empty where in nothing."""
+    told = {name: settings[name] for name in PLAIN if name in names and name in settings}
+    return ", ".join(f"{name} {value}" for name, value in told.items() if value != PLAIN[name])
 
 
 # ---- small images: presets

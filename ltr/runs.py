@@ -20,9 +20,9 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
+from ltr import recipes
 from ltr.errors import InputError
 from ltr.metrics import GROUPS, VARIANTS, Predictions
-from ltr.recipes import of_images
 from ltr.runtime import configs, distributed, storage
 from ltr.runtime.checkpoint import remove_checkpoint
 from ltr.runtime.options import flag
@@ -35,8 +35,7 @@ COLUMNS = (
     "max_norm,max_norm_every,projected_share,tau,mode,seed,selection,tta,all,many,medium,few,ece,run,device,"
     "torch,seconds,stage1_run,network,lr,batch_size,mix,augmentation,sampling,choice,further,precision,commit"
 ).split(",")
-# What else a first stage may differ in, and what is said only where it differs.
-FURTHER = {"schedule": "cosine", "momentum": 0.9, "warm_up": 0, "nesterov": False, "mix_alpha": None, "sam_rho": 0.0}
+FURTHER = recipes.PLAIN.keys() - {*COLUMNS, "average", "normalization"}  # told by `network`, by the images
 STEPS = 65_535  # of a stored confidence: 15 times 4,369, so that the edges of ECE's bins are among them
 COMMIT_LIMIT = 4 * 2**20  # bytes; larger weights are kept out of git
 MEASURES = ("all", *GROUPS, "ece")
@@ -382,10 +381,9 @@ def otherwise(settings: Mapping[str, Any]) -> dict[str, str | None]:
     """In what a first stage was not trained as usual, beyond what tables have columns for: `choice`, where its images
     were chosen otherwise than is usual for their source, and `further`.
     """
-    told = [f"{name} {settings[name]}" for name, plain in FURTHER.items() if settings.get(name, plain) != plain]
-    usual = of_images(settings.get("dataset", ""))["choice"]
+    usual = recipes.of_images(settings.get("dataset", ""))["choice"]
     choice = settings.get("choice", usual)
-    return {"choice": None if choice == usual else choice, "further": ", ".join(told) or None}
+    return {"choice": None if choice == usual else choice, "further": recipes.unusual(settings, FURTHER) or None}
 
 
 def digest(*parts: Any) -> str:

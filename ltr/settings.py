@@ -31,13 +31,10 @@ OUT = {name: ROOT / "build" / name for name in ("demo", "laptop")} | dict.fromke
 UNUSED = {
     "base": "trained",
     "resize": None,
-    "mix": "none",
-    "mix_alpha": None,
-    "augmentation": "none",
-    "sampling": "instance",
     "precision": "auto",
     "deterministic": False,
     "sync_batch_norm": False,
+    **recipes.PLAIN_IMAGES,
     **recipes.LATER,
 }
 # These decide no result; `stage1` is a run's `stage1_run`, `naive_tau` the `tau` of the run that it decides.
@@ -312,7 +309,7 @@ class FirstStage(Common):
     @property
     def augmented(self) -> dict[str, str]:
         """Arguments of `first_stage.ImageData`."""
-        return self.values("mix", "mix_alpha", "augmentation", "sampling")
+        return self.values(*recipes.PLAIN_IMAGES)
 
     @property
     def cosine(self) -> bool:

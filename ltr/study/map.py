@@ -39,10 +39,7 @@ BALANCED = ("tau-norm", "CB + WD")
 MEASURES = ("all", *metrics.GROUPS)
 PASSES = 1  # over cropped, flipped training images, which each epoch of CB + WD takes in an order of its own
 CELL = ("lr", "weight decay", "lr x wd", "batch", "warm-up", "epochs")
-# What else a run may differ in, and what the map itself has.
-FURTHER = {"schedule": "cosine", "loss": "ce", **dict.fromkeys(("mix", "mix_alpha", "augmentation", "sampling"))}
-FURTHER |= {"nesterov": False, "sam_rho": 0.0, **dict.fromkeys(("average", "network"))}
-FURTHER |= {"momentum": 0.9, "normalization": "cifar100"}
+FURTHER = recipes.PLAIN.keys() - {"warm_up"}  # which the map itself has
 CUT = ("imbalance_factor", "profile", "choice", "hold_out", "seed", "normalization", "resize")  # of `datasets.load`
 SET = ("imbalance_factor", "profile", "choice", "backbone")  # beside the images' name: what a reader looks for a map of
 
@@ -84,9 +81,8 @@ def cell(settings: dict[str, Any], name: str) -> dict[str, Any]:
     """A run's settings, as the map's rows have them."""
     lr, decay = settings["lr"], settings["stage1_weight_decay"]
     how = {"batch": settings["batch_size"], "warm-up": settings.get("warm_up", 0), "epochs": settings["stage1_epochs"]}
-    further = [f"{key} {settings[key]}" for key, plain in FURTHER.items() if settings.get(key, plain) != plain]
-    product = {"lr x wd": round(lr * decay, 12)}
-    return {"lr": lr, "weight decay": decay, **product, **how, "further": ", ".join(further), "run": name}
+    own = {"lr": lr, "weight decay": decay, "lr x wd": round(lr * decay, 12)}
+    return {**own, **how, "further": recipes.unusual(settings, FURTHER), "run": name}
 
 
 @cache
