@@ -4,6 +4,7 @@ The test set stays as it is. An order-free fingerprint names what was loaded, wh
 """
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -240,11 +241,20 @@ def load(
     if choice == "hash":
         train = train.by_hash()
     chosen, held = split_indices(train.labels, names, imbalance_factor, profile, choice, hold_out, seed)
+    validation = train.take(held) if hold_out else None
+    train = train.take(chosen)
     name = name_of(Path(root)) if own else source
     if test.fingerprint() == CIFAR100_TEST:
         name = "cifar100"
-    mean, std = STATISTICS[normalization]
-    return LongTailed(name, names, train.take(chosen), test, train.take(held) if hold_out else None, mean, std)
+    elif own:
+        warn_of_shared(train, test)
+    return LongTailed(name, names, train, test, validation, *STATISTICS[normalization])
+
+
+def warn_of_shared(train: LabelledImages, test: LabelledImages) -> None:
+    """Say how many test images a network has learned: known sets have a few, one's own should have none."""
+    if shared := sum(map({*train.hashes}.__contains__, test.hashes)):
+        warnings.warn(f"{shared:,} of {len(test):,} test images are training images, too", stacklevel=3)
 
 
 def name_of(root: Path) -> str:

@@ -1,6 +1,7 @@
 """Long-tailed counts, hold-out, the as-is profile, fingerprints, on trees of a few tiny images."""
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from trees import NAMES, TEST, complaint, random_images, write_lists
+from trees import NAMES, TEST, complaint, random_images, write_lists, write_small, write_tree
 
 from ltr import datasets, metrics, runs
 from ltr.datasets import LabelledImages, class_counts, split_indices
@@ -300,3 +301,13 @@ def test_fingerprint_sees_one_pixel_and_one_label():
     other_labels[5] = 1
     assert LabelledImages(other_images, labels).fingerprint() != original
     assert LabelledImages(images, other_labels).fingerprint() != original
+
+
+def test_test_images_that_are_learned_are_counted(tmp_path):
+    images = {"train": random_images(8 * len(NAMES)), "test": random_images(4 * len(NAMES), seed=1)}
+    images["test"][:3] = images["train"][-3:]
+    with pytest.warns(UserWarning, match=f"^3 of {4 * len(NAMES)} test images are training images, too$"):
+        datasets.load("folder", write_tree(tmp_path / "shared", images), 1.0, "as-is")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        datasets.load("folder", write_small(tmp_path / "apart"), 1.0, "as-is")

@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +41,18 @@ class LabelledImages:
         """The images at these positions, in their order."""
         return LabelledImages(self.images[indices], self.labels[indices])
 
+    @cached_property
     def hashes(self) -> list[bytes]:
-        """SHA-256 of each image's pixels."""
+        """SHA-256 of each image's pixels, [N]."""
         return [hashlib.sha256(image.tobytes()).digest() for image in self.images]
 
     def by_hash(self) -> "LabelledImages":
         """The images in the order of their pixels' hashes: the same from any source, and like a draw in all else."""
-        hashes = self.hashes()
-        return self.take(np.array(sorted(range(len(self)), key=hashes.__getitem__), dtype=int))
+        return self.take(np.array(sorted(range(len(self)), key=self.hashes.__getitem__), dtype=int))
 
     def fingerprint(self) -> str:
         """SHA-256 over the sorted list of label and pixel hash: the same for any order of the images."""
-        rows = zip(self.labels.tolist(), self.hashes(), strict=True)
+        rows = zip(self.labels.tolist(), self.hashes, strict=True)
         return hashlib.sha256(b"".join(sorted(b"%02d" % label + pixels for label, pixels in rows))).hexdigest()
 
 
