@@ -27,8 +27,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ltr import __version__, metrics
-from ltr.data import embeddings
-from ltr.data.embeddings import Embeddings, Head, Problem, features
+from ltr.data import embeddings, heads
+from ltr.data.embeddings import Embeddings, Problem
+from ltr.data.extraction import features
+from ltr.data.heads import Head
 from ltr.errors import InputError, clip
 from ltr.losses import cross_entropy
 from ltr.methods import (
@@ -50,8 +52,7 @@ from ltr.models import linear
 from ltr.recipes import Recipe
 from ltr.regularizers import row_norms
 from ltr.runtime.options import nearest
-from ltr.runtime.process import check_writable
-from ltr.runtime.storage import table_text, write_json, write_text, write_weights
+from ltr.runtime.storage import check_writable, table_text, write_json, write_text, write_weights
 
 __all__ = ["Balanced", "balance", "features"]
 
@@ -322,7 +323,7 @@ class Balanced:
                 known = ", ".join(name for name, part in modules.items() if isinstance(part, nn.Linear)) or "none here"
                 raise InputError(f"layer: must be a linear layer of the model ({clip(known)}), got {clip(repr(layer))}")
             model = modules[layer]
-        embeddings.write(model, *self.parts(method), self.classes)
+        heads.write(model, *self.parts(method), self.classes)
 
     @property
     def verdict(self) -> tuple[str, ...]:
@@ -536,7 +537,7 @@ def run(
             found = dataclasses.replace(found, temperature=fit_temperature(logits, problem.validation.labels))
         tuned[name] = found
         words = describe(found.candidate, recipe)
-        say(f"{name}: validation {metrics.percent(found.shown_score())} % {words} ({found.seconds:.1f} s)")
+        say(f"{name}: validation {metrics.or_dash(found.shown_score())} % {words} ({found.seconds:.1f} s)")
     return summarise(problem, tuned, recipe, score)
 
 

@@ -318,6 +318,6 @@ def with_dashes(text: str) -> str:
     return re.sub(r"[+-]?\bnan\b", "–", text)
 
 
-def percent(value: float) -> str:
-    """Two decimals, or an en dash where there is no number."""
-    return "–" if value is None or np.isnan(value) else f"{value:.2f}"
+def or_dash(value: float | None, form: str = ".2f") -> str:
+    """A number in a format, as of an accuracy in percent; an en dash where there is none."""
+    return "–" if value is None or np.isnan(value) else format(value, form)

@@ -40,7 +40,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
-from ltr.metrics import GROUPS
+from ltr.metrics import GROUPS, or_dash
 from ltr.runtime import distributed
 from ltr.runtime.storage import write_whole
 
@@ -244,11 +244,6 @@ def _log_ticks(axis: Axis) -> None:
 def _tick(value: Any) -> str:
     """A setting's value as a tick label: numbers short, everything else as it prints."""
     return f"{value:g}" if isinstance(value, (int, float, np.number)) else _literal(value)
-
-
-def _digits(value: float, decimals: int = 1) -> str:
-    """A number with so many decimals; a dash where there is none."""
-    return "–" if np.isnan(value) else f"{value:.{decimals}f}"
 
 
 def _say(axes: Axes, words: str) -> None:
@@ -661,7 +656,7 @@ def group_bars(table: pd.DataFrame) -> Figure:
         axes.bar(places, values, 0.92 * width, **look)
         above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
         for place, value in zip(places, values, strict=True):
-            axes.annotate(_digits(value), (place, np.nan_to_num(value)), **above, size=7, rotation=turn)
+            axes.annotate(or_dash(value, ".1f"), (place, np.nan_to_num(value)), **above, size=7, rotation=turn)
     axes.set(ylabel=ACCURACY_AXIS, xlim=(-0.5, len(columns) - 0.5))
     axes.set_xticks(range(len(columns)), [*GROUP_NAMES.values(), "all"])
     axes.tick_params(axis="x", length=0)
@@ -786,7 +781,7 @@ def heatmap(
     fig, axes = plt.subplots(figsize=(2.0 + 0.62 * columns, max(2.4, 1.0 + 0.42 * rows)))
     image = _cells(axes, table, origin="lower", interpolation="nearest")
     for (row, column), value in np.ndenumerate(table.to_numpy(dtype=float)):
-        axes.text(column, row, _digits(value), ha="center", va="center", size=8, color=_ink(image, value))
+        axes.text(column, row, or_dash(value, ".1f"), ha="center", va="center", size=8, color=_ink(image, value))
     if chosen is not None:
         y = list(table.index).index(chosen[0])
         x = list(table.columns).index(chosen[1])
@@ -811,8 +806,8 @@ def _map_panel(axes: Axes, cells: pd.DataFrame, grid: pd.DataFrame, product: flo
     for row in cells.to_dict("records"):
         x, y = row["x"], row["y"]
         look = {"ha": "center", "color": _ink(image, row["all"])}
-        axes.text(x, y, _digits(row["all"]), va="bottom", size=9, **look)
-        axes.text(x, y, " / ".join(_digits(row[group], 0) for group in GROUPS), va="top", size=7, **look)
+        axes.text(x, y, or_dash(row["all"], ".1f"), va="bottom", size=9, **look)
+        axes.text(x, y, " / ".join(or_dash(row[group], ".0f") for group in GROUPS), va="top", size=7, **look)
         if np.isclose(row["lr x wd"], product):
             axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **FRAME))
     axes.set_facecolor("0.93")  # of cells that no run has

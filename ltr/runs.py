@@ -25,8 +25,8 @@ from ltr.errors import InputError
 from ltr.metrics import GROUPS, VARIANTS, Predictions
 from ltr.runtime import configs, distributed, storage
 from ltr.runtime.checkpoint import remove_checkpoint
+from ltr.runtime.machine import environment
 from ltr.runtime.options import flag
-from ltr.runtime.process import environment
 from ltr.runtime.storage import read_part
 from ltr.training import Outcome
 

@@ -18,8 +18,8 @@ from ltr import datasets, losses, models, recipes
 from ltr.data import augment
 from ltr.errors import InputError, clip
 from ltr.runtime import configs, distributed, engine, process
+from ltr.runtime.machine import usable_device
 from ltr.runtime.options import PACKAGE, ROOT, flag, folder, given_values, option, real, run_name, short, whole
-from ltr.runtime.process import usable_device
 
 SHIPPED = "shipped"
 BASES = ("trained", SHIPPED)

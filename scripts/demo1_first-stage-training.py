@@ -29,16 +29,9 @@ from ltr.data import loader
 from ltr.recipes import Recipe
 from ltr.settings import FirstStage
 from ltr.study import published
-from ltr.study.chapter import (
-    Chapter,
-    difference,
-    geometry,
-    mean_logits,
-    print_other_images,
-    show_table,
-    take_aways,
-    tuning_runs,
-)
+from ltr.study.chapter import Chapter, difference, geometry, mean_logits
+from ltr.study.measured import print_other_images, tuning_runs
+from ltr.study.page import show_table, take_aways
 
 
 settings = FirstStage.read(options)

@@ -32,7 +32,9 @@ from ltr.regularizers import row_norms
 from ltr.settings import SecondStage
 from ltr.stack import Grid
 from ltr.study import published
-from ltr.study.chapter import Chapter, compared, difference, show_table, take_aways, tuning
+from ltr.study.chapter import Chapter, difference
+from ltr.study.measured import compared, tuning
+from ltr.study.page import show_table, take_aways
 
 
 settings = SecondStage.read(options)

@@ -30,19 +30,9 @@ from ltr import metrics, plots, recipes, regularizers
 from ltr.methods import METHODS, of_loss
 from ltr.settings import SecondStage
 from ltr.study import evidence, paper_tables, published
-from ltr.study.chapter import (
-    BOLD,
-    Chapter,
-    accuracy_table,
-    difference,
-    map_of,
-    print_other_images,
-    show_table,
-    table_at,
-    take_aways,
-    tried,
-    tuning,
-)
+from ltr.study.chapter import Chapter, difference
+from ltr.study.measured import map_of, print_other_images, table_at, tried, tuning
+from ltr.study.page import BOLD, accuracy_table, show_table, take_aways
 
 
 settings = SecondStage.read(options)
@@ -354,7 +344,7 @@ shown = {
         "weight decay": f"{case.found[row].config['settings'].get('weight_decay', '–')}",
         "cosine with the means": f"{along[name]:.3f}",
         **{
-            group: metrics.percent(case.accuracy(*row, group)) for group in ("many", "few", "all")
+            group: metrics.or_dash(case.accuracy(*row, group)) for group in ("many", "few", "all")
         },
     }
     for name, row in retrained.items()

@@ -23,7 +23,7 @@ from ltr import datasets
 from ltr.data.folders import read_folder
 from ltr.data.lists import read_list
 from ltr.errors import InputError
-from ltr.runtime.process import check_writable
+from ltr.runtime.storage import check_writable
 from ltr.settings import FirstStage, SecondStage
 
 

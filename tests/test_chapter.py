@@ -10,7 +10,7 @@ from ltr.metrics import Predictions
 from ltr.runtime import process
 from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage, SecondStage
-from ltr.study import chapter
+from ltr.study import chapter, measured, page
 
 
 def of(committed: bool) -> chapter.Chapter:
@@ -31,15 +31,15 @@ def test_a_claim_about_committed_runs_is_asserted_and_of_others_it_is_said(capsy
 
 
 def test_a_table_that_cannot_be_read_is_left_out(tmp_path):
-    assert chapter.table_at(tmp_path / "none.csv", ["a"]).empty
+    assert measured.table_at(tmp_path / "none.csv", ["a"]).empty
     for text, said in (("a\n1\n1,2,3\n", "left out: --out: "), ("b\n1\n", "must have a column a")):
         (tmp_path / "broken.csv").write_text(text)
         with pytest.warns(UserWarning, match=said):
-            table = chapter.table_at(tmp_path / "broken.csv", ["a"])
+            table = measured.table_at(tmp_path / "broken.csv", ["a"])
         assert table.empty
         assert [*table] == ["a"]
     (tmp_path / "whole.csv").write_text("a,b\n1,2\n")
-    assert chapter.table_at(tmp_path / "whole.csv", ["a"]).a.tolist() == [1]
+    assert measured.table_at(tmp_path / "whole.csv", ["a"]).a.tolist() == [1]
 
 
 def test_a_map_is_of_this_network_on_these_images():
@@ -51,13 +51,13 @@ def test_a_map_is_of_this_network_on_these_images():
         object.__setattr__(found, "about", {"name": name})  # which is read from images otherwise
         return found
 
-    known = chapter.tuning_runs(of_images("cifar100"))
+    known = measured.tuning_runs(of_images("cifar100"))
     assert known.stage1_weight_decay.nunique() > 2
-    assert len(chapter.map_of(of_images("cifar100"))) > len(known)
+    assert len(measured.map_of(of_images("cifar100"))) > len(known)
     others = of_images("cifar10"), of_images("cifar100", backbone="resnet34"), of_images("cifar100", profile="as-is")
     for each in others:
-        assert chapter.map_of(each).empty
-        assert chapter.tuning_runs(each).empty
+        assert measured.map_of(each).empty
+        assert measured.tuning_runs(each).empty
 
 
 def test_what_is_absent_is_said_once_and_by_the_names_of_this_stage(tmp_path, capsys):
@@ -71,7 +71,7 @@ def test_what_is_absent_is_said_once_and_by_the_names_of_this_stage(tmp_path, ca
 
 
 def test_sentences_to_remember_have_dashes_for_what_is_missing(capsys):
-    chapter.take_aways(f"few-shot {np.nan:+.1f} points")
+    page.take_aways(f"few-shot {np.nan:+.1f} points")
     assert capsys.readouterr().out == "1. few-shot – points\n"
 
 
@@ -91,18 +91,18 @@ def test_rows_that_are_not_clearly_below_the_best_are_bold_and_errors_stand_belo
     near[0] = False
     far[:200] = False
     rows = {name: result(name, hits) for name, hits in (("best", best), ("near", near), ("far", far))}
-    table = chapter.accuracy_table(rows)
+    table = page.accuracy_table(rows)
     assert [cell.startswith("<b>") for cell in table["all"]] == [True, True, False]
     error = 100 * np.sqrt(0.75 * 0.25 / 399)
     assert table.loc["best", "all"] == f"<b>75.00</b><br><small>±{error:.2f}</small>"
     assert table.loc["best", "medium"] == "–"  # no class has 20 to 100 images
 
 
-@pytest.mark.parametrize(("notebook", "raised"), [(True, chapter.EndOfPage), (False, SystemExit)])
+@pytest.mark.parametrize(("notebook", "raised"), [(True, page.EndOfPage), (False, SystemExit)])
 def test_a_page_may_end_early_without_a_traceback(monkeypatch, capsys, notebook, raised):
     monkeypatch.setattr(process, "in_ipython", lambda: notebook)
     with pytest.raises(raised) as ended:
-        chapter.end("nothing to compare")
+        page.end("nothing to compare")
     if notebook:
         assert ended.value._render_traceback_() == ["nothing to compare"]
     else:

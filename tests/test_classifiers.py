@@ -244,7 +244,7 @@ def test_a_classifier_that_diverged_has_no_accuracies_and_the_others_keep_theirs
     figures = ["all", *metrics.GROUPS]
     assert table.loc[1, figures].isna().all()
     assert table.loc[[0, 2], "all"].tolist() == alone["all"].tolist()
-    assert {metrics.percent(value) for value in table.loc[1, figures]} == {"–"}
+    assert {metrics.or_dash(value) for value in table.loc[1, figures]} == {"–"}
 
 
 def test_a_stack_refuses_what_it_does_not_do(data):

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from ltr import first_stage, losses, models, recipes, regularizers, second_stage, training
 from ltr.datasets import LabelledImages, LongTailed
-from ltr.runtime import engine, process
+from ltr.runtime import engine, machine
 from ltr.runtime.engine import Engine
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -255,15 +255,15 @@ def test_switches_are_put_back_after_an_error():
 @pytest.mark.parametrize(("cores", "threads", "expected"), [(2, 4, 2), (8, 1, 1), (4, 4, 4)])
 def test_threads_are_the_physical_cores_or_fewer(monkeypatch, cores, threads, expected):
     chosen = []
-    monkeypatch.setattr(process, "physical_cores", lambda: cores)
+    monkeypatch.setattr(machine, "physical_cores", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    process.use_physical_cores()
+    machine.use_physical_cores()
     assert chosen == [expected]
 
 
 def test_there_is_a_physical_core():
-    assert 1 <= process.physical_cores() <= os.cpu_count()
+    assert 1 <= machine.physical_cores() <= os.cpu_count()
 
 
 @needs_cuda

@@ -47,7 +47,7 @@ def test_group_accuracy_by_hand():
 def test_an_empty_group_is_nan_and_shows_as_a_dash():
     accuracy = metrics.group_accuracy(logits_for([0, 0], 2), np.array([0, 1]), np.array([500, 50]))
     assert accuracy == pytest.approx({"all": 50, "many": 100, "medium": 0, "few": nan}, nan_ok=True)
-    assert [metrics.percent(accuracy[key]) for key in ("all", "medium", "few")] == ["50.00", "0.00", "–"]
+    assert [metrics.or_dash(accuracy[key]) for key in ("all", "medium", "few")] == ["50.00", "0.00", "–"]
 
 
 NOT_FINITE = {
@@ -67,7 +67,7 @@ def test_logits_that_are_not_finite_give_no_figure(kind):
     assert np.isnan(metrics.per_class_accuracy(logits, labels)).all()
     measures = metrics.Predictions.of(logits, labels).summary(counts)
     assert list(measures) == ["all", "many", "medium", "few", "ece"]
-    assert {metrics.percent(value) for value in measures.values()} == {"–"}
+    assert {metrics.or_dash(value) for value in measures.values()} == {"–"}
     assert metrics.group_accuracy(logits, labels, counts) == pytest.approx(
         dict.fromkeys(("all", *metrics.GROUPS), nan), nan_ok=True
     )
@@ -92,8 +92,8 @@ def test_probabilities_are_nan_in_rows_that_are_not_finite(kind):
     np.testing.assert_array_equal(found[finite], metrics.softmax(logits[finite]))
 
 
-def test_percent():
-    assert [metrics.percent(value) for value in (38.376, 100, None, nan)] == ["38.38", "100.00", "–", "–"]
+def test_a_number_or_a_dash():
+    assert [metrics.or_dash(value) for value in (38.376, 100, None, nan)] == ["38.38", "100.00", "–", "–"]
 
 
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 4))

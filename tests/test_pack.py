@@ -108,5 +108,5 @@ def test_committed_predictions_give_the_tables_last_digit(path):
     run = runs.Result.read(path)
     told = run.accuracy()
     for name, value in run.predictions.summary(run.class_counts).items():
-        assert metrics.percent(value) == metrics.percent(told[name]), name
+        assert metrics.or_dash(value) == metrics.or_dash(told[name]), name
     assert run.predictions.by_class.round(4).tolist() == run.summary["last/none"]["per_class"]

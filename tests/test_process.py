@@ -21,7 +21,7 @@ from trees import write_benchmark, write_small
 from ltr import __main__ as command_line
 from ltr.data.streaming import ListedImages, StreamLoader
 from ltr.errors import InputError
-from ltr.runtime import distributed, process
+from ltr.runtime import distributed, machine, process
 from ltr.runtime.options import PACKAGE, ROOT, is_checkout
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX pipes")
@@ -366,11 +366,11 @@ def test_a_checkout_is_known_by_its_own_name(installed, tmp_path):
 
 ASKS = """
     import json, sys
-    from ltr.runtime import options, process
+    from ltr.runtime import machine, options
     from ltr.settings import FirstStage
     asked = [FirstStage.parse([*words.split(), "--preset", "demo"]) for words in ("", "--out x --data-root y")]
     told = {"out": [str(s.out) for s in asked], "data": [str(s.data_root) for s in asked]}
-    print(json.dumps(told | {"package": str(options.PACKAGE), "commit": process.commit()}))
+    print(json.dumps(told | {"package": str(options.PACKAGE), "commit": machine.commit()}))
 """
 
 
@@ -394,9 +394,9 @@ def git(folder: Path, *words: str) -> str:
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_is_that_of_the_repository_that_tracks_the_source(installed, tmp_path, monkeypatch):
-    project, source = tmp_path / "project", installed / "ltr" / "runtime" / "process.py"
-    commit = process.commit.__wrapped__  # asked anew each time
-    monkeypatch.setattr(process, "__file__", str(source))
+    project, source = tmp_path / "project", installed / "ltr" / "runtime" / "machine.py"
+    commit = machine.commit.__wrapped__  # asked anew each time
+    monkeypatch.setattr(machine, "__file__", str(source))
     assert commit() == "unknown"  # outside git
     git(project, "init", "-q")
     (project / "mine.txt").write_text("a project's own")

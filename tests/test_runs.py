@@ -100,7 +100,7 @@ def test_what_a_first_stage_did_otherwise_stands_in_its_rows(tmp_path, outcome, 
     ]
     assert told == [
         (None, None),
-        ("warm_up 5, mix_alpha 0.4", "random"),
+        ("mix_alpha 0.4, warm_up 5", "random"),
         (None, None),
         (None, None),
         (None, "first"),

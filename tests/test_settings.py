@@ -9,7 +9,7 @@ import pytest
 
 from ltr import settings
 from ltr.errors import InputError
-from ltr.runtime import distributed, options, process
+from ltr.runtime import distributed, options, process, storage
 from ltr.runtime.options import ROOT
 from ltr.settings import FirstStage, SecondStage
 
@@ -166,7 +166,7 @@ def test_every_option_is_explained(stage):
 def test_an_unwritable_out_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"^--out: must be a folder that can be written to"):
-        process.check_writable(tmp_path / "file" / "below")
+        storage.check_writable(tmp_path / "file" / "below")
 
 
 @pytest.mark.slow

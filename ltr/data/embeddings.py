@@ -1,4 +1,4 @@
-"""What a caller brings to be balanced: embeddings with their labels, and the linear head on them.
+"""What a caller brings to be balanced: embeddings with their labels, and (`heads`) the linear head on them.
 
 N images, D features, C classes. Everything is checked here, before anything is done: what does not fit raises
 `InputError`, one line that begins with the argument. Row k of a head belongs to class k of `classes`, and labels become
@@ -9,20 +9,19 @@ logits on them; the scale is folded back. So learning rates, weight decays and w
 fit any features, and features ten times as large lead to the same conclusions.
 """
 
-import contextlib
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ltr.data.heads import Head, read_head
 from ltr.data.loader import epoch_generator
 from ltr.errors import InputError, clip
 from ltr.models import linear
@@ -241,150 +240,7 @@ def split(data: Embeddings, share: Any, names: Sequence[str], seed: int) -> tupl
     return data.at(train), data.at(~train)
 
 
-# --- heads ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Head:
-    """A linear classifier as its owner has it, on the CPU.
-
-    Attributes:
-        weight: [C, D], of the owner's type.
-        bias: [C], or None.
-        classes: [C], what the rows are called, where the owner says so.
-        layer: its name in the owner's state dict; empty where there is none.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    classes: np.ndarray | None = None
-    layer: str = ""
-
-    def __post_init__(self) -> None:
-        if self.weight is None or self.weight.dim() != 2 or not self.weight.is_floating_point() or len(self.weight) < 2:
-            got = "None" if self.weight is None else f"{self.weight.dtype} {list(self.weight.shape)}"
-            raise InputError(f"head: weight must be numbers [C, D] with a row for each of several classes, got {got}")
-        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
-            raise InputError(f"head: bias must be [{len(self.weight)}], got {list(self.bias.shape)}")
-        for name in ("weight", "bias"):
-            values = getattr(self, name)
-            if values is not None and (values.layout != torch.strided or values.is_meta):
-                raise InputError(f"head: {name} must be a plain tensor, got {values.layout} on {values.device}")
-            if values is not None and not values.float().isfinite().all():
-                raise InputError(f"head: {name} must be finite, got NaN or infinity")
-
-
-def layer_of(state: Mapping[str, Any], layer: str | None, features: int) -> str:
-    """The name of a state dict's layer; where none is given, of the only one that takes so many features."""
-    widths = {
-        key.removesuffix("weight").removesuffix("."): value.shape[1]
-        for key, value in state.items()
-        if isinstance(key, str) and key.split(".")[-1] == "weight" and isinstance(value, Tensor) and value.dim() == 2
-    }
-    fitting = [name for name, width in widths.items() if width == features]
-    if layer is None and len(fitting) == 1:
-        return fitting[0]
-    if layer is None and len(widths) == 1:
-        return next(iter(widths))  # of another width, as is said then
-    if layer is None or layer not in widths:
-        known = ", ".join(name or "weight" for name in (fitting or list(widths))[-5:]) or "none here"
-        raise InputError(f"layer: must name a linear layer of the head ({known}), got {clip(layer or '')}")
-    return layer
-
-
-def parts_of(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias of a fitted linear estimator of scikit-learn's kind, whose decision values are its logits."""
-    if hasattr(estimator, "dual_coef_") or not hasattr(estimator, "classes_"):
-        got = clip(type(estimator).__name__)
-        raise InputError(f"head: must be a linear classifier with a row for each class, got {got}")
-    coefficients = estimator.coef_.toarray() if hasattr(estimator.coef_, "toarray") else estimator.coef_
-    weight = np.array(coefficients, ndmin=2)
-    bias = np.asarray(estimator.intercept_)
-    if len(weight) == 1:
-        raise InputError("head: coef_ must have a row for each class, got one row, as of two classes")
-    return weight, np.broadcast_to(bias, len(weight)).astype(weight.dtype)
-
-
-def as_tensors(weight: Any, bias: Any) -> list[Tensor | None]:
-    """A head's parts, arrays or tensors."""
-    try:
-        each = (np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part for part in (weight, bias))
-        return [None if part is None else torch.as_tensor(part).detach() for part in each]
-    except (TypeError, ValueError, RuntimeError) as error:
-        got = f"{clip(type(weight).__name__)} and {clip(type(bias).__name__)}"
-        raise InputError(f"head: must be numbers, weight [C, D] and bias [C] or None, got {got}") from error
-
-
-def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
-    """A head in any of the forms that `balance` takes, for features like these [N, D].
-
-    It is apart from the caller's, who may write over what was brought, and on the CPU, as a type such as float64 is not
-    everywhere to be had.
-    """
-    if head is None:
-        return None
-    classes = None
-    if isinstance(head, nn.Module) and not isinstance(head, nn.Linear):
-        head = head.state_dict()
-    if isinstance(head, nn.Linear):
-        weight, bias = head.weight, head.bias
-    elif hasattr(head, "coef_"):
-        weight, bias = parts_of(head)
-        classes = np.asarray(head.classes_)
-        layer = ""
-    elif isinstance(head, Mapping):
-        layer = layer_of(head, layer, like.shape[1])
-        weight, bias = (head.get(f"{layer}.{name}" if layer else name) for name in ("weight", "bias"))
-    elif isinstance(head, (tuple, list)) and len(head) == 2:
-        weight, bias = head
-    elif hasattr(head, "fit"):
-        got = clip(type(head).__name__)
-        raise InputError(f"head: must be a fitted linear estimator, of a pipeline its last step, got {got}")
-    else:
-        forms = "a linear layer, (weight, bias or None), an estimator with coef_, or a state dict and a layer's name"
-        raise InputError(f"head: must be {forms}, got {clip(type(head).__name__)}")
-    parts = (values if values is None else values.to("cpu", copy=True) for values in as_tensors(weight, bias))
-    found = Head(*parts, classes, layer or "")
-    if found.weight.shape[1] != like.shape[1]:
-        raise InputError(f"head: must take the {like.shape[1]} features of train, got {found.weight.shape[1]}")
-    return found
-
-
-def write(layer: Any, weight: Tensor, bias: Tensor | None, classes: np.ndarray) -> None:
-    """Put a head into the layer or the estimator that it is for, in place and in its type.
-
-    Args:
-        classes: what its rows are called in the labels, [C]; an estimator gets them in the order of its own.
-
-    Raises:
-        InputError: it is no linear layer of this shape with plain weights, has no place for the bias, or other classes.
-    """
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    if hasattr(layer, "coef_"):
-        row = {name: row for row, name in enumerate(classes.tolist())}
-        wanted = np.asarray(getattr(layer, "classes_", classes)).tolist()
-        if set(wanted) != row.keys():
-            raise InputError(
-                f"layer: must have the {len(row)} classes of the head, got {clip(', '.join(map(str, wanted)))}"
-            )
-        weight, bias = (each[[row[name] for name in wanted]] for each in (weight, bias))
-        if layer.coef_.shape != tuple(weight.shape):
-            raise InputError(f"layer: must be {list(weight.shape)}, got coef_ {list(layer.coef_.shape)}")
-        layer.coef_, layer.intercept_ = (each.cpu().numpy().astype(layer.coef_.dtype) for each in (weight, bias))
-        return
-    if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:  # parametrised, it would be computed anew
-        raise InputError(f"layer: must be a linear layer with plain weights, got {clip(type(layer).__name__)}")
-    if layer.weight.shape != weight.shape:
-        raise InputError(f"layer: must be {list(weight.shape)}, got {list(layer.weight.shape)}")
-    if layer.bias is None and bias.any():
-        raise InputError("layer: must have a bias for this method, without which its balance is lost, got one without")
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if layer.bias is not None:
-            layer.bias.copy_(bias)
-
-
-# --- both -----------------------------------------------------------------------------------------------------
+# --- with the head --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -457,84 +313,3 @@ def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Pro
     scaled = (sets[name].scaled(scale) for name in ("train", "validation"))
     tested = sets.get("test", sets["validation"])
     return Problem(found, *scaled, tested, "test" in sets, scale, order, names, repeated)
-
-
-# --- features of a model --------------------------------------------------------------------------------------
-
-
-def output_layer(model: nn.Module, names: Iterable[str], images: Tensor) -> tuple[str, Tensor]:
-    """Of some of a model's layers the last whose output is the model's, by its name, and what goes into it."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor, name: str) -> None:
-        seen[name] = next(iter((*inputs, *named.values()))), output
-
-    with contextlib.ExitStack() as hooks:
-        for name in names:
-            hook = partial(keep, name=name)
-            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
-        logits = model(images)
-    for name, (inputs, output) in reversed(seen.items()):
-        if isinstance(logits, Tensor) and output.dim() == 2 and torch.equal(output, logits):
-            return name, inputs
-    if isinstance(logits, Tensor) and not logits.isfinite().all():
-        raise InputError("model: must give finite outputs, got NaN or infinity for a batch")
-    what = f"got {clip(type(model).__name__)} without one"
-    raise InputError(f"model: must end in a linear layer that makes its output [B, C], {what}")
-
-
-def check_batch(batch: Any) -> tuple[Tensor, list[Any]]:
-    """A batch's images [B, ...] and labels [B]; raises InputError where it is none."""
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-        raise InputError(f"loader: must give batches (images, labels), got {clip(type(batch).__name__)}")
-    images = batch[0]
-    labels = batch[1].tolist() if isinstance(batch[1], (Tensor, np.ndarray)) else batch[1]
-    if not isinstance(images, Tensor):
-        raise InputError(f"loader: images must be tensors [B, ...], got {clip(type(images).__name__)}")
-    if not isinstance(labels, (list, tuple)) or len(labels) != len(images):
-        got = f"{len(labels)} labels" if isinstance(labels, (list, tuple)) else clip(repr(labels))
-        raise InputError(f"loader: must give batches, a label for each image, got {list(images.shape)} and {got}")
-    return images, list(labels)
-
-
-@torch.no_grad()
-def features(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Any, str]:
-    """What goes into the linear layer that makes a model's output, image by image, in evaluation mode.
-
-    The layer is found by what it gives, so that any network of torchvision or timm will do that ends in one.
-
-    Args:
-        model: on any device; its mode is as before afterwards.
-        loader: gives images [B, ...] and labels [B], as it should see them in a test: without augmentation.
-
-    Returns:
-        features float32 [N, D] and labels [N] on the CPU, an array where they are strings; and the layer's name.
-
-    Raises:
-        InputError: no linear layer makes the output, or the loader gives something else.
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model: must be a torch.nn.Module, got {clip(type(model).__name__)}")
-    if not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
-        raise InputError(f"loader: must give batches (images, labels), got {clip(type(loader).__name__)}")
-    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    if not names:
-        raise InputError(f"model: must end in a linear layer, got {clip(type(model).__name__)} without one")
-    device = next(model.parameters()).device
-    found: list[Tensor] = []
-    labels: list[Any] = []
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        for batch in tqdm(loader, "features", leave=False, disable=None):
-            images, its = check_batch(batch)
-            name, inputs = output_layer(model, names, images.to(device))
-            names = [name]
-            found.append(inputs.float().cpu())
-            labels.extend(its)
-    finally:
-        for part in training:
-            part.training = True
-    if not found:
-        raise InputError("loader: must give at least one batch, got none")
-    return torch.cat(found), np.array(labels) if isinstance(labels[0], str) else torch.tensor(labels), names[0]

@@ -1,9 +1,11 @@
 """Files that are written whole or not at all, and tables that come back as they were written."""
 
+import atexit
 import contextlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,25 @@ TEXT = (
     *("device", "torch", "hyper-parameters", "source", "tuned_on", "tuning_run", "trained_by", "metric"),
     *("further", "classifier", "against"),
 )
+
+
+def check_writable(path: Path, option: str = "--out") -> None:
+    """Try to write below a folder; raises InputError where it cannot be made or written to."""
+    made = [each for each in (path, *path.parents) if not os.path.exists(each)]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        atexit.register(remove_empty, made)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"{option}: must be a folder that can be written to, got {path} ({error.strerror})") from error
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of some folders in which nothing was written, inner ones first."""
+    for path in folders:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def write_whole(path: Path, write: Callable[[io.BufferedIOBase], None]) -> None:

@@ -29,8 +29,8 @@ import torch
 from ltr import metrics
 from ltr.balance import FAMILIES, SCORES, Balanced, balance
 from ltr.errors import InputError, clip
+from ltr.runtime.machine import use_physical_cores
 from ltr.runtime.options import file, flag, folder, given_values, option, real, short, whole
-from ltr.runtime.process import use_physical_cores
 from ltr.runtime.storage import write_text
 from ltr.study import balance_report
 
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str]) -> None:
     result = run(options)
     table = result.table.drop(columns=["hyper-parameters", "seconds", "edge"])  # which are said already
     for name in table.select_dtypes("number"):
-        table[name] = table[name].map(metrics.percent)
+        table[name] = table[name].map(metrics.or_dash)
     tested = f"tested on the {result.tested_on} images; best on validation: {result.best}"
     lines = (*result.verdict, *(f"warning: {line}" for line in result.warnings))
     print("", table.to_string(index=False), "", tested, *lines, sep="\n", flush=True)  # before a disk may be full

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ltr import metrics, plots
 from ltr.balance import BASELINES, FIRST, SCORES, Balanced
-from ltr.metrics import GROUPS, Predictions, percent
+from ltr.metrics import GROUPS, Predictions, or_dash
 
 SHOWN = 8  # classes that gain or lose most, and mistakes
 DPI = 160  # sharp on a phone's screen
@@ -92,18 +92,13 @@ def table_of(rows: Sequence[Sequence[str]], heading: Sequence[str], best: int | 
     return f'<div class="wide"><table{words}>{"".join(lines)}</table></div>'
 
 
-def one(value: float, sign: str = "") -> str:
-    """One decimal, or an en dash where there is no number; with a sign where that is "+"."""
-    return "–" if np.isnan(value) else f"{value:{sign}.1f}"
-
-
 def methods_table(result: Balanced) -> str:
     """All methods, the best one marked."""
     columns = ["validation", *GROUPS, "all", "class mean", "ECE"]
     rows = []
     for row in result.table.to_dict("records"):
-        gained = [f"{one(row[name], '+')} ± {one(row[f'{name} ±'])}" for name in BASELINES]
-        rows.append([row["method"], *gained, *(one(row[name]) for name in columns), row["hyper-parameters"]])
+        gained = [f"{or_dash(row[name], '+.1f')} ± {or_dash(row[f'{name} ±'], '.1f')}" for name in BASELINES]
+        rows.append([row["method"], *gained, *(or_dash(row[name], ".1f") for name in columns), row["hyper-parameters"]])
     heading = ["method", "gain", "over logit adj. at 1", *columns, "hyper-parameters"]
     return table_of(rows, heading, list(result.table["method"]).index(result.best))
 
@@ -114,7 +109,13 @@ def groups(result: Balanced) -> str:
     drawn = plots.group_bars(pd.DataFrame([before, after]).assign(model=list(both(result))))
     classes = result.per_class.groupby("group").size()
     rows = [
-        [name, str(classes.get(name, "")), one(before[name]), one(after[name]), one(after[name] - before[name], "+")]
+        [
+            name,
+            str(classes.get(name, "")),
+            or_dash(before[name], ".1f"),
+            or_dash(after[name], ".1f"),
+            or_dash(after[name] - before[name], "+.1f"),
+        ]
         for name in (*GROUPS, "all", "class mean")
     ]
     table = table_of(rows, ["", "classes", "before", "after", "change"])
@@ -129,7 +130,12 @@ def classes_table(result: Balanced, gaining: bool) -> str:
         return f"<p>No class {'gains' if gaining else 'loses'}.</p>"
     table = table.sort_values("change", ascending=not gaining, kind="stable").head(SHOWN)
     rows = [
-        [row["name"], one(row["change"], "+"), one(row["accuracy before"]), one(row["accuracy after"])]
+        [
+            row["name"],
+            or_dash(row["change"], "+.1f"),
+            or_dash(row["accuracy before"], ".1f"),
+            or_dash(row["accuracy after"], ".1f"),
+        ]
         + [str(row["training images"])]
         for row in table.to_dict("records")
     ]
@@ -175,7 +181,7 @@ def cost(result: Balanced) -> str:
     table = result.per_class
     change = table["accuracy after"] - table["accuracy before"]
     lines = [f"{int((change < 0).sum())} of {len(table)} classes lose and {int((change > 0).sum())} gain."]
-    many, overall = (one(after[name] - before[name], "+") for name in ("many", "all"))
+    many, overall = (or_dash(after[name] - before[name], "+.1f") for name in ("many", "all"))
     if many != "–":
         lines.append(f"Common classes (more than 100 images) change by {many} points.")
     lines.append(f"Accuracy over all images, as often as they come in this set, changes by {overall} points.")
@@ -190,7 +196,7 @@ def cost(result: Balanced) -> str:
 def calibration(result: Balanced) -> str:
     """Both calibration errors in a sentence, and confidence against accuracy."""
     before, after = measures(result)
-    text = f"<p>Expected calibration error {percent(before['ECE'])} % before, {percent(after['ECE'])} % after"
+    text = f"<p>Expected calibration error {or_dash(before['ECE'])} % before, {or_dash(after['ECE'])} % after"
     if result.best != FIRST:
         value = f"{after['temperature']:.3g}"
         text += f"; a temperature of {value}, fitted on the validation images, is folded into the head"

@@ -35,8 +35,10 @@ from ltr.datasets import STATISTICS, LabelledImages, LongTailed, class_counts
 from ltr.errors import InputError
 from ltr.runtime import engine, storage
 from ltr.runtime.engine import Engine
+from ltr.runtime.machine import device_name, usable_device
 from ltr.runtime.options import ROOT, Parser, file, whole
-from ltr.runtime.process import check_writable, device_name, set_up_libraries, usable_device
+from ltr.runtime.process import set_up_libraries
+from ltr.runtime.storage import check_writable
 
 COLUMNS = "what,backbone,device,images,batch,precision,reference_s,ours_s,ratio,floor_share,peak_mb,torch,date".split(
     ","

@@ -16,18 +16,13 @@ def where(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     return table
 
 
-def or_dash(value: float, form: str) -> str:
-    """A number in a format, or an en dash where there is none."""
-    return "–" if pd.isna(value) else format(value, form)
-
-
 def cell(values: pd.Series) -> str:
     """Mean over seeds in percent, with the deviation where there are several.
 
     Seeds without a number (training diverged) are left out, and the cell says of how many it is the mean.
     """
     known = values.dropna()
-    text = metrics.percent(known.mean())
+    text = metrics.or_dash(known.mean())
     if len(known) > 1:
         text += f" ± {known.std():.2f}"
     if 0 < len(known) < len(values):
@@ -38,7 +33,7 @@ def cell(values: pd.Series) -> str:
 def spread(values: pd.Series, form: str) -> str:
     """Mean over orders of the images, and their deviation where there are several."""
     deviation = values.std()
-    return or_dash(values.mean(), form) + ("" if pd.isna(deviation) else f" ± {deviation:{form.lstrip('+')}}")
+    return metrics.or_dash(values.mean(), form) + ("" if pd.isna(deviation) else f" ± {deviation:{form.lstrip('+')}}")
 
 
 def rounded(value: float) -> str:

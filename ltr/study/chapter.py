@@ -4,7 +4,6 @@ A chapter without options reads the committed runs: it writes nothing, and shows
 would be needed. What it claims about them is asserted; of any other runs it says whether it holds.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,23 +15,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ltr import analysis, datasets, metrics, models, plots, runs, training
-from ltr.errors import InputError
 from ltr.first_stage import ImageData
-from ltr.methods import FIRST
-from ltr.recipes import LATER, of_images
-from ltr.runtime import distributed, process
+from ltr.recipes import LATER
 from ltr.runtime.options import flag
 from ltr.runtime.storage import read_table
 from ltr.second_stage import FrozenFeatures
 from ltr.settings import FirstStage, SecondStage
-from ltr.study.cells import where
-from ltr.study.paper_tables import CHOICES
-from ltr.study.rows import TRIED, Rows, open_rows, tuned_like
+from ltr.study.page import BOLD, accuracy_table, end, show_table
+from ltr.study.rows import Rows, open_rows
 from ltr.study.sweep import new_training
 
 Compute = Callable[[FrozenFeatures], pd.DataFrame]
-COLUMNS = {"many": "many", "medium": "medium", "few": "few", "all": "all", "ece": "ECE"}
-BOLD = "Bold: within two paired standard errors of the best."
 
 
 def train_network(
@@ -229,187 +222,9 @@ def mean_logits(frozen: FrozenFeatures) -> pd.DataFrame:
     return analysis.mean_logits(logits, frozen.test_labels)
 
 
-class EndOfPage(Exception):
-    """A notebook has nothing more to show; Jupyter stops there without a traceback."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [str(self)]
-
-
-def end(words: str) -> NoReturn:
-    """End a script or a notebook before its last line, and say why."""
-    if process.in_ipython():
-        raise EndOfPage(words)
-    print(words)
-    raise SystemExit
-
-
 def difference(before: runs.Result, after: runs.Result) -> metrics.Difference:
     """What the second model has over the first one over all classes, in points, with its paired standard error."""
     return metrics.paired_difference(before.predictions.hits, after.predictions.hits)
-
-
-def table_at(path: Path, needs: Sequence[str]) -> pd.DataFrame:
-    """A table that a chapter can do without: no rows where there is none, or, with a warning, where it cannot be read.
-
-    Args:
-        needs: columns that it must have.
-    """
-    if path.exists():
-        try:
-            return read_table(path, "--out", needs)
-        except (InputError, OSError) as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
-    return pd.DataFrame(columns=[*needs])
-
-
-def tuning(rows: Rows) -> pd.DataFrame:
-    """What `ltr compare` tried on held-out images, on the longest network that learned as this first stage; no rows
-    without any.
-
-    Returns:
-        a row a setting of a method: method, tau, weight decay, lr, ..., and many, medium, few, all in percent.
-    """
-    columns = ["method", "tau", "weight decay", "lr", "radius / mean norm", "all", "held_out", "chosen"]
-    folder = rows.settings.out / "tuning"
-    table = table_at(folder / "comparison.csv", [*columns, "stage1_run", "stage1_epochs"])
-    table = table[table.stage1_run.isin(tuned_like(rows.base, folder / "demo_1", table.stage1_run))]
-    return table[table.stage1_epochs == table.stage1_epochs.max()]
-
-
-def tried(rows: Rows) -> pd.DataFrame:
-    """What `ltr tune` tried on held-out images to choose the values of these rows; no rows without any.
-
-    Returns:
-        a row a setting of a method: method, lr, weight_decay, radius (times the mean norm), held_out (the number of
-        images), all (percent of them).
-    """
-    columns = ["method", "lr", "weight_decay", "radius", "held_out", "all"]
-    table = table_at(rows.settings.out / "tuning" / TRIED, ["tuning_run", *columns])
-    return table[table.tuning_run.isin(rows.tuned.get("tuning_run", []))]
-
-
-def compared(rows: Rows, method: str) -> pd.DataFrame:
-    """What `ltr compare` measured of a method on this first stage and on the naive one, by their weight decay.
-
-    Returns:
-        columns many, medium, few, all in percent; index the first stage's weight decay.
-    """
-    measures = [*metrics.GROUPS, "all"]
-    table = table_at(rows.settings.out / "comparison.csv", ["stage1_run", "stage1_weight_decay", "method", *measures])
-    firsts = [each.path.name for each in (rows.base, rows.naive) if each]
-    found = where(table[table.stage1_run.isin(firsts)], method=method)
-    return found.set_index("stage1_weight_decay")[measures]
-
-
-def alike(chapter: Chapter) -> dict[str, Any]:
-    """What rows of a table must have that are of a chapter's network on its images."""
-    of = {name: getattr(chapter.settings, name) for name in ("imbalance_factor", "profile", "backbone")}
-    return {"dataset": chapter.about["name"], **of}
-
-
-def map_of(chapter: Chapter) -> pd.DataFrame:
-    """What `ltr map` found of a chapter's network on its images, see there; no rows without any."""
-    columns = ["lr", "weight decay", "classifier", "batch", "warm-up", "epochs", "further", "choice", "all", "all ±"]
-    columns += [*metrics.GROUPS, *alike(chapter)]
-    return where(table_at(chapter.settings.out / "tuning" / "lr_wd.csv", columns), **alike(chapter))
-
-
-def tuning_runs(chapter: Chapter) -> pd.DataFrame:
-    """First stages of several weight decays, trained without the held-out images and tested on these, a row each.
-
-    Those of this network and learning rate, of the map where it has several, else of results.csv; the longest ones.
-
-    Returns:
-        columns stage1_weight_decay, stage1_epochs, choice, many, medium, few, all; last epoch, plain, percent.
-    """
-    settings = chapter.settings
-    columns = ["stage1_weight_decay", "stage1_epochs", "choice", *metrics.GROUPS, "all"]
-    own = {"lr": settings.lr, "batch": settings.batch_size, "warm-up": settings.warm_up, "further": None}
-    mapped = where(map_of(chapter), **own, classifier=FIRST)
-    mapped = mapped.rename(columns={"weight decay": columns[0], "epochs": columns[1]})
-    if mapped[columns[0]].nunique() > 1:
-        return mapped[columns]
-    wanted = {**alike(chapter), "lr": settings.lr, "selection": "last", "tta": "none"}
-    table = where(table_at(settings.out / "tuning" / "results.csv", [*columns, *wanted]), **wanted)
-    table = table.fillna({"choice": of_images(settings.dataset)["choice"]})  # told where it is not the usual one
-    return table[table.stage1_epochs == table.stage1_epochs.max()][columns]
-
-
-def print_other_images(chapter: Chapter, choices: Iterable[str]) -> None:
-    """Say which images networks learned from, where these are not the ones of the chapter's network."""
-    if others := sorted({*choices} - {chapter.settings.choice}):
-        words = [CHOICES.get(choice, choice) for choice in others]
-        print(f"(these networks learned from another choice of the images: {', '.join(words)})")
-
-
-def accuracy_table(results: Mapping[str, runs.Result | None]) -> pd.DataFrame:
-    """Accuracies in percent as HTML, under each its standard error over test images.
-
-    Args:
-        results: a row each, dashes where there is none; rows that are not clearly below the best one over all classes
-            are bold: within two paired standard errors of it.
-
-    Source: `metrics.best_rows` for what is bold.
-    """
-    said = [runs.predictions_of(result) if result else None for result in results.values()]
-    known = [index for index, each in enumerate(said) if each is not None]
-    bold = np.zeros(len(results), bool)
-    if len(known) > 1:
-        bold[known] = metrics.best_rows(np.stack([said[index].hits for index in known]))
-    parts = zip(results.items(), said, bold, strict=True)
-    rows = {name: accuracy_cells(result, each, best) for (name, result), each, best in parts}
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def accuracy_cells(result: runs.Result | None, said: metrics.Predictions | None, bold: bool) -> dict[str, str]:
-    """A row of `accuracy_table`."""
-    if result is None:
-        return dict.fromkeys(COLUMNS.values(), "–")
-    cells, groups = {}, metrics.group_of(result.class_counts)
-    for key, name in COLUMNS.items():
-        value = metrics.percent(result.accuracy()[key])
-        value = f"<b>{value}</b>" if bold and key == "all" else value
-        if said is not None and key != "ece" and value != "–":
-            inside = np.ones(len(said.labels), bool) if key == "all" else groups[said.labels] == key
-            value += f"<br><small>±{metrics.standard_error(said.hits[inside]):.2f}</small>"
-        cells[name] = value
-    return cells
-
-
-def show_table(frame: pd.DataFrame, note: str = "") -> None:
-    """Show a table: HTML in a notebook, text in a script.
-
-    Args:
-        frame: its cells are text, as they shall stand, missing numbers as dashes; rows without a name have no first
-            column.
-        note: a line below it.
-    """
-    if not distributed.current().is_main:
-        return
-    frame = frame.map(lambda cell: metrics.with_dashes(str(cell)))
-    named = any(map(str, frame.index))
-    if not process.in_ipython():
-        plain = frame.replace({"<br>": " ", r"</?\w+>": ""}, regex=True)
-        print(plain.to_string(index=named), *([note] if note else []), sep="\n")
-        return
-    from IPython.display import HTML, display  # only a notebook has it
-
-    html = frame.to_html(escape=False, border=0, justify="right", index=named)
-    display(HTML(f"{html}<p><small>{note}</small></p>" if note else html))
-
-
-def take_aways(*sentences: str) -> None:
-    """End a chapter with what to remember: a numbered list."""
-    if not distributed.current().is_main:
-        return
-    numbered = "\n".join(f"{number}. {metrics.with_dashes(text)}" for number, text in enumerate(sentences, 1))
-    if not process.in_ipython():
-        print(numbered)
-        return
-    from IPython.display import Markdown, display  # only a notebook has it
-
-    display(Markdown(numbered))
 
 
 def protocol(settings: FirstStage | SecondStage, first: Mapping[str, Any]) -> str:

@@ -33,8 +33,7 @@ from ltr.methods import BALANCERS, Balancer, Candidate, suitable
 from ltr.recipes import Recipe
 from ltr.runtime import configs
 from ltr.runtime.options import flag, folder, option, run_name, short, whole
-from ltr.runtime.process import check_writable
-from ltr.runtime.storage import update_table
+from ltr.runtime.storage import check_writable, update_table
 from ltr.second_stage import FrozenFeatures
 from ltr.settings import MOST, OF_THE_BASE, FirstStage, SecondStage
 from ltr.settings import WHOLE_NETWORK as NAMES
@@ -365,7 +364,7 @@ def shown(table: pd.DataFrame, columns: Sequence[str]) -> str:
     """Some columns as text, numbers with two decimals."""
     text = table[[*columns]].copy()
     for name in text.select_dtypes("number"):
-        text[name] = text[name].map(metrics.percent)
+        text[name] = text[name].map(metrics.or_dash)
     return text.to_string(index=False)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from ltr.metrics import percent
+from ltr.metrics import or_dash
 from ltr.runtime.options import Parser, file
 from ltr.runtime.storage import read_table, write_text
 from ltr.study import cells, other_tables, paper_tables, published, report
@@ -35,7 +35,7 @@ def released() -> Iterator[list[str]]:
         minutes, balanced = published.RELEASED_MINUTES[name], "–"
         if best:
             minutes += published.RELEASED_MINUTES[best]
-            balanced = percent(published.RELEASED[best][1])
+            balanced = or_dash(published.RELEASED[best][1])
         epochs = published.RELEASED_EPOCHS
         words = f"released code: ResNet-34, {epochs} epochs, {name}"
         yield [
@@ -43,7 +43,7 @@ def released() -> Iterator[list[str]]:
             petaflops("resnet34", epochs),
             f"{minutes:.0f}",
             published.RELEASED_DEVICE,
-            percent(published.RELEASED[name][1]),
+            or_dash(published.RELEASED[name][1]),
             balanced,
             best or "–",
         ]

@@ -23,8 +23,8 @@ from ltr import datasets, first_stage, models, recipes, training
 from ltr.data import folders, lists
 from ltr.errors import InputError
 from ltr.runtime.engine import Engine, has_fast_bf16
+from ltr.runtime.machine import device_name
 from ltr.runtime.options import short
-from ltr.runtime.process import device_name
 from ltr.settings import FirstStage
 from ltr.study.bench import drawn, seconds
 

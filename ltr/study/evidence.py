@@ -154,7 +154,7 @@ def cell(case: Evidence, row: Row, bold: set[Row]) -> str:
         return ""
     measured = case.found[row].accuracy()
     error = metrics.standard_error(case.hits(row))
-    value = metrics.percent(measured["all"])
+    value = metrics.or_dash(measured["all"])
     value = f"<b>{value}</b>" if row in bold else value
     return metrics.with_dashes(f"{value}<br><small>±{error:.2f}, few {measured['few']:.1f}</small>")
 

@@ -17,7 +17,7 @@ import pandas as pd
 from ltr import recipes
 from ltr.errors import InputError
 from ltr.methods import ADJUSTMENT, METHODS, of_loss
-from ltr.metrics import percent, with_dashes
+from ltr.metrics import or_dash, with_dashes
 from ltr.runtime.options import Parser, file
 from ltr.runtime.storage import read_table, write_text
 from ltr.second_stage import FEATURES
@@ -121,7 +121,7 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame | None = None, stag
         if len(found[name]):
             own = [cells.cell(found[name][measure]) for measure in MEASURES]
             theirs = [cells.cell(other[name]["all"]) for other in others.values()]
-            lines.append([title, *own, *theirs, percent(published.TABLE_1.get(name, [np.nan])[-1])])
+            lines.append([title, *own, *theirs, or_dash(published.TABLE_1.get(name, [np.nan])[-1])])
     return pd.DataFrame(lines, columns=[*HEAD, *(f"{name}: all" for name in others), "paper (ResNet-34): all"])
 
 

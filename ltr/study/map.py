@@ -29,9 +29,10 @@ from ltr.errors import InputError
 from ltr.methods import ADJUSTMENT, BALANCERS, FIRST
 from ltr.runtime import configs
 from ltr.runtime.engine import Engine
+from ltr.runtime.machine import usable_device
 from ltr.runtime.options import ROOT, Parser, file, folder, short
-from ltr.runtime.process import check_writable, set_up_libraries, usable_device
-from ltr.runtime.storage import read_table, table_text, write_text
+from ltr.runtime.process import set_up_libraries
+from ltr.runtime.storage import check_writable, read_table, table_text, write_text
 from ltr.second_stage import FrozenFeatures
 
 BEFORE, AFTER = FIRST, ADJUSTMENT  # the map's two sides
@@ -189,7 +190,7 @@ def main(arguments: Sequence[str]) -> None:
     for path in given:
         found += scored(path, options.data_root, device)
         own = found[-2 - len(BALANCED) :]
-        measures = {each.about["classifier"]: metrics.percent(100 * each.hits.mean()) for each in own}
+        measures = {each.about["classifier"]: metrics.or_dash(100 * each.hits.mean()) for each in own}
         print(f"{path.name}: " + ", ".join(f"{name} {value} %" for name, value in measures.items()), flush=True)
     write_text(options.table, table_text(tabulate(found)))
     print(short(f"table: {options.table}"))

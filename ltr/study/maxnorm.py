@@ -25,8 +25,7 @@ from ltr import datasets, metrics, recipes, regularizers, runs
 from ltr.balance import fit_temperature
 from ltr.metrics import Predictions
 from ltr.runtime.options import ROOT, option, short, whole
-from ltr.runtime.process import check_writable
-from ltr.runtime.storage import update_table
+from ltr.runtime.storage import check_writable, update_table
 from ltr.settings import SHIPPED, SecondStage
 from ltr.stack import Grid
 from ltr.study.rows import Rows, open_rows

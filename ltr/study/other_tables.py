@@ -9,7 +9,7 @@ import pandas as pd
 from ltr import metrics
 from ltr.methods import FIRST
 from ltr.study.bench import BALANCE, FEATURES, GRID, STAGE_1
-from ltr.study.cells import cell, in_markdown, or_dash, rounded, spread, where
+from ltr.study.cells import cell, in_markdown, rounded, spread, where
 from ltr.study.compare import how
 
 COMPARED = ["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"]
@@ -117,7 +117,9 @@ def comparison_part(rows: pd.DataFrame) -> str:
     silent = merged.trained_by.notna() & merged.published.isna()
     absent = [f"{row.method} (`{row.trained_by}`)" for row in merged[silent].itertuples()]
     shown = merged[~silent]
-    shown = shown.assign(published=shown.published.map(partial(or_dash, form=".1f")))  # as most of the sources have it
+    shown = shown.assign(
+        published=shown.published.map(partial(metrics.or_dash, form=".1f"))
+    )  # as most of the sources have it
     shown = shown[["method", "hyper-parameters", *(f"{name} text" for name in COMPARED[:-1]), "published", "source"]]
     words = [
         f"**{title(rows)}**",
@@ -158,11 +160,11 @@ def folded(name: str, text: str) -> str:
 def limited_line(rows: pd.DataFrame) -> list[str]:
     """A row of `question_markdown`, means over orders."""
     one = rows.iloc[0]
-    gain = [spread(rows.gain, "+.2f"), or_dash(rows["gain ±"].mean(), ".2f")]
-    nats = [spread(rows.nats, "+.3f"), or_dash(rows["nats ±"].mean(), ".3f")]
+    gain = [spread(rows.gain, "+.2f"), metrics.or_dash(rows["gain ±"].mean(), ".2f")]
+    nats = [spread(rows.nats, "+.3f"), metrics.or_dash(rows["nats ±"].mean(), ".3f")]
     radius = ["none", "–"] if pd.isna(one.max_norm) else [f"{one.max_norm:.2f}", f"each {one.max_norm_every}"]
-    moved = or_dash(100 * rows.projected_share.mean(), ".1f")
-    calibration = [or_dash(rows[name].mean(), ".2f") for name in ("ece", "temperature", "ece scaled")]
+    moved = metrics.or_dash(100 * rows.projected_share.mean(), ".1f")
+    calibration = [metrics.or_dash(rows[name].mean(), ".2f") for name in ("ece", "temperature", "ece scaled")]
     loss = LOSSES.get(one.loss, one.loss)
     return [loss, f"{one.weight_decay:g}", *radius, moved, spread(rows["all"], ".2f"), *gain, *calibration, *nats]
 
@@ -235,7 +237,7 @@ def question_part(table: pd.DataFrame) -> str:
 
 def norms_markdown(table: pd.DataFrame) -> str:
     """How even the norms of the first stages' classifiers are, a row a network."""
-    shown = table.assign(**{name: table[name].map(metrics.percent) for name in table.columns[2:]})
+    shown = table.assign(**{name: table[name].map(metrics.or_dash) for name in table.columns[2:]})
     shown["weight_decay"] = shown.weight_decay.map("{:g}".format)
     return in_markdown(shown.rename(columns={"stage1_run": "first stage", "weight_decay": "weight decay"}))
 
@@ -244,7 +246,7 @@ def map_markdown(table: pd.DataFrame) -> str:
     """Of `ltr map`: a row a network, what held-out images say of it under each classifier, the best balanced first."""
     how = ["lr", "weight decay", "batch", "warm-up", "epochs", "further"]
     named = [*dict.fromkeys(table.classifier)]
-    errors = table.assign(text=table["all"].map(metrics.percent) + " ± " + table["all ±"].map(metrics.percent))
+    errors = table.assign(text=table["all"].map(metrics.or_dash) + " ± " + table["all ±"].map(metrics.or_dash))
     texts = errors.pivot(index="run", columns="classifier", values="text")[named]
     order = where(table, classifier=named[1]).sort_values("all", ascending=False, kind="stable")
     shown = order[["run", *how]].fillna({"further": ""}).join(texts, on="run")

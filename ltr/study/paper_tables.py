@@ -16,7 +16,7 @@ from ltr import metrics, recipes, runs
 from ltr.errors import InputError
 from ltr.methods import METHODS
 from ltr.study import published
-from ltr.study.cells import NOT_MEASURED, cell, in_markdown, or_dash, seeds, where
+from ltr.study.cells import NOT_MEASURED, cell, in_markdown, seeds, where
 
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
 # How a first stage was trained, beside its length: the columns of its own rows, by what they are called beside others'.
@@ -139,7 +139,7 @@ def set_part(rows: pd.DataFrame) -> str:
     table = pd.DataFrame([model_line(title, own) for title, own in models], columns=head)
     if (one.dataset, one.imbalance_factor, one.profile) == ("cifar100", 100, "exp"):
         theirs = [published.TABLE_1.get(own.method.iloc[0], ()) for _, own in models]
-        table["paper (ResNet-34): many / medium / few / all"] = [" / ".join(map(metrics.percent, r)) for r in theirs]
+        table["paper (ResNet-34): many / medium / few / all"] = [" / ".join(map(metrics.or_dash, r)) for r in theirs]
     place = f"{one.dataset}, imbalance factor {one.imbalance_factor:g} ({one.profile}), {one.backbone}"
     return (
         f"**{place}, {training(rows)}** · last epoch, plain test, in %; `flip`, `best`, `both`: all classes, with "
@@ -234,7 +234,7 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
                 columns.append([f"{head if mode == 'paper' else name}: {SETTINGS[mode]}", *cells])
         return columns
 
-    best = [metrics.percent(values[-1]) for values in published.TABLE_1.values()]
+    best = [metrics.or_dash(values[-1]) for values in published.TABLE_1.values()]
     theirs = [["model", *published.TABLE_1], ["paper (ResNet-34, values tuned on the test set)", *best]]
     return beside_theirs(theirs, balanced(measured(results, factor)), modes)
 
@@ -250,7 +250,7 @@ def table_2(results: pd.DataFrame) -> str:
         return [[f"{head}: imbalance factor {' / '.join(map(str, factors))}", *texts]]
 
     head = f"paper (ResNet-34), imbalance factor {' / '.join(map(str, published.FACTORS))}"
-    theirs = [" / ".join(map(metrics.percent, values)) for values in published.TABLE_2.values()]
+    theirs = [" / ".join(map(metrics.or_dash, values)) for values in published.TABLE_2.values()]
     columns = [["model", *published.TABLE_2], [head, *theirs]]
     return beside_theirs(columns, balanced(measured(results, *published.FACTORS)), one)
 
@@ -368,7 +368,7 @@ def table_of_released(results: pd.DataFrame) -> str:
 
     printed = [f"released notebooks (ResNet-34, 320 epochs): {heads[0]}"]
     printed += [" / ".join(map(str, values)) for values, _ in published.RELEASED.values()]
-    logged = [f"their logs: {heads[1]}", *(metrics.percent(last) for _, last in published.RELEASED.values())]
+    logged = [f"their logs: {heads[1]}", *(metrics.or_dash(last) for _, last in published.RELEASED.values())]
     return beside_theirs([["model", *published.RELEASED], printed, logged], balanced(measured(results, 100)), two)
 
 
@@ -385,7 +385,7 @@ def counting_gains(results: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     rows = plain_rows(results[results.run.isin(names)])
     ways = {"flip": "mirrored images", "best": "best epoch on the test set", "both": "both"}
     gains = rows[[*ways]].sub(rows["all"], axis=0).rename(columns=ways)
-    return gains.agg(["mean", "min", "max"]).T.map(or_dash, form="+.2f")
+    return gains.agg(["mean", "min", "max"]).T.map(metrics.or_dash, form="+.2f")
 
 
 def without_max_norm(method: str) -> str | None:
@@ -430,14 +430,14 @@ def gain_line(title: str, pairs: pd.DataFrame, folder: Path | None) -> dict[str,
     plain = pairs[["seed", "run without", "all without"]].set_axis(["seed", "run", "all"], axis=1)
     return {
         "model": title,
-        "radius": or_dash(pairs.max_norm.mean(), ".3f"),
+        "radius": metrics.or_dash(pairs.max_norm.mean(), ".3f"),
         "learning rate": ", ".join(with_and_without(*each) for each in rates),
         "projected": f"after each {pairs.max_norm_every.iloc[0]}" if len(pairs) else "–",
-        "rows moved (% of checks)": metrics.percent(100 * pairs.projected_share.mean()),
-        "all, with": metrics.percent(pairs["all"].mean()),
-        "all, without": metrics.percent(pairs["all without"].mean()),
-        "gain": or_dash(pairs.gain.mean(), "+.2f"),
-        "±": metrics.percent(error_of_gain(plain, pairs[["seed", "run", "all"]], folder)),
+        "rows moved (% of checks)": metrics.or_dash(100 * pairs.projected_share.mean()),
+        "all, with": metrics.or_dash(pairs["all"].mean()),
+        "all, without": metrics.or_dash(pairs["all without"].mean()),
+        "gain": metrics.or_dash(pairs.gain.mean(), "+.2f"),
+        "±": metrics.or_dash(error_of_gain(plain, pairs[["seed", "run", "all"]], folder)),
         "seeds": pairs.seed.nunique(),
     }
 

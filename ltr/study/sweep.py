@@ -20,7 +20,7 @@ import torch
 from ltr import datasets, first_stage, models, runs, training
 from ltr.errors import InputError, TrainingError
 from ltr.runtime.options import Parser, real, whole
-from ltr.runtime.process import check_writable
+from ltr.runtime.storage import check_writable
 from ltr.settings import FirstStage
 
 AT_ONCE = {"resnet32": 8, "resnet32-wide": 4, "resnet34": 2}  # on CUDA; a CPU gains nothing by sharing its cores

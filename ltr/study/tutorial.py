@@ -15,8 +15,7 @@ from typing import Any
 
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT, Parser, folder, short
-from ltr.runtime.process import check_writable
-from ltr.runtime.storage import write_text
+from ltr.runtime.storage import check_writable, write_text
 
 TITLE = "Long-tailed recognition by weight balancing"
 CHAPTERS = ("demo1_first-stage-training", "demo2_second-stage-training", "study_paper-versus-code")

@@ -1,0 +1,154 @@
+"""The linear head that a caller brings, read from any of its forms, and written back.
+
+C classes, D features. What does not fit raises `InputError`, one line that begins with the argument.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltr.errors import InputError, clip
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier as its owner has it, on the CPU.
+
+    Attributes:
+        weight: [C, D], of the owner's type.
+        bias: [C], or None.
+        classes: [C], what the rows are called, where the owner says so.
+        layer: its name in the owner's state dict; empty where there is none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    classes: np.ndarray | None = None
+    layer: str = ""
+
+    def __post_init__(self) -> None:
+        if self.weight is None or self.weight.dim() != 2 or not self.weight.is_floating_point() or len(self.weight) < 2:
+            got = "None" if self.weight is None else f"{self.weight.dtype} {list(self.weight.shape)}"
+            raise InputError(f"head: weight must be numbers [C, D] with a row for each of several classes, got {got}")
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise InputError(f"head: bias must be [{len(self.weight)}], got {list(self.bias.shape)}")
+        for name in ("weight", "bias"):
+            values = getattr(self, name)
+            if values is not None and (values.layout != torch.strided or values.is_meta):
+                raise InputError(f"head: {name} must be a plain tensor, got {values.layout} on {values.device}")
+            if values is not None and not values.float().isfinite().all():
+                raise InputError(f"head: {name} must be finite, got NaN or infinity")
+
+
+def layer_of(state: Mapping[str, Any], layer: str | None, features: int) -> str:
+    """The name of a state dict's layer; where none is given, of the only one that takes so many features."""
+    widths = {
+        key.removesuffix("weight").removesuffix("."): value.shape[1]
+        for key, value in state.items()
+        if isinstance(key, str) and key.split(".")[-1] == "weight" and isinstance(value, Tensor) and value.dim() == 2
+    }
+    fitting = [name for name, width in widths.items() if width == features]
+    if layer is None and len(fitting) == 1:
+        return fitting[0]
+    if layer is None and len(widths) == 1:
+        return next(iter(widths))  # of another width, as is said then
+    if layer is None or layer not in widths:
+        known = ", ".join(name or "weight" for name in (fitting or list(widths))[-5:]) or "none here"
+        raise InputError(f"layer: must name a linear layer of the head ({known}), got {clip(layer or '')}")
+    return layer
+
+
+def parts_of(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of a fitted linear estimator of scikit-learn's kind, whose decision values are its logits."""
+    if hasattr(estimator, "dual_coef_") or not hasattr(estimator, "classes_"):
+        got = clip(type(estimator).__name__)
+        raise InputError(f"head: must be a linear classifier with a row for each class, got {got}")
+    coefficients = estimator.coef_.toarray() if hasattr(estimator.coef_, "toarray") else estimator.coef_
+    weight = np.array(coefficients, ndmin=2)
+    bias = np.asarray(estimator.intercept_)
+    if len(weight) == 1:
+        raise InputError("head: coef_ must have a row for each class, got one row, as of two classes")
+    return weight, np.broadcast_to(bias, len(weight)).astype(weight.dtype)
+
+
+def as_tensors(weight: Any, bias: Any) -> list[Tensor | None]:
+    """A head's parts, arrays or tensors."""
+    try:
+        each = (np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part for part in (weight, bias))
+        return [None if part is None else torch.as_tensor(part).detach() for part in each]
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{clip(type(weight).__name__)} and {clip(type(bias).__name__)}"
+        raise InputError(f"head: must be numbers, weight [C, D] and bias [C] or None, got {got}") from error
+
+
+def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
+    """A head in any of the forms that `balance` takes, for features like these [N, D].
+
+    It is apart from the caller's, who may write over what was brought, and on the CPU, as a type such as float64 is not
+    everywhere to be had.
+    """
+    if head is None:
+        return None
+    classes = None
+    if isinstance(head, nn.Module) and not isinstance(head, nn.Linear):
+        head = head.state_dict()
+    if isinstance(head, nn.Linear):
+        weight, bias = head.weight, head.bias
+    elif hasattr(head, "coef_"):
+        weight, bias = parts_of(head)
+        classes = np.asarray(head.classes_)
+        layer = ""
+    elif isinstance(head, Mapping):
+        layer = layer_of(head, layer, like.shape[1])
+        weight, bias = (head.get(f"{layer}.{name}" if layer else name) for name in ("weight", "bias"))
+    elif isinstance(head, (tuple, list)) and len(head) == 2:
+        weight, bias = head
+    elif hasattr(head, "fit"):
+        got = clip(type(head).__name__)
+        raise InputError(f"head: must be a fitted linear estimator, of a pipeline its last step, got {got}")
+    else:
+        forms = "a linear layer, (weight, bias or None), an estimator with coef_, or a state dict and a layer's name"
+        raise InputError(f"head: must be {forms}, got {clip(type(head).__name__)}")
+    parts = (values if values is None else values.to("cpu", copy=True) for values in as_tensors(weight, bias))
+    found = Head(*parts, classes, layer or "")
+    if found.weight.shape[1] != like.shape[1]:
+        raise InputError(f"head: must take the {like.shape[1]} features of train, got {found.weight.shape[1]}")
+    return found
+
+
+def write(layer: Any, weight: Tensor, bias: Tensor | None, classes: np.ndarray) -> None:
+    """Put a head into the layer or the estimator that it is for, in place and in its type.
+
+    Args:
+        classes: what its rows are called in the labels, [C]; an estimator gets them in the order of its own.
+
+    Raises:
+        InputError: it is no linear layer of this shape with plain weights, has no place for the bias, or other classes.
+    """
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    if hasattr(layer, "coef_"):
+        row = {name: row for row, name in enumerate(classes.tolist())}
+        wanted = np.asarray(getattr(layer, "classes_", classes)).tolist()
+        if set(wanted) != row.keys():
+            raise InputError(
+                f"layer: must have the {len(row)} classes of the head, got {clip(', '.join(map(str, wanted)))}"
+            )
+        weight, bias = (each[[row[name] for name in wanted]] for each in (weight, bias))
+        if layer.coef_.shape != tuple(weight.shape):
+            raise InputError(f"layer: must be {list(weight.shape)}, got coef_ {list(layer.coef_.shape)}")
+        layer.coef_, layer.intercept_ = (each.cpu().numpy().astype(layer.coef_.dtype) for each in (weight, bias))
+        return
+    if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:  # parametrised, it would be computed anew
+        raise InputError(f"layer: must be a linear layer with plain weights, got {clip(type(layer).__name__)}")
+    if layer.weight.shape != weight.shape:
+        raise InputError(f"layer: must be {list(weight.shape)}, got {list(layer.weight.shape)}")
+    if layer.bias is None and bias.any():
+        raise InputError("layer: must have a bias for this method, without which its balance is lost, got one without")
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
