@@ -160,9 +160,12 @@ class Common:
         Args:
             options: words of the notebook's `parameters` cell.
         """
-        job, words = process.begin(options)
+        job, words, source = process.begin(options)
         reads = not words and (process.in_ipython() or not torch.cuda.is_available())
-        settings = cls.parse(words, COMMITTED if reads else None).for_job(job)
+        try:
+            settings = cls.parse(words, COMMITTED if reads else None).for_job(job)
+        except InputError as error:
+            raise InputError(f"{error} (in {source})" if source else str(error)) from error
         out = None if settings.committed else settings.out
         process.set_up(job, settings.device, out, settings.deterministic)
         announce(settings, words, job.process_group.size)

@@ -61,9 +61,10 @@ def test_a_kernels_own_words_are_no_options(monkeypatch, arguments, launches):
     monkeypatch.setattr(process, "in_ipython", lambda: True)
     monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.setenv("LTR_ARGS", "--seed 5")
-    job, words = process.begin()
+    job, words, source = process.begin()
     assert job is distributed.ALONE
     assert words == (["--seed", "5"] if launches else arguments[1:] or ["--seed", "5"])
+    assert source == ("LTR_ARGS" if words == ["--seed", "5"] else "")
 
 
 RUNS_SCRIPTS = """

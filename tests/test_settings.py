@@ -335,6 +335,17 @@ def test_backslashes_of_paths_survive_in_jupyters_options(text, windows, words):
     assert options.split_words(text, windows) == words
 
 
+def test_an_option_that_was_set_before_is_named_with_its_source(monkeypatch):
+    monkeypatch.setattr(process, "in_ipython", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setenv("LTR_ARGS", "--preset demo --epochs none")
+    with pytest.raises(InputError, match=r"^--epochs: must be a whole number.*, got none \(in LTR_ARGS\)$"):
+        FirstStage.read()
+    monkeypatch.delenv("LTR_ARGS")
+    with pytest.raises(InputError, match="got none$"):
+        FirstStage.read("--preset demo --epochs none")
+
+
 @pytest.mark.parametrize("windows", [False, True])
 def test_a_quotation_that_does_not_end_is_one_line(windows):
     with pytest.raises(InputError, match=r"^LTR_ARGS: must be options as on a command line \(No closing quotation\)$"):
@@ -398,7 +409,7 @@ def test_the_command_line_beats_the_variable_and_that_the_cell(monkeypatch, tmp_
 @pytest.mark.parametrize(("notebook", "cuda"), [(True, True), (False, False)])
 def test_without_a_word_the_committed_runs_are_read(monkeypatch, capsys, stage, notebook, cuda):
     monkeypatch.setattr(process, "in_ipython", lambda: notebook)
-    monkeypatch.setattr(process, "begin", lambda options: (distributed.ALONE, []))
+    monkeypatch.setattr(process, "begin", lambda options: (distributed.ALONE, [], ""))
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     settings = stage.read()
     assert settings.committed

@@ -86,15 +86,15 @@ def stop(number: int, frame: FrameType | None, job: distributed.Job) -> None:
     job.end(f"error: {GO_ON}", 128 + number)
 
 
-def begin(options: str = "") -> tuple[distributed.Job, list[str]]:
+def begin(options: str = "") -> tuple[distributed.Job, list[str], str]:
     """Begin a script or a notebook; a script meets torchrun's other processes.
 
     Args:
         options: of a notebook's own cell.
 
     Returns:
-        the processes that run it, and the words of its options: of the command line where it has any, else of
-        `LTR_ARGS`, else of the cell.
+        the processes that run it; the words of its options: of the command line where it has any, else of
+        `LTR_ARGS`, else of the cell; and "LTR_ARGS" where that is where they stand, else nothing.
 
     Raises:
         InputError: see `distributed.connect` and `split_words`.
@@ -108,7 +108,8 @@ def begin(options: str = "") -> tuple[distributed.Job, list[str]]:
         sys.excepthook = partial(one_line, job=job)
         signal.signal(signal.SIGTERM, partial(stop, job=job))
     words = [] if interactive and is_launcher(sys.argv) else sys.argv[1:]
-    return job, words or split_words(os.environ.get("LTR_ARGS", "")) or split_words(options)
+    set_before = [] if words else split_words(os.environ.get("LTR_ARGS", ""))
+    return job, words or set_before or split_words(options), "LTR_ARGS" if set_before else ""
 
 
 def set_up(job: distributed.Job, device: str, out: Path | None, deterministic: bool) -> None:
