@@ -250,7 +250,7 @@ def paired_gain(before: Predictions, after: Predictions, score: str) -> tuple[fl
 # --- the result -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Balanced:
     """Balanced heads, and what they are worth.
 
@@ -282,6 +282,15 @@ class Balanced:
     predictions: Mapping[str, Predictions]
     about: Mapping[str, Any]
     layer: str = ""
+
+    def __repr__(self) -> str:
+        """What an interpreter or a notebook shows of it: the table in short, the verdict, the warnings."""
+        table = self.table.drop(columns=["hyper-parameters", "seconds", "edge"])
+        for name in table.select_dtypes("number"):
+            table[name] = table[name].map(metrics.or_dash)
+        tested = f"tested on the {self.tested_on} images; best on validation: {self.best}"
+        warned = (f"warning: {line}" for line in self.warnings)
+        return "\n".join([table.to_string(index=False), "", tested, *self.verdict, *warned])
 
     def parts(self, method: str | None = None) -> tuple[Tensor, Tensor | None]:
         """Weight [C, D] and bias [C] or None of a method's head; the best one's without a name.

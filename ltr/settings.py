@@ -162,12 +162,9 @@ class Common:
         """
         job, words, source = process.begin(options)
         reads = not words and (process.in_ipython() or not torch.cuda.is_available())
-        try:
+        with process.naming(source):
             settings = cls.parse(words, COMMITTED if reads else None).for_job(job)
-        except InputError as error:
-            raise InputError(f"{error} (in {source})" if source else str(error)) from error
-        out = None if settings.committed else settings.out
-        process.set_up(job, settings.device, out, settings.deterministic)
+        process.set_up(job, settings.device, None if settings.committed else settings.out, settings.deterministic)
         announce(settings, words, job.process_group.size)
         return settings
 

@@ -112,6 +112,15 @@ def begin(options: str = "") -> tuple[distributed.Job, list[str], str]:
     return job, words or set_before or split_words(options), "LTR_ARGS" if set_before else ""
 
 
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """While it lasts, bad input says where it stands, unless that is empty."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error} (in {source})" if source else str(error)) from error
+
+
 def set_up(job: distributed.Job, device: str, out: Path | None, deterministic: bool) -> None:
     """Join the other processes until this one ends, and see to what libraries read when they start. Together.
 

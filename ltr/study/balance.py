@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ltr import metrics
 from ltr.balance import FAMILIES, SCORES, Balanced, balance
 from ltr.errors import InputError, clip
 from ltr.runtime.machine import use_physical_cores
@@ -178,12 +177,7 @@ def main(arguments: Sequence[str]) -> None:
     options = Options(**given_values(Options, arguments))
     use_physical_cores()
     result = run(options)
-    table = result.table.drop(columns=["hyper-parameters", "seconds", "edge"])  # which are said already
-    for name in table.select_dtypes("number"):
-        table[name] = table[name].map(metrics.or_dash)
-    tested = f"tested on the {result.tested_on} images; best on validation: {result.best}"
-    lines = (*result.verdict, *(f"warning: {line}" for line in result.warnings))
-    print("", table.to_string(index=False), "", tested, *lines, sep="\n", flush=True)  # before a disk may be full
+    print("", result, sep="\n", flush=True)  # before a disk may be full
     result.save(options.out)
     write_text(options.out / "report.html", balance_report.html(result))
     print(f"{short(options.out, Path.cwd())}: {', '.join(WRITTEN)}")
