@@ -881,7 +881,7 @@ for name, rows in stronger.items():
         ours = difference(cropped["WD"], cropped[after[1]])
         together = difference(cropped["WD"], rows[after[1]])
         chapter.claim(
-            f"balancing adds {ours}, {name} {alone}, both {together}: they add up",
+            f"balancing adds {ours}, {name} {alone}, both {together}: no less than their sum",
             together.points > alone.points + ours.points - 2 * together.error,
         )
         gain = rows["WD"].accuracy()["few"] - cropped["WD"].accuracy()["few"]
