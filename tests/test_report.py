@@ -243,6 +243,17 @@ def test_first_stages_that_were_trained_in_other_ways_stand_apart():
     assert paper_tables.table_of_released(table).splitlines()[0].count("batch 128") == 2
 
 
+def test_what_was_trained_on_several_choices_of_images_has_a_column_of_the_usual_ones_alone():
+    usual = of_two_first_stages()
+    by_name = usual.assign(run=usual.run + "-first", stage1_run=usual.stage1_run + "-first", all=usual["all"] - 20)
+    by_name["choice"] = by_name.loss.map({"ce": "first"})  # of the first stage's rows alone, as in results.csv
+    for table in (paper_tables.table_1, paper_tables.table_2, paper_tables.table_of_released):
+        assert table(pd.concat([by_name, usual])) == table(usual)
+    assert paper_tables.table_1(by_name).splitlines()[0].count("choice first") == 2  # where there is no other
+    whole = paper_tables.markdown(pd.concat([by_name, usual])).split("\n**cifar100")
+    assert [part.splitlines()[0].count("choice first") for part in whole] == [0, 0, 1, 1]
+
+
 def test_table_1_averages_the_released_radius_over_seeds():
     rows = [
         results(method="CB + MaxNorm", mode="released", max_norm=r, seed=i, all=10.0 + i) for i, r in enumerate((1, 2))

@@ -88,8 +88,7 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame, benchmarks: pd.Dat
     """
     of_the_set = {"dataset": "cifar100", "imbalance_factor": 100, "profile": "exp"}
     firsts = cells.where(paper_tables.plain_rows(results), **of_the_set)
-    kinds = paper_tables.by_choice(firsts[firsts.run == firsts.stage1_run])
-    firsts = firsts[firsts.run.isin([run for usual, *_ in kinds for run in usual.run])]  # one choice of images each
+    firsts = paper_tables.of_one_choice(firsts[firsts.run == firsts.stage1_run])
     compared = cells.where(comparison, **of_the_set)
     compared = compared[compared.tuned_on.notna() & (compared.stage1_weight_decay > 0)]
     compared = compared[compared.stage1_run.isin(firsts.run)]

@@ -27,6 +27,13 @@ MODEL = ["stage1_weight_decay", "method", "mode", "loss", "lr", "weight_decay", 
 MEASURES = ["many", "medium", "few", "all", "flip", "best", "both", "ece"]
 NETWORKS = {"resnet32": "narrow ResNet-32", "resnet32-wide": "wide ResNet-32", "resnet34": "ResNet-34"}
 SETTINGS = {"": "tuned", "paper": "tuned", "published": "published values", "released": "released code"}  # of a mode
+# Which images of a class a first stage learned from; each choice is held against the first that is there.
+CHOICES = {
+    "": "a fair draw of the images",
+    "hash": "as many in the order of their hashes",
+    "random": "a draw of its own for each seed",
+    "first": "the first images of each class by file name",
+}
 Column = list[str]  # a head, then a cell a line
 
 
@@ -77,16 +84,31 @@ def by_training(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {training(own): own for own in groups}
 
 
-def measured(results: pd.DataFrame, *factors: float) -> dict[str, dict[str, pd.DataFrame]]:
-    """The plain rows of CIFAR100-LT at some imbalance factors by network, and by how its first stage was trained."""
-    rows = where(plain_rows(results), dataset="cifar100", profile="exp")
+def by_choice(firsts: pd.DataFrame) -> Iterator[list[pd.DataFrame]]:
+    """First stages that differ in their images alone, rows of `plain_rows`, those of each of `CHOICES` apart."""
+    alike = [name for name in (*BASE, "stage1_weight_decay") if name != "first choice"]
+    for _, kind in firsts.groupby(alike, dropna=False):
+        kind = kind.astype({"first choice": object})
+        yield [own for name in CHOICES if len(own := kind[kind["first choice"].fillna("") == name])]
+
+
+def of_one_choice(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those of first stages that were trained alike on a more usual choice of the images."""
+    kinds = by_choice(rows[rows.run == rows.stage1_run])
+    return rows[~rows.stage1_run.isin([run for _, *others in kinds for other in others for run in other.run])]
+
+
+def measured(rows: pd.DataFrame, *factors: float) -> dict[str, dict[str, pd.DataFrame]]:
+    """Of `plain_rows` those of CIFAR100-LT at some imbalance factors, by network and how first stages were trained."""
+    rows = where(rows, dataset="cifar100", profile="exp")
     rows = rows[rows.imbalance_factor.isin(factors)]
     rows = rows.assign(mode=rows["mode"].astype(object).fillna("paper"))
     return {name: by_training(rows[rows.backbone == backbone]) for backbone, name in NETWORKS.items()}
 
 
-def balanced(found: dict[str, dict[str, pd.DataFrame]]) -> dict[str, dict[str, pd.DataFrame]]:
-    """Those of `measured` whose classifier was retrained; `first_stages` has the others."""
+def balanced(results: pd.DataFrame, *factors: float) -> dict[str, dict[str, pd.DataFrame]]:
+    """Those of `measured`, of one choice of images, whose classifier was retrained; `first_stages` has the others."""
+    found = measured(of_one_choice(plain_rows(results)), *factors)
     learned = {
         name: {how: rows for how, rows in own.items() if rows.method.isin(METHODS).any()} for name, own in found.items()
     }
@@ -149,8 +171,11 @@ def set_part(rows: pd.DataFrame) -> str:
 
 
 def markdown(results: pd.DataFrame) -> str:
-    """One table a data set, network and way of training the first stage; last epoch, plain test."""
-    return "\n".join(set_part(rows) for _, rows in plain_rows(results).groupby(BASE, dropna=False))
+    """One table a data set, network and way of training the first stage, those of the usual images first; last epoch,
+    plain test.
+    """
+    parts = [rows for _, rows in plain_rows(results).groupby(BASE, dropna=False)]
+    return "\n".join(map(set_part, sorted(parts, key=lambda rows: pd.notna(rows["first choice"].iloc[0]))))
 
 
 # ---- the paper's tables beside ours
@@ -236,7 +261,7 @@ def table_1(results: pd.DataFrame, factor: float = 100) -> str:
 
     best = [metrics.or_dash(values[-1]) for values in published.TABLE_1.values()]
     theirs = [["model", *published.TABLE_1], ["paper (ResNet-34, values tuned on the test set)", *best]]
-    return beside_theirs(theirs, balanced(measured(results, factor)), modes)
+    return beside_theirs(theirs, balanced(results, factor), modes)
 
 
 def table_2(results: pd.DataFrame) -> str:
@@ -252,7 +277,7 @@ def table_2(results: pd.DataFrame) -> str:
     head = f"paper (ResNet-34), imbalance factor {' / '.join(map(str, published.FACTORS))}"
     theirs = [" / ".join(map(metrics.or_dash, values)) for values in published.TABLE_2.values()]
     columns = [["model", *published.TABLE_2], [head, *theirs]]
-    return beside_theirs(columns, balanced(measured(results, *published.FACTORS)), one)
+    return beside_theirs(columns, balanced(results, *published.FACTORS), one)
 
 
 # ---- first stages
@@ -281,7 +306,7 @@ def first_stages(results: pd.DataFrame) -> str:
     Last epoch, plain.
     """
     lines = []
-    for network, trained in measured(results, *published.FACTORS).items():
+    for network, trained in measured(plain_rows(results), *published.FACTORS).items():
         for rows in trained.values():
             kinds = [own for _, own in rows.groupby(["imbalance_factor", "stage1_weight_decay"])]
             lines += [[network, *first_stage_line(own)] for own in reversed(kinds)]
@@ -289,15 +314,6 @@ def first_stages(results: pd.DataFrame) -> str:
         return ""
     head = ["network", "imbalance factor", "first stage", "seeds", *metrics.GROUPS, "all", "ECE"]
     return in_markdown(pd.DataFrame(lines, columns=[*head, *(f"all, {name}" for name in ONCE_BALANCED.values())]))
-
-
-# Which images of a class a first stage learned from; each choice is held against the first that is there.
-CHOICES = {
-    "": "a fair draw of the images",
-    "hash": "as many in the order of their hashes",
-    "random": "a draw of its own for each seed",
-    "first": "the first images of each class by file name",
-}
 
 
 def error_of_means(first: pd.Series, second: pd.Series) -> float:
@@ -308,14 +324,6 @@ def error_of_means(first: pd.Series, second: pd.Series) -> float:
     variances = pd.Series([first.var(), second.var()])
     variances = variances.fillna(variances.mean())  # of the only one there is
     return float((variances / [len(first), len(second)]).sum(skipna=False) ** 0.5)
-
-
-def by_choice(firsts: pd.DataFrame) -> Iterator[list[pd.DataFrame]]:
-    """First stages that differ in their images alone, rows of `plain_rows`, those of each of `CHOICES` apart."""
-    alike = [name for name in (*BASE, "stage1_weight_decay") if name != "first choice"]
-    for _, kind in firsts.groupby(alike, dropna=False):
-        kind = kind.astype({"first choice": object})
-        yield [own for name in CHOICES if len(own := kind[kind["first choice"].fillna("") == name])]
 
 
 def choice_line(usual: pd.DataFrame, other: pd.DataFrame) -> str:
@@ -369,7 +377,7 @@ def table_of_released(results: pd.DataFrame) -> str:
     printed = [f"released notebooks (ResNet-34, 320 epochs): {heads[0]}"]
     printed += [" / ".join(map(str, values)) for values, _ in published.RELEASED.values()]
     logged = [f"their logs: {heads[1]}", *(metrics.or_dash(last) for _, last in published.RELEASED.values())]
-    return beside_theirs([["model", *published.RELEASED], printed, logged], balanced(measured(results, 100)), two)
+    return beside_theirs([["model", *published.RELEASED], printed, logged], balanced(results, 100), two)
 
 
 # ---- what a way of counting, and what MaxNorm adds
@@ -471,9 +479,11 @@ def max_norm_gains(results: pd.DataFrame, run: str, folder: Path | None = None) 
 
 
 def max_norm_table(results: pd.DataFrame, folder: Path | None = None) -> str:
-    """`max_norm_gains` of every measured network on CIFAR100-LT, imbalance factor 100, and way of training it."""
+    """`max_norm_gains` of every network on CIFAR100-LT, imbalance factor 100, and way of training it; of one choice of
+    images each.
+    """
     parts = []
-    for name, trained in measured(results, 100).items():
+    for name, trained in measured(of_one_choice(plain_rows(results)), 100).items():
         for words, rows in trained.items():
             limited = rows[rows.method.map(has_max_norm).astype(bool)]
             if len(limited):
