@@ -29,7 +29,7 @@ from ltr.data import loader
 from ltr.recipes import Recipe
 from ltr.settings import FirstStage
 from ltr.study import published
-from ltr.study.chapter import Chapter, difference, geometry, mean_logits
+from ltr.study.chapter import Chapter, difference, geometry, mean_logits, where_the_tail_sits
 from ltr.study.measured import print_other_images, tuning_runs
 from ltr.study.page import show_table, take_aways
 
@@ -54,7 +54,8 @@ counts = classes["count"].to_numpy()
 def tail(largest: int, number: int, imbalance_factor: float) -> np.ndarray:
     """Training images of each class, from common to rare."""
     k = np.arange(number)
-    return np.floor(largest * imbalance_factor ** (-k / (number - 1)) + 1e-9).astype(int)
+    exact = largest * imbalance_factor ** (-k / (number - 1))
+    return np.floor(exact + 1e-9).astype(int)  # a whole number may come out just below itself
 
 
 images = tail(500, 100, 100)
@@ -142,7 +143,7 @@ chapter.picture("demo1_augmented.png", augmented)
 
 # ## A training step
 # 
-# A network turns an image $x$ into one **logit** $z_k$ for each class. Softmax makes probabilities of them, and **cross-entropy** is the mean surprise at the right answers:
+# A network turns an image $x$ into one **logit** $z_k$ for each class. Softmax makes probabilities of them. The *surprise* at an answer is $-\log p$ of it, none at a certain one; **cross-entropy** is the mean surprise at the right answers:
 # 
 # $$p_k = \frac{e^{z_k}}{\sum_j e^{z_j}}, \qquad \mathcal{L} = -\frac{1}{N} \sum_{i=1}^N \log p_{y_i}(x_i)$$
 
@@ -164,13 +165,17 @@ print(
 torch.testing.assert_close(loss, losses.cross_entropy(logits, labels))
 
 
-# Read the rows of the gradient: each image pushes its own class's logit up (a negative gradient, as descent goes against it) and **every other class's logit down**. The gradient is $p - \mathrm{onehot}(y)$, up to $1/N$.
+# Read the rows of the gradient: each image pushes its own class's logit up (a negative gradient, as descent goes against it) and **every other class's logit down**, by the probability that it has. The gradient is $p - \mathrm{onehot}(y)$, up to $1/N$.
 # 
-# So over an epoch a class is pulled up by its own $n_k$ images and pushed down by the $N - n_k$ others. *What do you expect* to become of a class with 5 images among 10,847?
+# So over an epoch a class is pulled up by its own $n_k$ images, each with force 1, and pushed down by all $N$, with force $p_k(x_i)$. Where its bias comes to rest the two are equal:
 # 
-# The step itself is **stochastic gradient descent** with momentum: the buffer $v$ sums past gradients, each step weakened by the factor $\mu = 0.9$, and $\eta$ is the learning rate. Weight decay $\lambda$ adds $\lambda w$ to the gradient: a pull towards zero, the stronger the larger the weight.
+# $$\sum_{i=1}^N p_k(x_i) = n_k$$
 # 
-# $$v \leftarrow \mu v + \nabla \mathcal{L} + \lambda w, \qquad w \leftarrow w - \eta v$$
+# Whatever else the classifier learns, it expects each class as often as it met it in training. *What do you expect* to become of a class with 5 images among 10,847, on test images that have all classes alike? ([The next chapter](demo2_second-stage-training.ipynb#Whom-the-classifier-expects) measures this sum.)
+# 
+# The step itself is **stochastic gradient descent** with momentum: the buffer $v$ sums past gradients, each step weakened by the factor $m = 0.9$, and $\eta$ is the learning rate. Weight decay $\lambda$ adds $\lambda w$ to the gradient: a pull towards zero, the stronger the larger the weight.
+# 
+# $$v \leftarrow m v + \nabla \mathcal{L} + \lambda w, \qquad w \leftarrow w - \eta v$$
 
 @torch.no_grad()
 def descend(
@@ -198,7 +203,7 @@ torch.testing.assert_close(mine, theirs.weight)
 print("five steps by hand and five of the library's optimizer end at the same weights")
 
 
-# The library's own optimizer is `torch.optim.SGD`, and its step [`TrainingStep.update`](../ltr/training.py): the same lines, with room for mixed precision, several GPUs and MaxNorm.
+# The library's own optimizer is `torch.optim.SGD`, whose step does what `descend` does. [`TrainingStep.update`](../ltr/training.py) calls it, with room for mixed precision, several GPUs and MaxNorm.
 # 
 # ## Why the tail fails, in the plane
 # 
@@ -270,13 +275,36 @@ chapter.claim(
 )
 
 
-# In the plane it sits in the biases; in the network's classifier, as we shall see, rather in the norms of the rows. Either way the **features** may be good and the classifier on top of them biased: that is what the paper's second stage mends, with the features as they are.
+# *Why* there, and by how much? The classifier is not wrong: it answers by the frequencies of its *training* set. By Bayes' rule $p(k \mid x) \propto p(x \mid k) \, n_k$, and for clouds of one spread $\sigma$ around centres $c_k$, all at distance 1 from the origin,
+# 
+# $$\log p(k \mid x) = \frac{c_k^\top x}{\sigma^2} + \log n_k + \mathrm{const.}$$
+# 
+# So rows should have one length, $1/\sigma^2 = 1/0.36 = 2.8$, and biases go in steps of $\log 10 = 2.3$: compare them with what was learned above. And so the remedy is known without any training. Where all classes are to count the same, take away what the counts have added. This is **logit adjustment** ([Menon et al. 2021](https://arxiv.org/abs/2007.07314)), at $\tau = 1$:
+# 
+# $$z_k \leftarrow z_k - \tau \log n_k$$
+
+def adjust_logits(logits: torch.Tensor, counts: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+    """Logits [N, C] for classes that count the same, of those learned from so many images [C]."""
+    return logits - tau * counts.log()
+
+
+seen = torch.tensor([500.0, 50.0, 5.0])
+of_tail = toys["500, 50 and 5 points"](test_x).detach()
+adjusted = adjust_logits(of_tail, seen)
+theirs = losses.adjust_logits(of_tail, seen, 1.0)  # of shares n / N, which moves all logits alike
+torch.testing.assert_close(adjusted.softmax(1), theirs.softmax(1))
+mended = metrics.per_class_accuracy(adjusted.numpy(), test_y.numpy())
+words = ", ".join(f"{name} {value:.0f} %" for name, value in zip(names, mended, strict=True))
+chapter.claim(f"less log n, without any training: {words}", mended.min() > even - 10)
+
+
+# A network learns its features along with the rows, and nothing holds the rows to one length. There, as we shall see, the tail sits in their norms rather than in the biases. Either way the **features** may be good and the classifier on top of them biased: that is what the paper's second stage mends, with the features as they are.
 # 
 # ## Naive training
 # 
 # Now the real thing. The network is a residual network for small images, the narrow **ResNet-32** of this field (16-32-64 channels); the paper's own numbers come from a ResNet-34 with a 3×3 stem (`--backbone resnet34`). *Naive* is cross-entropy without weight decay.
 # 
-# A training is in essence four lines, those of `new_training` in [`study/sweep.py`](../ltr/study/sweep.py); `first_stage` below goes on with an interrupted training, and loads a finished one:
+# A training is in essence four lines; `first_stage` below has them, goes on with an interrupted training, and loads a finished one:
 # 
 # ```python
 # model = models.build_model(settings.backbone, num_classes, settings.seed)
@@ -303,7 +331,9 @@ chapter.claim(
 )
 
 
-# Under each accuracy stands its standard error over test images. **ECE** says how far the network's confidence is from its accuracy; [the next chapter](demo2_second-stage-training.ipynb#Calibration) defines it.
+# *Plain* test images are the images themselves, not averaged with their mirror images as some do. Under each accuracy stands its standard error over them. **ECE** says how far the network's confidence is from its accuracy; [the next chapter](demo2_second-stage-training.ipynb#Calibration) defines it.
+# 
+# Two networks are compared by their *difference*, in **paired** standard errors: both answer the same test images, so with $d_i \in \{-1, 0, 1\}$, right after less right before, it is $\mathrm{std}(d) / \sqrt{N}$. That says how much other test images would change a difference, not how much other seeds would. A ± over three seeds is a standard error too, but of so few that it takes four of them, not two, to be sure.
 # 
 # Where do the rare classes' images go? Each row of the matrix is a true class, each column an answer; common classes come first. *Where do you expect* the light spots of the lowest rows?
 
@@ -348,7 +378,7 @@ rare = np.isin(naive.predictions.labels, classes.class_index[classes["group"] ==
 if rare.any():
     rare_gain = metrics.paired_difference(*(result.predictions.hits[rare] for result in both))
     chapter.claim(
-        f"the rare classes have hardly a share in it: few-shot {rare_gain}",
+        f"the rare classes hardly share in it: few-shot {rare_gain}",
         rare_gain.points < gain.points / 2,
     )
 
@@ -359,14 +389,14 @@ gains = pd.DataFrame(
     pd.Series(of_seeds[1][seed].accuracy()) - pd.Series(of_seeds[0][seed].accuracy())
     for seed in shared_seeds
 )
-seeds = "one seed"
+seeds, rare_seeds = "one seed", f"{decayed.accuracy()['few'] - naive.accuracy()['few']:+.1f}"
 if len(gains) > 1:
     seeds = f"in {len(gains)} seeds {gains['all'].mean():+.1f} ± {gains['all'].sem():.1f}"
-    words = f"few-shot {gains['few'].mean():+.1f} ± {gains['few'].sem():.1f}"
-    print(f"{seeds} over all classes, {words}")
+    rare_seeds = f"{gains['few'].mean():+.1f} ± {gains['few'].sem():.1f}"
+    print(f"{seeds} over all classes, few-shot {rare_seeds}")
 
 
-# A surprise, if you expected balance: weight decay by itself serves the common and medium classes. (*±* is a standard error. Of one seed's difference it is paired over the test images: with $d_i \in \{-1, 0, 1\}$, right after less right before, it is $\mathrm{std}(d) / \sqrt{N}$. That says how much other test images would change it, not other seeds: for these see the last line, where it is over seeds. How the rare classes fare depends on the learning rate too, as [the study](study_paper-versus-code.ipynb#8-Weight-decay,-or-learning-rate-times-weight-decay?) shows.) In the paper's own table the rare ones hardly gain either:
+# A surprise, if you expected balance: weight decay by itself serves the common and medium classes. (How the rare classes fare depends on the learning rate too, as [the study](study_paper-versus-code.ipynb#8-Weight-decay,-or-learning-rate-times-weight-decay?) shows.) In the paper's own table the rare ones hardly gain either:
 
 theirs = {name: published.TABLE_1[name] for name in ("naive", "WD")}
 for name, (*_, few, overall) in theirs.items():
@@ -412,22 +442,37 @@ for result in both:
         by_norm, by_bias = (np.corrcoef(each, np.log(counts))[0, 1] for each in parts)
         words = f"{result.label}: norms follow the counts (correlation with log n {by_norm:+.2f})"
         chapter.claim(f"{words}, biases less ({by_bias:+.2f})", by_norm > 0.8 > by_bias)
+        sizes_of = f"biases lie between {bias.min():+.2f} and {bias.max():+.2f}"
+        print(f"  norms between {parts[0].min():.2f} and {parts[0].max():.2f}, {sizes_of}")
 
 
-ratio = {name: values.max() / values.min() for name, values in norms.items()}
-for name, values in norms.items():
-    along = np.corrcoef(values, np.log(counts))[0, 1]
-    print(
-        f"{name}: {values.min():.2f} to {values.max():.2f}, "
-        f"largest over smallest {ratio[name]:.2f}, correlation with log n {along:+.2f}"
+# A correlation has no size. So where does the tail *sit*? As in the plane, take one away and look: the same network with a classifier without its biases, and with rows of one length.
+
+tail_in = chapter.of_images("tail-in", decayed, where_the_tail_sits)
+if tail_in is not None:
+    said = tail_in.set_index("classifier").rename_axis(None)
+    show_table(said.map("{:.1f}".format), f"test images, %; features of {decayed.label}")
+    learned, bare, even_rows = said["few"]
+    chapter.claim(
+        f"without biases few-shot {bare:.1f} %, with rows of one length {even_rows:.1f}, as "
+        f"learned {learned:.1f}: in the network the tail sits in the norms",
+        even_rows - learned > 3 * abs(bare - learned),
     )
+
+
+uneven = {}
+for name, values in norms.items():
+    means = pd.Series(values).groupby(classes["group"]).mean()
+    uneven[name] = means.get("many", np.nan) / means.get("few", np.nan)
+    words = f"{name}: {values.min():.2f} to {values.max():.2f}, mean of many- over few-shot"
+    print(metrics.with_dashes(f"{words} classes {uneven[name]:.2f}"))
 
 
 chapter.claim("weight decay makes every norm smaller", bool((norms["WD"] < norms["naive"]).all()))
 chapter.claim(
-    "but not more even: the largest over the smallest goes from "
-    f"{ratio['naive']:.1f} to {ratio['WD']:.1f}",
-    ratio["WD"] > ratio["naive"],
+    "but not more even: many- over few-shot goes from "
+    f"{uneven['naive']:.2f} to {uneven['WD']:.2f}",
+    uneven["WD"] > uneven["naive"],
 )
 left = pd.Series(norms["WD"] / norms["naive"]).groupby(classes["group"]).mean()
 chapter.claim(
@@ -492,13 +537,13 @@ chapter.animate(frames, "demo1_weights.png")
 # 
 # Weight decay acts on every layer. The paper's figure 3 looks at the **filters** of the hidden layers: their mean norm, and how much it varies within a layer. *Do you expect* them to be more even?
 
-def filters(result) -> pd.DataFrame:
+def filters(result: runs.Result) -> pd.DataFrame:
     """Norms of the filters of a network, a row a layer."""
     return analysis.filter_norms(result.weights()).assign(model=result.label)
 
 
 table = pd.concat(
-    [r.cached("filters", lambda r=r: filters(r)).assign(model=r.label) for r in both]
+    [result.cached("filters", partial(filters, result)) for result in both],
 )
 chapter.show(plots.filter_norms(table), "demo1_filter-norms.png")
 
@@ -532,7 +577,7 @@ if all(table is not None for table in tables.values()):
     )
 
 
-# Classes whose features lie apart can be told apart by a linear classifier: not by the one that was learned with them, which neglects the tail, but by a balanced one. Whether that is so takes a balanced classifier on the features of *both* networks: the next chapter has them.
+# Where classes' features lie apart, a linear classifier can tell them apart. The one that was trained along with them neglects the tail, so it takes a balanced one to show it, on the features of *both* networks: the next chapter has them.
 # 
 # ## Choosing λ
 # 
@@ -546,22 +591,23 @@ if tuned.stage1_weight_decay.nunique() > 1:
     )
     chapter.show(figure, "demo1_weight-decay-sweep.png")
     images = HELD_OUT * len(classes)
-    best = tuned["all"].max() / 100
-    error = 100 * (best * (1 - best) / images) ** 0.5
+    share = tuned["all"].max() / 100
+    error = 100 * (share * (1 - share) / images) ** 0.5
     print(f"{images:,} held-out images, {tuned.stage1_epochs.max()} epochs each", end="; ")
-    print(f"the best has {100 * best:.1f} ± {error:.1f} %")
+    print(f"the best has {100 * share:.1f} ± {error:.1f} %")
     print_other_images(chapter, tuned.choice)
     by_decay = tuned.set_index("stage1_weight_decay")
     best = by_decay["all"].idxmax()
     for group in ("many", "few"):
         missed = by_decay[group].max() - by_decay[group][best]
-        print(metrics.with_dashes(f"{group}-shot classes miss {missed:.1f} points at {best:g}"))
+        words = f"{group}-shot accuracy is {missed:.1f} points below its own best here"
+        print(metrics.with_dashes(f"at {best:g}, best over all classes, {words}"))
 else:
     print("such networks: `ltr sweep --hold-out 20 --weight-decays 0 0.001 0.005`,", end=" ")
     print("with the options of this run")
 
 
-# Two things to be frank about: a few networks with an error of a point each find the order of magnitude of $\lambda$, not its second digit, nor whether common classes want another one than rare ones; and 20 held-out images a class are four times what the rarest classes train on, which a real long tail would not have. How learning rate and weight decay depend on each other is told in [the study](study_paper-versus-code.ipynb).
+# Two things to be frank about: a few networks with an error of a point each find the order of magnitude of $\lambda$, not its second digit (that common classes would take more of it than rare ones is [beyond that error](study_paper-versus-code.ipynb#8-Weight-decay,-or-learning-rate-times-weight-decay?), on one seed); and 20 held-out images a class are four times what the rarest classes train on, which a real long tail would not have. How learning rate and weight decay depend on each other is told in [the study](study_paper-versus-code.ipynb).
 
 # ## Take-aways
 
@@ -571,9 +617,8 @@ known = all(table is not None for table in tables.values())
 take_aways(
     f"The tail fails: of few-shot images naive training recognises {few[0]:.1f} %, "
     f"of many-shot ones {naive.accuracy()['many']:.1f} %.",
-    f"Weight decay: {gain} over all classes ({seeds}), few-shot "
-    f"{few[1] - few[0]:+.1f}; norms become smaller, not more even (largest over smallest "
-    f"{ratio['naive']:.1f} to {ratio['WD']:.1f}).",
+    f"Weight decay: {gain} over all classes ({seeds}), few-shot {rare_seeds}; norms become "
+    f"smaller, not more even (many- over few-shot {uneven['naive']:.2f} to {uneven['WD']:.2f}).",
     f"How well features tell the classes apart: Fisher's ratio is {fisher['naive']:.1f} without "
     f"weight decay, {fisher['WD']:.1f} with it."
     if known
@@ -618,11 +663,31 @@ take_aways(
 # Held-out points choose $\lambda = 0$. All norms and biases shrink, the rare class's norm relatively most, and it is predicted less and less: here, where the features are given, weight decay cannot balance a classifier that cross-entropy trains.
 # </details>
 # 
+# **3. Does dividing by norms help in the plane?** The next chapter divides each row of a classifier by its norm. Do that to the tail's classifier in the plane, `toys["500, 50 and 5 points"]`, with its biases as they are; then subtract $\log n_k$ instead. What does each repair, and what does it say about the network, where dividing helps?
+# 
+# <details><summary>Solution</summary>
+# 
+# ```python
+# tail_model = toys["500, 50 and 5 points"]
+# rows, bias = tail_model.weight.detach(), tail_model.bias.detach()
+# unit = rows / rows.norm(dim=1, keepdim=True)
+# for words, logits in {
+#     "as learned": test_x @ rows.T + bias,
+#     "rows of one length": test_x @ unit.T + bias,
+#     "less log n": adjust_logits(test_x @ rows.T + bias, torch.tensor([500.0, 50.0, 5.0])),
+# }.items():
+#     print(words, metrics.per_class_accuracy(logits.numpy(), test_y.numpy()).round())
+# ```
+# 
+# The norms carry no tail here, so to make them equal repairs nothing; it even harms, since shorter rows leave the biases more to say. Logit adjustment repairs it. Normalisation, and the paper's MaxNorm, need a tail that sits in the norms: a property of how networks learn, not of long tails.
+# </details>
+# 
 # ## References and the next chapter
 # 
 # - Alshammari, Wang, Ramanan and Kong, [Long-Tailed Recognition via Weight Balancing](https://arxiv.org/abs/2203.14197), CVPR 2022
 # - Cui, Jia, Lin, Song and Belongie, [Class-Balanced Loss Based on Effective Number of Samples](https://arxiv.org/abs/1901.05555), CVPR 2019: the tail's formula
 # - Hasegawa and Sato, [Exploring Weight Balancing on Long-Tailed Recognition Problem](https://arxiv.org/abs/2305.16573), ICLR 2024: Fisher's ratio and cosines
 # - Kang et al., [Decoupling Representation and Classifier for Long-Tailed Recognition](https://arxiv.org/abs/1910.09217), ICLR 2020: the two stages
+# - Menon et al., [Long-tail learning via logit adjustment](https://arxiv.org/abs/2007.07314), ICLR 2021
 # 
 # **Next**: [2 · Second stage: balancing the classifier](demo2_second-stage-training.ipynb).

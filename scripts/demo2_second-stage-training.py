@@ -45,9 +45,10 @@ counts = torch.tensor(classes["count"].to_list())
 
 # ## Features
 # 
-# The body gives each image $D$ numbers. They do not depend on the classifier, so they are computed in advance: of the training images one pass per epoch, with new crops and flips in each; of the test images one pass in all. (The network was tested in bfloat16, its features are float32: accuracies of the two may differ by a tenth.)
+# The body gives each image $D$ numbers. They do not depend on the classifier, so they are computed in advance: of the training images one pass per epoch, with new crops and flips in each (of those that ship six passes, taken in turn); of the test images one pass in all. (The network was tested in bfloat16, its features are float32: accuracies of the two may differ by a tenth.)
 
-features = rows.sources.paper  # of the body, frozen in evaluation mode as in the paper
+# Of the body in evaluation mode; the paper does not say which, the released code's is the other.
+features = rows.sources.paper
 first = rows.sources.classifier
 x, y = features.draw(settings.batch_size, settings.seed, epoch=0)
 test_x, test_y = features.test_features(epoch=0, flip=False), features.test_labels
@@ -72,11 +73,11 @@ print("as the first stage left it:", in_words(accuracy(first)))
 
 # ## Dividing by norms
 # 
-# The rows of common classes are longer, so their logits reach further; the tail sits less in the biases, as the first chapter showed, which stay. **L2-normalisation** divides each row by its norm, **τ-normalisation** ([Kang et al. 2020](https://arxiv.org/abs/1910.09217)) by a power of it:
+# The rows of common classes are longer, so their logits reach further. The biases hold little of the tail, as the first chapter showed, so they stay as they are. **L2-normalisation** divides each row by its norm, **τ-normalisation** ([Kang et al. 2020](https://arxiv.org/abs/1910.09217)) by a power of it:
 # 
 # $$\text{L2:}\;\; w_k \leftarrow \frac{w_k}{\lVert w_k \rVert_2} \qquad\qquad \tau:\;\; w_k \leftarrow \frac{w_k}{\lVert w_k \rVert_2^{\,\tau}}$$
 # 
-# $\tau = 0$ changes nothing, $\tau = 1$ is L2-normalisation. Three classes in the plane, the first with the longest row:
+# $\tau = 0$ changes nothing, $\tau = 1$ is L2-normalisation. (The first chapter's **logit adjustment**, $z_k \leftarrow z_k - \tau \log n_k$, moves the biases in the rows' place; its $\tau$ is another number, chosen on its own.) Three classes in the plane, the first with the longest row:
 
 def tau_normalize(weight: torch.Tensor, tau: float) -> torch.Tensor:
     """Divide each row of weights [C, D] by its norm to the power tau."""
@@ -141,9 +142,13 @@ alpha = class_balanced_weights(counts)
 print(f"of the real classes: {alpha.min():.3f} (most common) to {alpha.max():.2f} (rarest)")
 inverse = class_balanced_weights(counts, beta=1 - 1e-9)
 print(f"and with 1/n: {inverse.min():.3f} to {inverse.max():.2f}")
+of_images = float((alpha * counts).sum() / counts.sum())
+print(f"mean over classes {alpha.mean():.2f}, over training images {of_images:.2f}")
 
 
 # With at most 500 images a class the usual $\beta = 0.9999$ is $1/n_k$ for all practical purposes; it matters where classes have thousands of images.
+# 
+# Mind the scale. The weights are 1 in the mean over *classes*, but an *image* weighs far less in the mean, since most are of common classes. So this loss and its gradients are several times smaller than plain cross-entropy's: the same weight decay pulls that much harder against them, and a larger learning rate suits.
 
 # ## MaxNorm
 # 
@@ -203,7 +208,7 @@ def balance(
 values = rows.values("CB + WD + MaxNorm", "paper")  # tuned on held-out images
 chosen = {name: values[name] for name in ("weight_decay", "max_norm", "lr")}
 print(", ".join(f"{name} {value:g}" for name, value in chosen.items()))
-head, curve = balance(alpha, values["weight_decay"], values["max_norm"], values["lr"])
+head, trained = balance(alpha, values["weight_decay"], values["max_norm"], values["lr"])
 library = rows.learned("CB + WD + MaxNorm", "paper")
 print("by hand:   ", in_words(accuracy(head)))
 print("by library:", in_words(library.accuracy()))
@@ -215,16 +220,17 @@ chapter.claim("the loop above ends within 0.3 points of the library's training",
 # 
 # How long does it take?
 
-by_epoch = pd.DataFrame(curve).assign(epoch=range(len(curve)))
+by_epoch = pd.DataFrame(trained).assign(epoch=range(len(trained)))
 chapter.show(
     plots.sweep(by_epoch, "epoch", "epoch (0: as the first stage left it)"), "demo2_epochs.png"
 )
-before, after_one, end = (curve[epoch]["few"] for epoch in (0, 1, -1))
-half_way = next(e for e, each in enumerate(curve) if each["few"] >= (before + end) / 2)
+before, after_one, end = (trained[epoch]["few"] for epoch in (0, 1, -1))
 words = f"few-shot: {before:.1f} before, {after_one:.1f} after one epoch, {end:.1f} at the end"
+far = [epoch for epoch, each in enumerate(trained) if not abs(each["few"] - end) < 1]
+settled = max(far, default=-1) + 1  # from then on it stays near
 chapter.claim(
-    f"a few epochs are enough: {words}; half of the way after {half_way}",
-    half_way <= settings.epochs / 2,
+    f"a few epochs are enough: {words}, within a point of it from epoch {settled} on",
+    settled <= settings.epochs / 2,
 )
 
 
@@ -274,25 +280,28 @@ chapter.claim(
 start, *norm_rules = RETRAINED
 over_cb = {name: difference(learned[start], learned[name]) for name in norm_rules}
 paper = {name: published.TABLE_1[name][-1] - published.TABLE_1[start][-1] for name in norm_rules}
+rates = {name: rows.values(name, "paper")["lr"] for name in RETRAINED}
 for name, added in over_cb.items():
-    print(f"{name.replace(' + ', ' & ')} over CB: {added}; in the paper {paper[name]:+.1f}")
+    words = f"{name.replace(' + ', ' & ')} (at {rates[name]:g}) over CB (at {rates[start]:g})"
+    print(f"{words}: {added}; in the paper {paper[name]:+.1f}")
 one, other, together = (each.points for each in over_cb.values())
 chapter.claim(
-    f"weight decay and MaxNorm do not add up: alone {one:+.1f} and {other:+.1f}, "
-    f"together {together:+.1f}",
+    f"weight decay and MaxNorm together do no more than one of them: {together:+.1f}, "
+    f"weight decay alone {one:+.1f}, MaxNorm alone {other:+.1f}",
     together < max(one, other) + over_cb[norm_rules[0]].error,
 )
 untrained = difference(best, table["WD + L2norm"])
+theirs = published.TABLE_1["WD + L2norm"][-1] - published.TABLE_1["CB + WD + MaxNorm"][-1]
 chapter.claim(
-    f"and dividing by norms, without any training, is no worse: L2norm over CB & WD & MaxNorm "
-    f"{untrained}",
-    untrained.points > -2 * untrained.error,
+    f"dividing by norms, without any training, does better here: L2norm over CB & WD & MaxNorm "
+    f"{untrained}; in the paper {theirs:+.1f}",
+    untrained.points > 2 * untrained.error,
 )
 
 
-# Here this reproduction and the paper part. There, with a ResNet-34, the class-balanced loss alone gains a point, and weight decay and MaxNorm give it most of its worth; here the loss alone, at the ten times higher learning rate that was chosen for it, does most, weight decay adds less than a point to that, and MaxNorm nothing ([below](#What-a-radius-does) we shall see why; at one learning rate for all both add more, as the study shows). A ResNet-34 of our own lies in between ([the study](study_paper-versus-code.ipynb#3-What-does-a-weight-decay-of-0.1-leave?)), which also finds out [when they add more](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?).
+# Here this reproduction and the paper part. In the paper the class-balanced loss alone gains a point over the first stage, and weight decay and MaxNorm six more. Here the loss alone does most, at a learning rate ten times as large, which held-out images chose for it; weight decay adds less than a point to that, and MaxNorm nothing ([below](#What-a-radius-does) we shall see why). At *one* learning rate both add more: [the study](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?) shows that, and has [a ResNet-34 of our own](study_paper-versus-code.ipynb#3-What-does-a-weight-decay-of-0.1-leave?), which lies in between.
 # 
-# The first chapter left a question open: were the features of the network with weight decay better, or was it the classifier on top? Balance both networks in the same way, by τ-normalisation, each with its own $\tau$; and by logit adjustment, which adds no more than one number for each class to the logits ([the study](study_paper-versus-code.ipynb#6-How-flat-is-the-ground?) has its formula):
+# The first chapter left a question open: were the features of the network with weight decay better, or was it the classifier on top? Balance both networks in the same way, by τ-normalisation, each with its own $\tau$; and by logit adjustment, each with its own again:
 
 if rows.naive is not None and not settings.shipped:  # its features do not ship
     own_tau = rows.tau("naive + tau-norm", settings.naive_tau)
@@ -311,7 +320,7 @@ if rows.naive is not None and not settings.shipped:  # its features do not ship
 adjusted = compared(rows, "logit adjustment").reindex([0, settings.stage1_weight_decay])
 for name, (_, own) in zip(("naive", "WD"), adjusted.iterrows(), strict=True):
     if own["all"] > 0:
-        print(f"{name:5} + logit adjustment: {in_words(own)}")
+        print(f"{name:5} + logit adjustment, {own['hyper-parameters']}: {in_words(own)}")
 without, with_it = adjusted["few"]
 chapter.claim(
     f"rare classes are no exception: by logit adjustment {without:.1f} without weight decay, "
@@ -320,7 +329,7 @@ chapter.claim(
 )
 
 
-# (The two values of τ stand at different points of the trade between common and rare classes, so look at the second pair for the groups.)
+# (Values of τ stand at different points of the trade between common and rare classes. For the groups look at the second pair: there the network without weight decay has the larger τ, which favours rare classes, and still fewer of them right.)
 # 
 # ## What changed
 # 
@@ -386,10 +395,11 @@ for name in ("CB + MaxNorm", "CB + WD + MaxNorm"):
 
 shares = {"none": math.nan, "1": 1.0, "0.75": 0.75, "0.5": 0.5, "0.25": 0.25}
 radii = float(weight.norm(dim=1).mean()) * pd.Series(shares)
-told = {"loss": settings.loss, "weight_decay": 0.0, "lr": values["lr"]}
-told |= {"max_norm_every": "step", "seed": settings.seed}
+asked = pd.DataFrame({"max_norm": radii})  # a row a classifier, of which the radius alone differs
+asked = asked.assign(max_norm_every="step", loss=settings.loss, weight_decay=0.0)
+asked = asked.assign(lr=values["lr"], seed=settings.seed)
 recipe = settings.recipe(loss=settings.loss, lr=values["lr"])
-stack = Grid(first, {settings.seed: features}, recipe, pd.DataFrame({"max_norm": radii, **told}))
+stack = Grid(first, {settings.seed: features}, recipe, asked)
 stack.fit()
 by_radius = {share: stack.classifier(number) for number, share in enumerate(shares)}
 
@@ -418,19 +428,23 @@ chapter.claim(
     f"{many_on:.0f} % of many-shot rows end on it, {few_on:.0f} % of few-shot ones",
     many_on > few_on,
 )
+for share in ("1", "0.5"):
+    change = of_radius.loc[share] - free
+    by_group = ", ".join(f"{name} {change[name]:+.1f}" for name in ("all", "many", "few"))
+    print(metrics.with_dashes(f"{share} × mean: {by_group} points"))
 gained = half - free
 chapter.claim(
-    f"half of it adds {gained['all']:+.1f} points over all classes, "
-    f"few-shot {gained['few']:+.1f}, many-shot {gained['many']:+.1f}",
-    gained["few"] > 0,
+    f"half of the mean norm leaves {half['on the ball: few']:.0f} % of the few-shot rows on the "
+    f"ball too, and adds {gained['all']:+.1f} points",
+    half["on the ball: few"] > few_on and gained["few"] > 0,
 )
 
 
-# A wall for common classes, behind which the rare ones catch up. At this learning rate that is worth about as much as a weight decay, without any; beside one, or beside a faster rate, there is less left to win ([the study](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?) has hundreds of such classifiers).
+# So a radius about as long as the rows are is a wall for common classes alone, behind which the rare ones catch up. A much shorter one holds them all: the ball becomes a sphere, all norms are equal, as under L2-normalisation, and training goes on from there. At this learning rate that is worth about as much as a weight decay, without any; beside one, or beside a faster rate, there is less left to win ([the study](study_paper-versus-code.ipynb#4-Does-MaxNorm-act?) has hundreds of such classifiers).
 # 
 # ## Whom the classifier expects
 # 
-# What a network expects can be read off its probabilities. The mean probability of class $k$ over all test images, $\bar p_k = \frac{1}{N} \sum_i p_k(x_i)$, is its *marginal likelihood* (the paper's figure 6). On a balanced test set it should be $1/C$; times $C$, that is 1.
+# What a network expects can be read off its probabilities. The mean probability of class $k$ over all test images, $\bar p_k = \frac{1}{N} \sum_i p_k(x_i)$, is its *marginal likelihood* (the paper's figure 6). On a balanced test set it should be $1/C$; times $C$, that is 1. (Over the training images it comes to $n_k / N$ wherever the biases are at rest, as the first chapter derived.)
 
 expected = [
     pd.DataFrame({"model": name, "likelihood": result.predictions.marginal})
@@ -458,6 +472,7 @@ chapter.claim(
 def expected_calibration_error(confidence: np.ndarray, hit: np.ndarray, bins: int = 15) -> float:
     """Mean gap between confidence and accuracy in bins of the confidence, in percent."""
     index = np.ceil(confidence * bins).astype(int)
+    # |B| cancels: |B| / N times a difference of two means over B is one of two sums, over N.
     gaps = [abs(hit[index == b].sum() - confidence[index == b].sum()) for b in range(bins + 1)]
     return 100 * sum(gaps) / len(hit)
 
@@ -508,8 +523,8 @@ if interactive:
 else:
     taus = pd.DataFrame([{"tau": tau, **moved(tau, 1e9)} for tau in np.arange(0, 3.01, 0.1)])
     chapter.show(plots.sweep(taus, "tau", r"$\tau$, test images"), "demo2_tau-on-test.png")
-    radii = pd.DataFrame([{"radius": r, **moved(0, r)} for r in np.geomspace(0.05, 3, 25)])
-    figure = plots.sweep(radii, "radius", r"radius $\delta$, test images", log=True)
+    tested = pd.DataFrame([{"radius": r, **moved(0, r)} for r in np.geomspace(0.05, 3, 25)])
+    figure = plots.sweep(tested, "radius", r"radius $\delta$, test images", log=True)
     chapter.show(figure, "demo2_radius-on-test.png")
 
 
@@ -524,7 +539,9 @@ take_aways(
     f"Accuracy is not confidence: L2norm has an ECE of {errors['WD + L2norm']:.1f} %, CB "
     f"{errors['WD + CB']:.1f}, with weight decay {errors['WD + CB & WD']:.1f}. A radius sets it, "
     f"too: {of_radius.ece['0.5']:.1f} at half the mean norm, {of_radius.ece['0.25']:.1f} at a "
-    "quarter.",
+    "quarter, where the classifier is too modest.",
+    f"The paper's order is another: L2norm, without training, over its best method {untrained}, "
+    f"in the paper {theirs:+.1f}.",
 )
 
 
@@ -569,7 +586,7 @@ take_aways(
 #     print(f"beta {beta}: weights {other.min():.2f} to {other.max():.2f};", in_words(accuracy(trained)))
 # ```
 # 
-# Towards 0 all images weigh the same, which is plain cross-entropy; towards 1 they weigh $1/n_k$. At 0.9 only classes with a few images weigh more than the others, so the medium ones gain nothing; 0.99 lies between.
+# Towards 0 all images weigh the same, which is plain cross-entropy; towards 1 they weigh $1/n_k$. At 0.9 only classes with a few images weigh more than the others, so the medium ones gain nothing; 0.99 lies between. The mean weight of an image changes as well (`(other * counts).sum() / counts.sum()`: 0.20 at 0.9999, several times that at 0.9), and with it how hard the same weight decay pulls.
 # </details>
 # 
 # ## References and the next chapter
@@ -577,6 +594,7 @@ take_aways(
 # - Alshammari, Wang, Ramanan and Kong, [Long-Tailed Recognition via Weight Balancing](https://arxiv.org/abs/2203.14197), CVPR 2022
 # - Kang et al., [Decoupling Representation and Classifier for Long-Tailed Recognition](https://arxiv.org/abs/1910.09217), ICLR 2020: τ-normalisation
 # - Cui et al., [Class-Balanced Loss Based on Effective Number of Samples](https://arxiv.org/abs/1901.05555), CVPR 2019
+# - Menon et al., [Long-tail learning via logit adjustment](https://arxiv.org/abs/2007.07314), ICLR 2021
 # - Guo et al., [On Calibration of Modern Neural Networks](https://arxiv.org/abs/1706.04599), ICML 2017
 # 
 # **Next**: [the study: paper versus code](study_paper-versus-code.ipynb), all of Table 1 and a detective story. To balance a classifier of your own, see [the README](../README.md#balance-a-classifier-that-you-have).

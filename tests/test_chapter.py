@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from ltr import models
 from ltr.errors import InputError
 from ltr.metrics import Predictions
 from ltr.runtime import process
@@ -128,3 +130,25 @@ def test_the_protocol_names_both_stages_where_they_are_equally_long():
         chapter.protocol(second, told)
         == f"{network}, 2 epochs at 0.2, batch 128, then 2 epochs of the classifier, {end}"
     )
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "few"),
+    [
+        ([[4.0, 0.0], [0.0, 1.0]], [0.0, 0.0], (0, 0, 100)),  # the tail sits in the norms
+        ([[1.0, 0.0], [0.0, 1.0]], [2.0, 0.0], (0, 100, 0)),  # in the biases
+    ],
+)
+def test_where_the_tail_sits_is_seen_by_taking_it_away(weight, bias, few):
+    classifier = models.linear(torch.tensor(weight), torch.tensor(bias))
+    images = torch.tensor([[1.0, 0.0], [0.5, 1.0]])
+    frozen = SimpleNamespace(
+        model=SimpleNamespace(classifier=classifier),
+        test_logits=lambda head, epoch: head(images).detach().numpy(),
+        class_counts=np.array([200, 5]),
+        test_labels=np.array([0, 1]),
+    )
+    table = chapter.where_the_tail_sits(frozen).set_index("classifier")
+    assert tuple(table.few) == few
+    assert (table.many == 100).all()
+    assert [*table.index] == ["as learned", "without biases", "with rows of one length"]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ltr import analysis, datasets, metrics, models, plots, runs, training
+from ltr import analysis, datasets, metrics, models, plots, regularizers, runs, training
 from ltr.first_stage import ImageData
 from ltr.recipes import LATER
 from ltr.runtime.options import flag
@@ -220,6 +220,18 @@ def mean_logits(frozen: FrozenFeatures) -> pd.DataFrame:
     """Mean logit of each class over its own test images and over all others, see `analysis.mean_logits`."""
     logits = frozen.test_logits(models.copy_classifier(frozen.model), 0)
     return analysis.mean_logits(logits, frozen.test_labels)
+
+
+def where_the_tail_sits(frozen: FrozenFeatures) -> pd.DataFrame:
+    """Accuracy by group of a first stage's classifier as learned, without its biases, and with rows of one length."""
+    learned = models.copy_classifier(frozen.model)
+    weight, bias = learned.weight.detach(), learned.bias
+    heads = {"as learned": learned, "without biases": models.linear(weight, None)}
+    heads["with rows of one length"] = models.linear(regularizers.tau_normalize(weight, 1.0), bias)
+    counts = frozen.class_counts
+    logits = {name: frozen.test_logits(head, 0) for name, head in heads.items()}
+    parts = {name: metrics.group_accuracy(each, frozen.test_labels, counts) for name, each in logits.items()}
+    return pd.DataFrame([{"classifier": name, **own} for name, own in parts.items()])
 
 
 def difference(before: runs.Result, after: runs.Result) -> metrics.Difference:

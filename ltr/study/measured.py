@@ -62,9 +62,9 @@ def compared(rows: Rows, method: str) -> pd.DataFrame:
     """What `ltr compare` measured of a method on this first stage and on the naive one, by their weight decay.
 
     Returns:
-        columns many, medium, few, all in percent; index the first stage's weight decay.
+        columns many, medium, few, all in percent, hyper-parameters in words; index the first stage's weight decay.
     """
-    measures = [*metrics.GROUPS, "all"]
+    measures = [*metrics.GROUPS, "all", "hyper-parameters"]
     table = table_at(rows.settings.out / "comparison.csv", ["stage1_run", "stage1_weight_decay", "method", *measures])
     firsts = [each.path.name for each in (rows.base, rows.naive) if each]
     found = where(table[table.stage1_run.isin(firsts)], method=method)
