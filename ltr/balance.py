@@ -336,7 +336,7 @@ class Balanced:
 
     @property
     def verdict(self) -> tuple[str, ...]:
-        """What the best method gains, a sentence for each of both baselines."""
+        """What the best method gains, a sentence for each of both baselines, but for one that it is itself."""
         was = BASELINES["gain"] if self.about["head"] == "given" else "plain cross-entropy"
         if self.best == FIRST:
             return (f"no method is better than {was} on the validation images: not worth it",)
@@ -344,8 +344,9 @@ class Balanced:
         what = f"points of {SCORES[self.score]}"
         lines = []
         for column, baseline in BASELINES.items():
-            gain = row[column]
-            error = row[f"{column} ±"]
+            gain, error = row[column], row[f"{column} ±"]
+            if column != "gain" and gain == error == 0:
+                continue  # it is that baseline
             over = was if column == "gain" else baseline
             if not math.isfinite(error):
                 lines.append(f"too few images to say what {self.best} gains over {over}")

@@ -170,13 +170,13 @@ def split_indices(
     if choice not in CHOICES:
         raise InputError(f"--choice: must be one of {', '.join(CHOICES)}, got {choice}")
     available = np.bincount(labels, minlength=len(names))
+    if not available.all():
+        raise InputError(f"--data-root: every class must have an image, got none of {names[int(available.argmin())]}")
     full = int(available.min() if profile == "as-is" else available[0])
     if not 0 <= hold_out < full:
         raise InputError(f"--hold-out: must be between 0 and {full - 1}, got {hold_out}")
-    if profile == "as-is":
-        counts = available - hold_out
-    else:
-        counts = class_counts(full - hold_out, len(names), imbalance_factor, profile)
+    cut = full - hold_out, len(names), imbalance_factor, profile
+    counts = available - hold_out if profile == "as-is" else class_counts(*cut)
     check_enough(available, counts, hold_out, names)
     train, validation = [], []
     for k in range(len(names)):

@@ -62,7 +62,7 @@ def class_balanced_weights(counts: Tensor, beta: float = BETA) -> Tensor:
     if not 0 <= beta < 1:
         raise ValueError(f"beta: must be at least 0 and below 1, got {beta}")
     counts = in_float64(counts)
-    if counts.min() < 1:
+    if not (counts >= 1).all():  # NaN is none
         raise ValueError("counts: every class needs at least one image")
     weights = (1 - beta) / (1 - beta**counts)
     return (weights / weights.sum() * len(counts)).float()
@@ -98,7 +98,8 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
     As `torch.nn.CrossEntropyLoss` with `weight`, which LDAM's released code takes: what the weights of a batch have in
     common cancels.
     """
-    return F.cross_entropy(at_least_float32(logits), labels, weights)
+    logits = at_least_float32(logits)
+    return F.cross_entropy(logits, labels, weights.to(logits.dtype))
 
 
 def balanced_bce_on_softmax(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -137,7 +138,11 @@ def adjust_logits(logits: Tensor, counts: Tensor, tau: float) -> Tensor:
     .. math:: z_k \leftarrow z_k - \tau \log \pi_k, \quad \pi_k = n_k / \sum_j n_j
 
     Returns:
-        float32 of half-precision logits, which could not hold the counts; otherwise the logits' type.
+        float32 of half-precision logits, which could not hold the counts; otherwise the logits' type. Infinite for a
+        class without images, which has no prior.
+
+    Raises:
+        ValueError: there are not as many counts as logits.
 
     Source: Menon et al. 2021, equation 9.
     """
@@ -145,6 +150,8 @@ def adjust_logits(logits: Tensor, counts: Tensor, tau: float) -> Tensor:
     if tau == 0:
         return logits  # of a class without images too, whose prior has no logarithm
     counts = by_class(counts).to(logits.device, logits.dtype)
+    if counts.shape != logits.shape[-1:]:
+        raise ValueError(f"counts: must be one for each of {logits.shape[-1]} logits, got {list(counts.shape)}")
     return logits - tau * (counts / counts.sum()).log()
 
 
@@ -213,7 +220,8 @@ def label_aware_smoothing(counts: Tensor, head: float = 0.4, tail: float = 0.1) 
     .. math:: \epsilon_k = \epsilon_{tail} + (\epsilon_{head} - \epsilon_{tail})
         \sin \frac{\pi (n_k - n_{min})}{2 (n_{max} - n_{min})}
 
-    Source: Zhong et al. 2021 (MiSLAS), equations 7 to 9; 0.4 and 0.1 are theirs at imbalance factor 100.
+    Source: Zhong et al. 2021 (MiSLAS), equations 7 to 9; 0.4 and 0.1 are theirs at imbalance factor 100, and
+    what `build_loss` takes at any.
     """
     counts = in_float64(counts)
     place = (counts - counts.min()) / (counts.max() - counts.min()).clamp(min=1)
@@ -265,8 +273,8 @@ class Deferred:
 
 ADJUSTED = {"balanced-softmax": balanced_softmax, "vs": vector_scaling}
 BALANCED = {"cb-ce": balanced_cross_entropy, "cb-bce": balanced_bce_on_softmax, "cb-focal": balanced_focal}
-FIRST_STAGE = ("ce", "balanced-softmax", "vs", "ldam-drw", "ce-drw", "smooth", "label-aware")
-LOSSES = (*FIRST_STAGE, *BALANCED)
+OF_NETWORKS = ("ce", "balanced-softmax", "vs", "ldam-drw", "ce-drw", "smooth", "label-aware")
+LOSSES = (*OF_NETWORKS, *BALANCED)
 
 
 def build_loss(

@@ -103,8 +103,11 @@ def balanced_positions(labels: Tensor, num_classes: int, generator: torch.Genera
     A class comes first, then one of its images, with replacement.
 
     Args:
-        labels: [N]; every class must occur.
+        labels: [N].
         generator: on the CPU.
+
+    Raises:
+        ValueError: a class does not occur.
 
     Source: Kang et al. 2020, equation 1 with q = 0.
     """
@@ -112,6 +115,8 @@ def balanced_positions(labels: Tensor, num_classes: int, generator: torch.Genera
     classes = (torch.randperm(size, generator=generator) % num_classes).to(device)
     share = torch.rand(size, generator=generator).to(device)
     counts = labels.bincount(minlength=num_classes)
+    if not counts.all():
+        raise ValueError(f"labels: must have each of {num_classes} classes, got none of {int(counts.argmin())}")
     first = counts.cumsum(0) - counts  # where a class begins once images lie class by class
     within = (share * counts[classes]).long().minimum(counts[classes] - 1)  # a product may round up
     return labels.argsort(stable=True)[first[classes] + within]

@@ -50,7 +50,7 @@ def accuracy_by_group(hits: np.ndarray, labels: np.ndarray, counts: np.ndarray) 
         counts: [C], training images of each class, which decide the groups.
 
     Returns:
-        keys all, many, medium, few; NaN for a group with no class.
+        keys all, many, medium, few; NaN for a group without a test image.
     """
     groups = group_of(counts)[labels]
     inside = {"all": np.ones(len(labels), bool), **{group: groups == group for group in GROUPS}}

@@ -7,6 +7,7 @@ balancing paper come from neither: its network is a ResNet-34 whose stem is one 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,18 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images [B, 3, H, W] to logits [B, C]."""
-        return self.classifier(self.features(x))
+        return logits_of(self.classifier, self.features(x))
+
+
+def logits_of(classifier: nn.Linear, features: Tensor) -> Tensor:
+    """Logits [B, C] of features [B, D], in the classifier's own precision where the rest is autocast.
+
+    In bfloat16 a logit has eight bits, so that classes tie, and the one with the lower index gets the answer.
+    """
+    kind = features.device.type
+    exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    with exact:
+        return classifier(features.to(classifier.weight.dtype))
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -177,7 +189,7 @@ class LastLayers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, D, H, W], or normalised images [B, 3, H, W], to logits [B, C]."""
         maps = self.trunk.features(x) if self.trunk is not None else x
-        return self.classifier(self.blocks(maps).mean((2, 3)))
+        return logits_of(self.classifier, self.blocks(maps).mean((2, 3)))
 
 
 def layers_of(block: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:

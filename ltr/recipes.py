@@ -42,6 +42,9 @@ class Recipe:
             over the steps.
         sam_rho: rho of sharpness-aware minimisation (Foret et al. 2021), each of whose steps takes its gradient that
             far up the slope, and costs two; 0 takes plain steps.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     epochs: int
@@ -62,6 +65,15 @@ class Recipe:
         for name, known in {"schedule": SCHEDULES, "average": AVERAGES}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: must be one of {', '.join(known)}, got {getattr(self, name)}")
+        for name in ("batch_size", "test_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "lr", "weight_decay", "momentum", "warm_up", "sam_rho"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
+        for name, end in {"momentum": 1, "warm_up": max(self.epochs, 1)}.items():
+            if getattr(self, name) >= end:
+                raise ValueError(f"{name}: must be below {end}, got {getattr(self, name)}")
 
     def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""

@@ -33,7 +33,7 @@ def row_norms(weight: Tensor) -> Tensor:
 def tau_normalize(weight: Tensor, tau: float) -> Tensor:
     r"""Divide each row of a weight [..., C, D] by its norm to the power tau; rows of zeros stay zeros.
 
-    tau = 1 brings each row to unit norm: L2-normalisation.
+    tau = 1 brings each row to unit norm: L2-normalisation. Of half precision the result is float32.
 
     .. math:: w_k \leftarrow w_k / \lVert w_k \rVert^\tau
 
@@ -56,6 +56,9 @@ def max_norm_project(weight: Tensor, radius: float | Tensor) -> Tensor:
     Args:
         weight: [..., C, D].
         radius: delta, not negative: a number, or a tensor that broadcasts against [..., C].
+
+    Returns:
+        [..., C, D], of half precision in float32.
 
     Source: the paper's section 4.3 (projected gradient descent on the MaxNorm constraint).
     """
@@ -110,9 +113,8 @@ class Constraint:
         return {"max_norm": self.radius, "max_norm_every": self.every}
 
     def to(self, device: torch.device) -> "Constraint":
-        """Count on a device, the one where the weights are."""
-        self.checked = self.checked.to(device)
-        self.projected = self.projected.to(device)
+        """Count anew, from zero, on a device, the one where the weights are; in place."""
+        self.checked, self.projected = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(2))
         return self
 
     def counts(self) -> dict[str, int]:

@@ -89,15 +89,17 @@ class Run:
         Raises:
             InputError: see `begin` and `load`.
         """
-        if retrain or not distributed.current().broadcast(self.finished):  # as one process sees it, so that all agree
-            self.begin(about, device, retrain)
+        if (retrain or not distributed.current().broadcast(self.finished)) and self.begin(about, device, retrain):
             self.save(train(), counts)
         return self.load()
 
-    def begin(self, about: Mapping[str, Any] | None, device: torch.device | str, retrain: bool = False) -> None:
+    def begin(self, about: Mapping[str, Any] | None, device: torch.device | str, retrain: bool = False) -> bool:
         """Take the folder, write its config; `retrain` first clears what an earlier run left. Together.
 
         Arguments as of `load_or_train`.
+
+        Returns:
+            whether there is something to train; not where another process has finished it meanwhile.
 
         Raises:
             InputError: the images are not at hand, or another process trains this run.
@@ -105,14 +107,18 @@ class Run:
         if about is None:
             raise InputError(f"--data-root: {self.name} is not finished and the images to train on are not there")
         distributed.current().on_main(lambda: self.take(about, device, retrain))
+        return not distributed.current().broadcast(self.finished)  # as one process sees it, so that all agree
 
     def take(self, about: Mapping[str, Any], device: torch.device | str, retrain: bool) -> None:
-        """Lock the folder and write its config, see `begin`."""
+        """Lock the folder and write its config, unless the run is finished by now; see `begin`."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self.lock.acquire()
         except Timeout as error:
             raise InputError(f"--out: another process is training {self.path}") from error
+        if self.finished and not retrain:
+            self.lock.release(force=True)
+            return
         storage.remove_partial(self.path)
         if retrain:
             self.clear()
@@ -140,7 +146,7 @@ class Run:
         distributed.current().on_main(lambda: self.write(outcome, counts))
 
     def write_averaged(self, outcome: Outcome, counts: np.ndarray) -> None:
-        """Write the averaged network of a training as a run of its own, `<name>-swa`, before this one is finished."""
+        """Write the averaged network as a run of its own, `<name>-swa` or `<name>-ema`, before this one is finished."""
         average = self.identity["average"]
         told = {"network": "averaged", "method": f"{self.identity['method']} + {average.upper()}"}
         other = Run(self.path.with_name(f"{self.name}-{average}"), self.identity | told)
@@ -268,8 +274,10 @@ class Result:
 
     @property
     def precision(self) -> str | None:
-        """In which it was trained, by the engine's words; None where nothing was."""
-        return self.summary["engine"].split(", ")[1] if "engine" in self.summary else None
+        """In which it was trained, by its engines' words: several where it went on elsewhere, None where it was not."""
+        engines = [self.summary.get("engine"), *self.summary.get("later_engines", ())]
+        told = [engine.split(", ")[1] for engine in engines if engine]
+        return ", then ".join(dict.fromkeys(told)) or None
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -388,7 +396,7 @@ def otherwise(settings: Mapping[str, Any]) -> dict[str, str | None]:
 
 def digest(*parts: Any) -> str:
     """Eight hexadecimal digits that stand for plain values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=storage.plain).encode()).hexdigest()[:8]
 
 
 # ---- the runs of a folder

@@ -272,7 +272,7 @@ class FirstStage(Common):
     average: str = option("none", "a second network, of averaged weights", choices=recipes.AVERAGES)
     sam_rho: float = option(0.0, "radius of sharpness-aware steps; 0 for plain ones", real, low=0, high=100)
     test_every: int = option(None, "epochs between two tests; the last is always tested", whole, low=1, high=MOST)
-    loss: str = option("ce", "of the whole network", choices=losses.FIRST_STAGE)
+    loss: str = option("ce", "of the whole network", choices=losses.OF_NETWORKS)
     mix: str = option("none", "blend pairs of images", choices=augment.MIXES)
     mix_alpha: float = option(None, "of the mixing's Beta distribution; mixup 0.2, cutmix 1", real, above=0, high=1000)
     augmentation: str = option("none", "beyond crop and flip", choices=augment.AUGMENTATIONS)

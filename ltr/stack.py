@@ -135,10 +135,11 @@ def learn(
         project: brings the first parameter, in place, to where it shall be, after each "step" and "epoch".
 
     Raises:
-        ValueError: the recipe has Nesterov's momentum or sharpness-aware steps, which this SGD has not.
+        ValueError: the recipe has Nesterov's momentum, sharpness-aware steps or an averaged network, which are not to
+            be had here.
     """
-    if recipe.nesterov or recipe.sam_rho:
-        raise ValueError("nesterov, sam_rho: must be False and 0 for classifiers side by side")
+    if recipe.nesterov or recipe.sam_rho or recipe.average != "none":
+        raise ValueError("nesterov, sam_rho, average: must be False, 0 and none for classifiers side by side")
     shapes = [(-1, *[1] * (values.dim() - 1)) for values in parameters]
     velocity = [torch.zeros_like(values) for values in parameters]
     for epoch in tqdm(range(recipe.epochs), f"{len(lr)} classifiers", leave=False, disable=None):
@@ -192,11 +193,13 @@ class Grid:
             for name in ("lr", "weight_decay", "max_norm")
         )
         radius = radius.nan_to_num(torch.inf, torch.inf)
-        self.projected = torch.zeros_like(self.lr)
-        self.checked = torch.zeros_like(self.lr)
+        self.projected = torch.zeros_like(self.lr, dtype=torch.int64)  # of many classes more than float32 counts
+        self.checked = torch.zeros_like(self.projected)
         every = self.candidates.max_norm_every
         if unknown := set(every.dropna()) - {*EVERY}:
             raise ValueError(f"max_norm_every: must be step or epoch, got {unknown.pop()}")
+        if (every.isna() & self.candidates.max_norm.notna()).any():
+            raise ValueError("max_norm_every: must be step or epoch where there is a radius, got none")
         # The radius that holds after each step, or epoch; infinite for classifiers that are not projected then.
         self.radii = {
             when: torch.where(torch.tensor((every == when).to_numpy()).to(radius.device), radius, torch.inf)

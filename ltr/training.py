@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from ltr import metrics
-from ltr.errors import TrainingError
+from ltr.errors import InputError, TrainingError
 from ltr.losses import Deferred, Mixed, build_loss
 from ltr.models import CosineClassifier
 from ltr.recipes import EMA_DECAY, SWA_START, Recipe
@@ -134,6 +134,18 @@ def perturbed(model: nn.Module, rho: float) -> Iterator[None]:
             copy_into(kept, before)
 
 
+@contextlib.contextmanager
+def one_image_refused() -> Iterator[None]:
+    """Say in a line what batch-norm says of a step of one image whose maps are a single pixel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        what = "leaves a step with one image, which batch-norm cannot normalise where maps are a single pixel"
+        raise InputError(f"--batch-size: must leave no step of a single image, got one: it {what}") from error
+
+
 def host_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights, copied to the host."""
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -196,8 +208,8 @@ class TrainingStep:
         self, forward: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor | Mixed, size: int
     ) -> tuple[Tensor, Tensor]:
         """Give the weights the gradient of a batch's loss; the loss, and the logits [B, C]."""
-        with self.engine.autocast():  # the network may run in bfloat16, the loss stays in float32
-            logits = forward(inputs)
+        with self.engine.autocast(), one_image_refused():
+            logits = forward(inputs)  # of a body that may run in bfloat16
         logits = logits.float()
         loss = self.loss_of(logits, labels, size)
         self.optimizer.zero_grad(set_to_none=True)
@@ -363,7 +375,7 @@ class Average:
             update_bn(self.step.inputs(epochs), network)
         self.step.group.average_([values for values in network.buffers() if values.is_floating_point()])
         logits = test.both(epochs - 1, network)
-        own = row_norms(network.classifier.weight.detach()).cpu().numpy()
+        own = row_norms(getattr(network, "classifier", network).weight.detach()).cpu().numpy()
         norms = np.concatenate([trained.norms[:-1], own[None]])
         extra = {**trained.extra, "best_test_epoch": epochs}  # it is tested once, at the end
         logits = keyed(last=logits, best_test=logits)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ltr import balance as module
-from ltr import metrics
+from ltr import metrics, models
 from ltr.balance import FIRST, balance, features, fit_temperature, paired_gain
 from ltr.data import embeddings
 from ltr.data.embeddings import Embeddings
@@ -1009,3 +1009,46 @@ def test_the_readmes_code_runs(capsys):
     exec(training, names)
     assert not torch.equal(model.fc.weight, before)
     assert float(model.fc.weight.detach().norm(dim=1).max()) <= 1 + 1e-6
+
+
+def test_a_layer_that_is_no_plain_one_is_refused(sets, result):
+    network = models.build_model("resnet32", 5, cosine=True)
+    batches = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]
+    said = r"must end in a linear layer x @ weight\.T \+ bias, got CosineClassifier"
+    with pytest.raises(InputError, match=f"^model: {said}"):
+        features(network, batches)
+    x, y = sets["train"]
+    layer = models.CosineClassifier(x.shape[1], int(y.max()) + 1)
+    for head in (layer, torch.nn.Sequential(layer)):
+        with pytest.raises(InputError, match=f"^head: {said}"):
+            balance(head, **sets)
+    with pytest.raises(InputError, match=f"^layer: {said}"):
+        result.write_into(layer)
+
+
+def test_classes_of_an_estimator_are_its_own(head, sets):
+    weight, bias = (part.detach().numpy() for part in (head.weight, head.bias))
+    estimator = SimpleNamespace(coef_=weight, intercept_=bias, classes_=np.arange(len(weight)))
+    balance(estimator, **sets, methods=["tau-norm"], classes=range(len(weight)))
+    with pytest.raises(InputError, match="^classes: must be the estimator's own or left out, got "):
+        balance(estimator, **sets, classes=range(len(weight))[::-1])
+
+
+def test_labels_and_features_of_any_kind(head, sets, result):
+    x, y = sets["train"]
+    for labels in (np.array(y.tolist(), object), torch.as_tensor(y).int()):
+        again = balance(head, (x, labels), sets["validation"], methods=["tau-norm"])
+        assert again.class_counts.tolist() == result.class_counts.tolist()
+    for labels in (torch.as_tensor(y).bfloat16(), np.array([*y.tolist()[:-1], True], object)):
+        with pytest.raises(InputError, match=r"^train: labels must be integers or strings \[N\]"):
+            balance(head, (x, labels), sets["validation"])
+    with pytest.raises(InputError, match="^train: features must be a plain tensor, got torch.sparse_coo"):
+        balance(head, (torch.as_tensor(x).to_sparse(), y), sets["validation"])
+
+
+def test_what_is_a_baseline_itself_is_not_held_against_it(result):
+    column, over = list(module.BASELINES)[1], list(module.BASELINES.values())[1]
+    same = result.table.method == result.best
+    table = result.table.assign(**{name: result.table[name].mask(same, 0.0) for name in (column, f"{column} ±")})
+    assert any(over in line for line in result.verdict)
+    assert not any(over in line for line in dataclasses.replace(result, table=table).verdict)

@@ -253,11 +253,14 @@ def test_a_stack_refuses_what_it_does_not_do(data):
     row = {"lr": 0.1, "weight_decay": 0.0, "max_norm": np.nan, "max_norm_every": None}
     for loss, recipe, said in (
         ("ce-drw", recipes.Recipe(1, 8), "loss: must be the same in each epoch, got ce-drw"),
-        ("ce", recipes.Recipe(1, 8, nesterov=True), "nesterov, sam_rho: must be False and 0"),
-        ("ce", recipes.Recipe(1, 8, sam_rho=0.1), "nesterov, sam_rho: must be False and 0"),
+        ("ce", recipes.Recipe(1, 8, nesterov=True), "nesterov, sam_rho, average: must be False, 0 and none"),
+        ("ce", recipes.Recipe(1, 8, sam_rho=0.1), "nesterov, sam_rho, average: must be False, 0 and none"),
+        ("ce", recipes.Recipe(1, 8, average="swa"), "nesterov, sam_rho, average: must be False, 0 and none"),
     ):
         with pytest.raises(ValueError, match=said):
             stack.Grid(start, frozen, recipe, pd.DataFrame([{**row, "loss": loss}])).fit()
+    with pytest.raises(ValueError, match="^max_norm_every: must be step or epoch where there is a radius, got none"):
+        stack.Grid(start, frozen, recipes.Recipe(1, 8), pd.DataFrame([{**row, "loss": "ce", "max_norm": 1.0}]))
 
 
 def test_a_grid_needs_no_float64_on_its_device():

@@ -13,6 +13,7 @@ from trees import NAMES, TEST, complaint, random_images, write_lists, write_smal
 
 from ltr import datasets, metrics, runs
 from ltr.datasets import LabelledImages, class_counts, split_indices
+from ltr.errors import InputError
 from ltr.settings import FirstStage
 
 CUT = ("exp", "step")  # the profiles that cut a tail
@@ -311,3 +312,9 @@ def test_test_images_that_are_learned_are_counted(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         datasets.load("folder", write_small(tmp_path / "apart"), 1.0, "as-is")
+
+
+@pytest.mark.parametrize("profile", ["exp", "as-is"])
+def test_a_class_without_an_image_is_named(profile):
+    with pytest.raises(InputError, match="^--data-root: every class must have an image, got none of b"):
+        datasets.split_indices(np.array([0, 0, 2]), ["a", "b", "c"], 2, profile)

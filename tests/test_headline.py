@@ -149,12 +149,6 @@ def test_numbers_within_sentences_are_those_of_the_files():
         naive = seeds.index.str.startswith("naive")
         least, most = seeds[~naive].min(), seeds[~naive].max()
         assert f"by {least:.1f} to {most:.1f} points, of the naive one by {seeds['naive']:.1f}" in pages[1]
-    mixed, alone = first[first.mix == "mixup"], comparison[comparison.method == "first stage alone"]
-    again = alone[alone.stage1_run == mixed.run.item()]["all"].item()
-    assert f"has {mixed['all'].item():.2f} % in `results.csv` and {again:.2f} as" in pages[1]
-    short = where(first, stage1_epochs=40, choice=None)
-    moved = alone[alone.stage1_run.isin(short.run)]["all"].mean() - short["all"].mean()
-    assert f"of a network of 40 epochs by {moved:.1f}," in pages[1]
     ldam = ROOT / "exp" / "demo_1" / first[first.loss == "ldam-drw"].run.item() / "metrics.csv"
     learned = pd.read_csv(ldam).set_index("epoch").train_accuracy[160]
     assert f"{learned:.1f} % of the training images are right" in pages[1]

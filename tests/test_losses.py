@@ -386,7 +386,7 @@ def test_label_aware_smoothing_smooths_each_class_by_its_own_measure():
     torch.testing.assert_close(losses.smoothed_cross_entropy(logits, labels, smoothing), F.cross_entropy(logits, soft))
 
 
-@pytest.mark.parametrize("name", losses.FIRST_STAGE)
+@pytest.mark.parametrize("name", losses.OF_NETWORKS)
 def test_losses_of_the_first_stage_are_means_over_rows(name):
     logits, labels = torch.randn(12, 3, generator=torch.Generator().manual_seed(4)), torch.arange(12) % 3
     loss = losses.build_loss(name, COUNTS)
@@ -406,3 +406,25 @@ def test_counts_of_a_series_are_in_the_order_of_its_index():
 def test_counts_that_are_none_are_refused(name, counts):
     with pytest.raises(ValueError, match="^counts: must be"):
         losses.build_loss(name, torch.tensor(counts))
+
+
+@pytest.mark.parametrize("name", ["ce-drw", "ldam-drw"])
+def test_weighted_losses_take_logits_of_double_precision(name):
+    loss = losses.build_loss(name, torch.tensor([10.0, 5.0]))
+    logits = torch.tensor([[1.0, 2.0], [0.5, -1.0]])
+    labels = torch.tensor([0, 1])
+    torch.testing.assert_close(loss(logits.double(), labels).float(), loss(logits, labels))
+
+
+@pytest.mark.parametrize("counts", [[4.0], [4.0, 2.0, 1.0]])
+def test_as_many_counts_as_logits(counts):
+    for loss in ("balanced-softmax", "vs"):
+        with pytest.raises((ValueError, RuntimeError), match=r"counts: must be one for each of 2 logits|must match"):
+            losses.build_loss(loss, torch.tensor(counts))(torch.zeros(1, 2), torch.tensor([0]))
+    with pytest.raises(ValueError, match=rf"^counts: must be one for each of 2 logits, got \[{len(counts)}\]"):
+        losses.adjust_logits(torch.zeros(1, 2), torch.tensor(counts), 1.0)
+
+
+def test_a_count_that_is_no_number_has_no_weight():
+    with pytest.raises(ValueError, match="^counts: every class needs at least one image"):
+        losses.class_balanced_weights(torch.tensor([1.0, float("nan")]))

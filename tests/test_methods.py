@@ -318,3 +318,8 @@ def test_no_method_needs_float64_on_its_device(name):
             assert one.weight.device == device
             assert torch.equal(one.weight.detach().cpu(), other.weight)
             assert torch.equal(one.bias.detach().cpu(), other.bias)
+
+
+def test_class_balanced_sampling_needs_every_class():
+    with pytest.raises(ValueError, match="^labels: must have each of 3 classes, got none of 1$"):
+        methods.balanced_positions(torch.tensor([0, 0, 2]), 3, torch.Generator())

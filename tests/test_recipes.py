@@ -146,3 +146,13 @@ def test_committed_runs_are_found_by_the_same_names(path):
     key = settings.run_key("WD" if asked["stage1_weight_decay"] else "naive", asked["stage1_weight_decay"])
     run = runs.open_run(path.parents[1], *key, config["data"]["fingerprint"])
     assert run.path == path.parent
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", -1), ("batch_size", 0), ("lr", -1.0), ("lr", float("nan")), ("weight_decay", -0.1), ("momentum", 1.0)]
+    + [("momentum", -0.1), ("test_every", 0), ("warm_up", 3), ("warm_up", -1), ("sam_rho", -1.0)],
+)
+def test_a_recipe_refuses_what_no_training_can_follow(name, value):
+    with pytest.raises(ValueError, match=f"^{name}: must be "):
+        recipes.Recipe(**{"epochs": 3, name: value})

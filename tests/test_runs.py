@@ -210,6 +210,27 @@ def test_two_processes_cannot_train_one_run_but_a_dead_one_is_no_hindrance(tmp_p
     run.save(outcome, COUNTS)
 
 
+def test_a_run_that_another_process_has_finished_meanwhile_is_not_trained_again(tmp_path, outcome, data):
+    run, other = (runs.Run(tmp_path / "run", {"method": "CB"}) for _ in range(2))
+    assert not run.finished
+    assert other.begin(data.describe(), "cpu")
+    other.save(outcome, COUNTS)
+    before = (run.path / "config.json").read_bytes()
+    assert not run.begin(data.describe(), "another")
+    assert (run.path / "config.json").read_bytes() == before
+    assert not run.lock.is_locked
+    assert run.begin(data.describe(), "cpu", retrain=True)
+    assert not run.finished
+
+
+def test_the_precision_is_that_of_every_engine(tmp_path, outcome, data):
+    result = finished(tmp_path, outcome, data)
+    engines = {"engine": "cuda, bf16, eager steps", "later_engines": ["cuda, bf16, eager steps", "cpu, fp32, eager"]}
+    assert dataclasses.replace(result, summary=engines).precision == "bf16, then fp32"
+    assert dataclasses.replace(result, summary={"engine": "cpu, fp32, eager steps"}).precision == "fp32"
+    assert dataclasses.replace(result, summary={}).precision is None
+
+
 def test_an_interrupted_cell_can_start_again_in_the_same_process(tmp_path, outcome, data):
     interrupted = runs.Run(tmp_path / "run", {"method": "CB"})
     interrupted.begin(data.describe(), "cpu")  # and never saved

@@ -1,5 +1,6 @@
 """Files written whole or not at all; tables whose words stay words; checkpoints that notice damage."""
 
+import errno
 import io
 import os
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ltr.errors import InputError
+from ltr.errors import InputError, StorageError
 from ltr.runtime import storage
 from ltr.runtime.checkpoint import DIGEST_SIZE, MAGIC, load_checkpoint, previous, remove_checkpoint, save_checkpoint
 
@@ -104,6 +105,32 @@ def test_a_damaged_checkpoint_is_noticed_and_the_previous_one_used(tmp_path, dam
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.warns(UserWarning, match=r"checkpoint\.pt cannot be used: .*; going on from checkpoint\.pt\.previous"):
         assert load_checkpoint(path)["epoch"] == 1
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_previous_one(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state(1))
+    save_checkpoint(path, state(2))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="going on from"):
+        load_checkpoint(path)
+    replace = os.replace
+
+    def full(source, target):
+        if str(source).endswith(".tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageError):
+        save_checkpoint(path, state(3))
+    assert load_checkpoint(path)["epoch"] == 1
+
+
+def test_json_has_numbers_of_numpys_as_numbers(tmp_path):
+    content = {"seed": np.int64(3), "share": np.float32(0.5), "path": tmp_path}
+    storage.write_json(tmp_path / "a.json", content)
+    assert storage.read_json(tmp_path / "a.json", {}) == {"seed": 3, "share": 0.5, "path": str(tmp_path)}
 
 
 def test_a_kill_between_the_two_renames_of_a_save_leaves_the_previous_one(tmp_path):

@@ -388,3 +388,43 @@ def test_a_training_needs_no_float64_on_its_device(small, monkeypatch, loss):
 def without_inference_mode(predict):
     """The function below its decorator, as tensors of `elsewhere` know no inference mode."""
     return torch.no_grad()(predict.__wrapped__)
+
+
+@pytest.mark.parametrize("training_mode", [True, False])
+def test_logits_are_exact_where_the_body_computes_in_bfloat16(training_mode):
+    network = models.build_model("resnet32", 5, 0).train(training_mode)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    last = models.LastLayers(models.build_model("resnet32", 5, 0), layers=2, from_images=True)
+    with Engine(torch.device("cpu"), precision="bf16").autocast(), torch.no_grad():
+        for each in (network, last):
+            features = []
+            hook = each.classifier.register_forward_pre_hook(lambda _, inputs, seen=features: seen.append(inputs[0]))
+            logits = each(images)
+            hook.remove()
+            assert logits.dtype == features[0].dtype == torch.float32
+    assert (logits != logits.bfloat16().float()).any()
+
+
+def test_a_step_of_one_image_is_refused_where_batch_norm_cannot_normalise_it(small):
+    images = first_stage.ImageData(small, "cpu")
+    recipe = recipes.Recipe(epochs=1, batch_size=63)  # of 64
+    training.fit(models.build_model("resnet32", 4), images, recipe)  # maps of 2 x 2
+    with pytest.raises(InputError, match="^--batch-size: must leave no step of a single image"):
+        training.fit(models.build_model("resnet34", 4), images, recipe)  # of a single pixel
+
+
+@pytest.mark.parametrize("average", ["swa", "ema"])
+def test_a_classifier_alone_has_an_average_too(average):
+    inputs, labels = torch.eye(4).repeat(2, 1), torch.arange(4).repeat(2)
+    outcome = training.fit(nn.Linear(4, 4), Rows(inputs, labels), recipes.Recipe(4, 8, lr=0.1, average=average))
+    assert outcome.averaged.weights.keys() == {"weight", "bias"}
+
+
+def test_a_constraint_that_was_used_before_counts_anew():
+    inputs, labels = torch.eye(4).repeat(2, 1), torch.arange(4).repeat(2)
+    constraint, shares = MaxNorm(0.1), []
+    for _ in range(2):
+        start = models.linear(torch.eye(4), torch.zeros(4))
+        training.fit(start, Rows(inputs, labels), recipes.Recipe(3, 8), constraint)
+        shares.append(constraint.counts())
+    assert shares[0] == shares[1]

@@ -84,6 +84,8 @@ class Embeddings:
 def read_features(values: Any, name: str) -> Tensor:
     """Features [N, D] of any real type, an array or a tensor, as float32; all must be finite."""
     if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.is_meta:
+            raise InputError(f"{name}: features must be a plain tensor, got {values.layout} on {values.device}")
         values = values.detach()
         number = not (values.is_complex() or values.dtype == torch.bool)
     else:
@@ -103,15 +105,22 @@ def read_features(values: Any, name: str) -> Tensor:
 
 
 def plain_text(values: np.ndarray) -> np.ndarray:
-    """Strings that came as objects, as a data frame's column has them, as NumPy's own; all else as it is."""
-    text = values.dtype == object and all(isinstance(value, str) for value in values.flat)
-    return values.astype(str) if text else values
+    """Strings or integers that came as objects, and NumPy's strings of any length, as plain ones; all else as it is."""
+    if values.dtype.kind == "T":
+        return values.astype(str)
+    kinds = {type(value) for value in values.flat} if values.dtype == object else set()
+    for own in (str, int):
+        if kinds and all(issubclass(kind, own) and kind is not bool for kind in kinds):
+            return values.astype(own)
+    return values
 
 
 def read_labels(values: Any, size: int, name: str) -> np.ndarray:
     """As many labels [N] as features, integers (int64) or strings."""
-    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else as_array(values, name, "labels")
-    values = plain_text(values)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()  # NumPy has no bfloat16
+    values = plain_text(as_array(values, name, "labels"))
     if values.ndim != 1 or values.dtype.kind not in "iuU":
         raise InputError(f"{name}: labels must be integers or strings [N], got {values.dtype} {list(values.shape)}")
     if len(values) != size:
@@ -294,7 +303,12 @@ def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Pro
     pairs = {name: read_pair(pair, name) for name, pair in given.items() if name == "train" or pair is not None}
     x, labels = pairs["train"]
     found = read_head(head, options["layer"], x)
-    classes = options["classes"] if found is None or found.classes is None else found.classes
+    classes = options["classes"]
+    if found is not None and found.classes is not None:
+        if classes is not None and np.asarray(classes).tolist() != found.classes.tolist():
+            got = clip(str(np.asarray(classes).tolist()))
+            raise InputError(f"classes: must be the estimator's own or left out, got {got}")
+        classes = found.classes
     names, share = options["names"], options["validation_share"]
     order = order_of_classes(labels, None if found is None else len(found.weight), classes, names)
     names = order if names is None else np.asarray(names)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ltr.data.heads import check_plain
 from ltr.errors import InputError, clip
 
 
@@ -27,6 +28,7 @@ def output_layer(model: nn.Module, names: Iterable[str], images: Tensor) -> tupl
         logits = model(images)
     for name, (inputs, output) in reversed(seen.items()):
         if isinstance(logits, Tensor) and output.dim() == 2 and torch.equal(output, logits):
+            check_plain(model.get_submodule(name), "model")
             return name, inputs
     if isinstance(logits, Tensor) and not logits.isfinite().all():
         raise InputError("model: must give finite outputs, got NaN or infinity for a batch")

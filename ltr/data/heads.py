@@ -85,6 +85,21 @@ def as_tensors(weight: Any, bias: Any) -> list[Tensor | None]:
         raise InputError(f"head: must be numbers, weight [C, D] and bias [C] or None, got {got}") from error
 
 
+def check_plain(layer: nn.Module, name: str) -> None:
+    """Raises InputError where a linear layer's class computes something else than x @ weight.T + bias, as cosines."""
+    if isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward:
+        got = f"{clip(type(layer).__name__)}, which computes something else of its weight"
+        raise InputError(f"{name}: must end in a linear layer x @ weight.T + bias, got {got}")
+
+
+def layer_of_model(model: nn.Module, layer: str | None, features: int) -> tuple[str, Mapping[str, Tensor]]:
+    """The name of a model's layer, see `layer_of`, and the model's state dict."""
+    state = model.state_dict()
+    layer = layer_of(state, layer, features)
+    check_plain(model.get_submodule(layer), "head")
+    return layer, state
+
+
 def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
     """A head in any of the forms that `balance` takes, for features like these [N, D].
 
@@ -95,8 +110,9 @@ def read_head(head: Any, layer: str | None, like: Tensor) -> Head | None:
         return None
     classes = None
     if isinstance(head, nn.Module) and not isinstance(head, nn.Linear):
-        head = head.state_dict()
+        layer, head = layer_of_model(head, layer, like.shape[1])
     if isinstance(head, nn.Linear):
+        check_plain(head, "head")
         weight, bias = head.weight, head.bias
     elif hasattr(head, "coef_"):
         weight, bias = parts_of(head)
@@ -142,6 +158,7 @@ def write(layer: Any, weight: Tensor, bias: Tensor | None, classes: np.ndarray) 
             raise InputError(f"layer: must be {list(weight.shape)}, got coef_ {list(layer.coef_.shape)}")
         layer.coef_, layer.intercept_ = (each.cpu().numpy().astype(layer.coef_.dtype) for each in (weight, bias))
         return
+    check_plain(layer, "layer")
     if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:  # parametrised, it would be computed anew
         raise InputError(f"layer: must be a linear layer with plain weights, got {clip(type(layer).__name__)}")
     if layer.weight.shape != weight.shape:

@@ -4,6 +4,7 @@ A checkpoint is a magic word, the SHA-256 of what follows, and what `torch.save`
 kept as `<name>.previous` until the next is whole, so that at any moment one of the two can be loaded.
 """
 
+import contextlib
 import hashlib
 import io
 import math
@@ -67,7 +68,7 @@ def read_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The latest whole checkpoint: `path`, or the previous one with a warning that names what is damaged.
+    """The latest whole checkpoint: `path`, or the previous one with a warning that names what is damaged, and goes.
 
     Returns:
         the state, or None where there is no checkpoint.
@@ -86,6 +87,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             continue
         for message in damaged:
             warnings.warn(f"{message}; going on from {candidate.name}", stacklevel=2)
+        if candidate != path and path.exists():
+            with contextlib.suppress(OSError):  # a tree that is only read
+                path.unlink()  # or the next save would put it in the place of this one
         return state
     if damaged:
         raise InputError(f"--out: {'; '.join(damaged)}; --retrain starts anew")

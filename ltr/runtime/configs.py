@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ltr.errors import InputError, clip
 from ltr.runtime.options import nearest
-from ltr.runtime.storage import read_json, read_part
+from ltr.runtime.storage import plain, read_json, read_part
 
 Config = Mapping[str, Any]
 # What a config holds, as far as the package reads it.
@@ -51,7 +51,7 @@ def differences(
 ) -> list[tuple[str, Any, Any]]:
     """In what a run is not as wanted: the setting, what it has, what is wanted."""
     have = config["settings"]
-    wanted = json.loads(json.dumps(wanted, default=str))
+    wanted = json.loads(json.dumps(wanted, default=plain))
     differs = [(key, have.get(key), value) for key, value in wanted.items() if have.get(key) != value]
     if fingerprint and not differs and config["data"]["fingerprint"] != fingerprint:
         differs = [("data_root", "another set of images", "the images loaded here")]

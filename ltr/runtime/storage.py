@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
@@ -77,9 +78,14 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
+def plain(value: Any) -> Any:
+    """What JSON has no form for: a number of NumPy's as Python's own, all else in words."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON a person can read, whole or not at all; NaN becomes null."""
-    clean = json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
+    clean = json.loads(json.dumps(content, default=plain), parse_constant=lambda _: None)
     write_text(path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
 
 

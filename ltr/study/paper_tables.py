@@ -21,8 +21,8 @@ from ltr.study.cells import NOT_MEASURED, cell, in_markdown, seeds, where
 SET = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs"]
 # How a first stage was trained, beside its length: the columns of its own rows, by what they are called beside others'.
 HOW = ("lr", "batch_size", "loss", "mix", "augmentation", "sampling", "network", "further", "choice")
-FIRST = {f"first {name}": name for name in HOW}
-BASE = [*SET, *FIRST]
+TRAINED = {f"first {name}": name for name in HOW}
+BASE = [*SET, *TRAINED]
 MODEL = ["stage1_weight_decay", "method", "mode", "loss", "lr", "weight_decay", "max_norm_every", "radius", "tau"]
 MEASURES = ["many", "medium", "few", "all", "flip", "best", "both", "ece"]
 NETWORKS = {"resnet32": "narrow ResNet-32", "resnet32-wide": "wide ResNet-32", "resnet34": "ResNet-34"}
@@ -46,7 +46,7 @@ def plain_rows(results: pd.DataFrame) -> pd.DataFrame:
     Returns:
         as further columns `flip` (logits averaged with the mirrored image), `best` (best epoch on the test set) and
         `both`; `radius`, which is MaxNorm's where a seed has several, and empty elsewhere, as tuned and released ones
-        are parts of a network's own norms, others for each seed; and those of `FIRST`, which say how the first stage
+        are parts of a network's own norms, others for each seed; and those of `TRAINED`, which say how the first stage
         was trained, empty where its row is not there. First stages are called naive or WD, by their weight decay,
         whatever else they learned by.
     """
@@ -54,7 +54,7 @@ def plain_rows(results: pd.DataFrame) -> pd.DataFrame:
     results = results.reindex(columns=runs.COLUMNS)  # a table from before has fewer
     firsts = results[results.run == results.stage1_run].drop_duplicates("run").set_index("run")
     shown = where(results, selection="last", tta="none")
-    shown = shown.assign(**{name: shown.stage1_run.map(firsts[own]) for name, own in FIRST.items()})
+    shown = shown.assign(**{name: shown.stage1_run.map(firsts[own]) for name, own in TRAINED.items()})
     plain = shown.stage1_weight_decay.map(lambda decay: "WD" if decay else "naive")
     shown["method"] = shown.method.where(shown.run != shown.stage1_run, plain)
     for name, (selection, tta) in ways.items():
@@ -72,14 +72,14 @@ def training(rows: pd.DataFrame) -> str:
     words = [f"{row.stage1_epochs:g} epochs"]
     if pd.notna(row["first lr"]):
         words = [f"{words[0]} at {row['first lr']:g}", f"batch {row['first batch_size']:g}"]
-    told = [row[name] for name in FIRST if name not in ("first lr", "first batch_size", "first choice")]
+    told = [row[name] for name in TRAINED if name not in ("first lr", "first batch_size", "first choice")]
     words += [each for each in told if pd.notna(each) and each != "ce"]
     return ", ".join([*words, *([f"choice {row['first choice']}"] if pd.notna(row["first choice"]) else [])])
 
 
 def by_training(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Rows of each way of training first stages, in words: the plainest first, then the longest, then the most rows."""
-    groups = [own for _, own in rows.groupby(["stage1_epochs", *FIRST], dropna=False)]
+    groups = [own for _, own in rows.groupby(["stage1_epochs", *TRAINED], dropna=False)]
     groups.sort(key=lambda own: (training(own).count(","), -own.stage1_epochs.iloc[0], -len(own)))
     return {training(own): own for own in groups}
 

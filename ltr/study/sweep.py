@@ -86,11 +86,11 @@ def train(cells: Sequence[Cell], at_once: int) -> Iterator[Cell]:
 
 
 def train_together(cells: Sequence[Cell], retrain: bool) -> None:
-    """Train some runs side by side; those of one set of images share it."""
+    """Train some runs side by side, but for those that another process has finished; one set of images is shared."""
     images, trainers = {}, []
+    cells = [cell for cell in cells if cell.run.begin(cell.data.describe(), cell.settings.device, retrain)]
     for cell in cells:
         settings, key = cell.settings, id(cell.data)
-        cell.run.begin(cell.data.describe(), settings.device, retrain)
         if key not in images:
             images[key] = first_stage.ImageData(cell.data, settings.device, **settings.augmented)
         label = cell.run.name.rsplit("-", 1)[0]
