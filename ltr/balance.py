@@ -14,7 +14,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -65,7 +65,6 @@ STEPS = 500  # of a training at least, where ten epochs have fewer
 STEPS_AN_EPOCH = 200  # about, by larger batches; with small ones, writing the weights would take most of the time
 LARGE = 2e12  # floating-point operations of a grid from which it is thinned
 ONE_IN = 10  # candidates is trained to the end then
-ROOM = 2**28  # numbers that a stack of classifiers may hold at once
 UNLIKE = 10.0  # times, in which features of one layer hardly differ between training and validation
 TOO_FEW = 5  # validation images of a class below which its part in a choice is mostly chance
 # Plain cross-entropy from zeros, where there is no head yet: the class-balanced method, told another loss.
@@ -98,19 +97,6 @@ def validate(classifier: nn.Linear, data: Embeddings, score: str) -> float:
     if score == "micro":
         return metrics.group_accuracy(logits, labels, data.class_counts)["all"]
     return float(np.nanmean(metrics.per_class_accuracy(logits, labels)))  # NaN for a class without images
-
-
-def fit(
-    method: Balancer, first: nn.Linear, data: Embeddings, recipe: Recipe, candidates: Candidates
-) -> Iterator[nn.Linear]:
-    """A method's classifiers from the first stage's, one a candidate, as many side by side as memory has room for.
-
-    Training alone and beside others gives the same.
-    """
-    classes, dimensions = first.weight.shape
-    number = max(1, ROOM // (classes * (6 * dimensions + 5 * recipe.batch_size)))
-    for start in range(0, len(candidates), number):
-        yield from method.fit(first, data, recipe, candidates[start : start + number])
 
 
 @dataclass(frozen=True)
@@ -147,7 +133,7 @@ def successive_halving(method: Balancer, first: nn.Linear, problem: Problem, rec
     if len(candidates) <= 2 or "lr" not in candidates[0] or products * recipe.epochs * len(candidates) < LARGE:
         return candidates
     short = dataclasses.replace(recipe, epochs=1)
-    scores = [validate(each, problem.validation, score) for each in fit(method, first, data, short, candidates)]
+    scores = [validate(each, problem.validation, score) for each in method.fit_each(first, data, short, candidates)]
     best = sorted(range(len(scores)), key=lambda i: -scores[i])[: max(2, len(scores) // ONE_IN)]
     return [candidates[i] for i in sorted(best)]
 
@@ -178,7 +164,7 @@ def tune(method: Balancer, first: nn.Linear, problem: Problem, recipe: Recipe, s
     candidates = successive_halving(method, first, problem, recipe, score)
     scores: list[float] = []
     best, chosen = 0, first
-    for i, classifier in enumerate(fit(method, first, problem.train, recipe, candidates)):
+    for i, classifier in enumerate(method.fit_each(first, problem.train, recipe, candidates)):
         scores.append(validate(classifier, problem.validation, score))
         if i == 0 or scores[i] > scores[best]:
             best, chosen = i, classifier

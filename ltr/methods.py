@@ -7,7 +7,7 @@ bias, and the logit of class k is z_k = w_k^T f(x) + b_k. From a classifier with
 the Euclidean NCM lead to one whose biases are zero: its weights alone learn.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -363,6 +363,9 @@ def etf(first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candid
 # --- all of them ----------------------------------------------------------------------------------------------
 
 
+ROOM = 2**28  # numbers that a stack of classifiers may hold at once
+
+
 @dataclass(frozen=True)
 class Balancer:
     """One way from the first stage's classifier to a balanced one.
@@ -374,6 +377,15 @@ class Balancer:
 
     fit: Callable[[nn.Linear, TrainSet, Recipe, Candidates], list[nn.Linear]]
     candidates: Candidates
+
+    def fit_each(
+        self, first: nn.Linear, features: TrainSet, recipe: Recipe, candidates: Candidates
+    ) -> Iterator[nn.Linear]:
+        """The classifiers of `fit`, as many side by side as memory has room for: alone each would be the same."""
+        classes, dimensions = first.weight.shape
+        number = max(1, ROOM // (classes * (6 * dimensions + 5 * recipe.batch_size)))
+        for start in range(0, len(candidates), number):
+            yield from self.fit(first, features, recipe, candidates[start : start + number])
 
 
 def combinations(**values: Sequence[Any]) -> Candidates:

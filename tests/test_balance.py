@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ltr import balance as module
-from ltr import metrics, models
+from ltr import methods, metrics, models
 from ltr.balance import FIRST, balance, features, fit_temperature, paired_gain
 from ltr.data import embeddings
 from ltr.data.embeddings import Embeddings
@@ -444,7 +444,7 @@ def test_a_large_grid_is_thinned_and_a_small_one_is_not(head, sets, monkeypatch)
 @pytest.mark.seconds
 def test_settings_in_pieces_are_settings_at_once(head, sets, monkeypatch):
     whole = balance(head, **sets, methods=["LWS"])
-    monkeypatch.setattr(module, "ROOM", 1)
+    monkeypatch.setattr(methods, "ROOM", 1)
     pieces = balance(head, **sets, methods=["LWS"])
     columns = ["hyper-parameters", "validation", "all"]
     pd.testing.assert_frame_equal(whole.table[columns], pieces.table[columns], check_exact=False, atol=0.2)

@@ -79,7 +79,7 @@ def tune(method: Balancer, held_out: FrozenFeatures, recipe: Recipe) -> tuple[Ca
         a setting, and a row for each: the setting's values, then many, medium, few, all in percent on the held-out
         images, and whether it is the one chosen.
     """
-    classifiers = method.fit(models.copy_classifier(held_out.model), held_out, recipe, method.candidates)
+    classifiers = method.fit_each(models.copy_classifier(held_out.model), held_out, recipe, method.candidates)
     logits = (held_out.test_logits(each, 0) for each in classifiers)
     rows = [metrics.group_accuracy(each, held_out.test_labels, held_out.class_counts) for each in logits]
     best = metrics.best_index([row["all"] for row in rows])
