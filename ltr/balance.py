@@ -51,12 +51,13 @@ from ltr.metrics import Predictions
 from ltr.models import linear
 from ltr.recipes import Recipe
 from ltr.regularizers import row_norms
-from ltr.runtime.options import nearest
+from ltr.runtime.options import nearest, short
 from ltr.runtime.storage import check_writable, table_text, write_json, write_text, write_weights
 
 __all__ = ["Balanced", "balance", "features"]
 
 BASELINES = {"gain": "the head as it was", "gain over LA": "logit adjustment at tau 1"}
+WRITTEN = ("head.pt", "table.csv", "per_class.csv", "chosen.json")
 SCORES = {"macro": "class-mean accuracy", "micro": "accuracy"}
 LIKELIHOOD = "likelihood"  # chooses the first head where there is none
 SHOWN = {"weight_decay": "weight decay", "radius": "radius / mean norm"}
@@ -132,8 +133,8 @@ def successive_halving(method: Balancer, first: nn.Linear, problem: Problem, rec
     products = 3 * 2.0 * len(data) * first.weight.numel()  # forward, and backward to weights and biases, an epoch
     if len(candidates) <= 2 or "lr" not in candidates[0] or products * recipe.epochs * len(candidates) < LARGE:
         return candidates
-    short = dataclasses.replace(recipe, epochs=1)
-    scores = [validate(each, problem.validation, score) for each in method.fit_each(first, data, short, candidates)]
+    one_epoch = dataclasses.replace(recipe, epochs=1)
+    scores = [validate(each, problem.validation, score) for each in method.fit_each(first, data, one_epoch, candidates)]
     best = sorted(range(len(scores)), key=lambda i: -scores[i])[: max(2, len(scores) // ONE_IN)]
     return [candidates[i] for i in sorted(best)]
 
@@ -321,6 +322,12 @@ class Balanced:
         heads.write(model, *self.parts(method), self.classes)
 
     @property
+    def worth_it(self) -> bool:
+        """Whether the best method gains over the head as it was, by more than two standard errors."""
+        row = self.table.set_index("method").loc[self.best]
+        return bool(row["gain"] > 2 * row["gain ±"])  # NaN where there are too few images to say
+
+    @property
     def verdict(self) -> tuple[str, ...]:
         """What the best method gains, a sentence for each of both baselines, but for one that it is itself."""
         was = BASELINES["gain"] if self.about["head"] == "given" else "plain cross-entropy"
@@ -368,15 +375,24 @@ class Balanced:
         """Write chosen.json, head.pt (the best), table.csv and per_class.csv, each whole or not at all.
 
         Raises:
-            InputError: the folder cannot be written to.
+            InputError: the folder cannot be written to, or has such a file of another origin.
             StorageError: the disk is full.
         """
         folder = Path(folder)
         check_writable(folder, "folder")
+        check_own(folder, WRITTEN, "folder")
         write_json(folder / "chosen.json", self.about)  # by which a later call knows the folder as one of its own
         write_weights(folder / "head.pt", self.state())
         write_text(folder / "table.csv", table_text(self.table))
         write_text(folder / "per_class.csv", table_text(self.per_class))
+
+
+def check_own(folder: Path, names: Sequence[str], option: str) -> None:
+    """Raises InputError where a file of one of these names is not one of ours, as chosen.json beside it says."""
+    there = [name for name in names if (folder / name).exists()]
+    if there and "chosen.json" not in there:
+        got = clip(short(folder, Path.cwd()))
+        raise InputError(f"{option}: must be a folder without a {there[0]} of another origin, got {got}")
 
 
 def absolute(candidate: Candidate, recipe: Recipe) -> dict[str, Any]:
@@ -434,17 +450,19 @@ def too_few(problem: Problem) -> list[str]:
     gone = f"; the {left_out} without any have no part in the choice" if left_out else ""
     return [
         f"{int((counts < TOO_FEW).sum())} of {len(counts)} classes have fewer than {TOO_FEW} validation images "
-        f"({clip(rarest)} has {counts.min()}): what is chosen on them is mostly chance{gone}"
+        f"({clip(rarest)} has {counts.min()}): of one such class they say little, and the choice rests on "
+        f"{counts.sum():,} in all{gone}"
     ]
 
 
-def warnings_for(problem: Problem, tuned: Mapping[str, Tuned], before: float) -> tuple[str, ...]:
+def warnings_for(problem: Problem, tuned: Mapping[str, Tuned], best: str, before: float) -> tuple[str, ...]:
     """What a reader of the table should know, a line each; `before` is the class mean of the head as it was."""
     lines = too_few(problem)
     counts = problem.validation.class_counts
-    edges = [f"{name} ({', '.join(one.edge)})" for name, one in tuned.items() if one.edge]
-    if edges:
-        lines.append(f"chosen at an edge of the grid, beyond which may be better: {'; '.join(edges)}")
+    if problem.again:
+        lines.append("the head was balanced before: give the one that was trained, for which methods are made")
+    if tuned[best].edge:
+        lines.append(f"{best} was chosen at an edge of its grid ({', '.join(tuned[best].edge)}): beyond may be better")
     untested = int((problem.tested.class_counts == 0).sum())
     if problem.has_test and untested:
         others = len(counts) - untested
@@ -555,8 +573,9 @@ def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, scor
     table = table_of(tuned, predictions, baselines, recipe, score, problem.train.class_counts)
     best = max(tuned, key=lambda name: tuned[name].validation)
     where = "test" if problem.has_test else "validation"
-    notes = warnings_for(problem, tuned, table["class mean"].iloc[0])
+    notes = warnings_for(problem, tuned, best, table["class mean"].iloc[0])
     told = {"best": best, "score": score, "tested_on": where, "warnings": notes} | about(problem, tuned, recipe)
+    told["temperature alone"] = temperature_alone(problem, tuned[FIRST].classifier)
     return Balanced(
         table=table,
         best=best,
@@ -571,6 +590,19 @@ def summarise(problem: Problem, tuned: Mapping[str, Tuned], recipe: Recipe, scor
         about=told,
         layer=problem.head.layer if problem.head else "",
     )
+
+
+def temperature_alone(problem: Problem, first: nn.Linear) -> dict[str, float]:
+    """What a temperature, fitted on validation, makes of the calibration of the head as it was: a method's share in the
+    table's ECE is beyond this.
+
+    Args:
+        first: for scaled features.
+    """
+    logits = first(problem.validation.features).detach()
+    temperature = fit_temperature(logits, problem.validation.labels)
+    calibrated = predict(in_float32(*problem.finished(first, temperature)), problem.tested)
+    return {"temperature": temperature, "ECE": calibrated.calibration_error()}
 
 
 def table_of(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -389,6 +390,38 @@ def test_warnings(head, sets):
     assert any("hardly better than chance" in line for line in wrong.warnings)
 
 
+def test_a_head_that_was_balanced_is_not_balanced_again_without_a_word(sets, head):
+    said = "the head was balanced before: give the one that was trained, for which methods are made"
+    model = nn.Sequential(nn.Identity(), linear(head.weight, head.bias))
+    first = balance(model, **sets, layer="1")
+    assert said not in first.warnings
+    first.write_into(model)
+    for again in (balance(model, **sets, layer="1"), balance(model[1], **sets), balance(deepcopy(model), **sets)):
+        assert said in again.warnings
+    with torch.no_grad():
+        model[1].weight.copy_(head.weight)  # trained anew, say
+    assert said not in balance(model, **sets, layer="1").warnings
+
+
+def test_worth_it_is_what_the_verdict_says(result, sets):
+    assert result.worth_it
+    even = Gaussians(3)
+    x, y = even.test_x, even.test_labels
+    half = np.arange(len(y)) % 2 == 0
+    good = balance(None, (x[half], y[half]), (x[~half], y[~half]), methods=["tau-norm"])
+    stays = balance(good.head(), (x[half], y[half]), (x[~half], y[~half]), methods=["tau-norm"])
+    assert stays.worth_it == (not any("not worth it" in line and "as it was" in line for line in stays.verdict))
+
+
+def test_a_temperature_alone_is_told(result, head, sets):
+    alone = result.about["temperature alone"]
+    logits = head(torch.as_tensor(sets["validation"][0])).detach()
+    assert alone["temperature"] == pytest.approx(fit_temperature(logits, torch.as_tensor(sets["validation"][1])), 1e-3)
+    tested = Predictions.of(head(sets["test"][0]).detach().numpy() / alone["temperature"], sets["test"][1])
+    assert alone["ECE"] == pytest.approx(tested.calibration_error(), abs=0.05)
+    assert "by a temperature alone" in balance_report.html(result)
+
+
 def test_a_setting_that_diverges_is_never_chosen(head, sets):
     problem = problem_of(head, sets)
 
@@ -757,8 +790,12 @@ def test_mistakes_of_shape_and_kind(head, sets):
         assert re.match("(head|layer|train): ", complaint(bad, sets["train"], **rest))
     assert complaint((head.weight, torch.zeros(3)), sets["train"], **rest).startswith("head: bias")
     assert complaint((head.weight * torch.nan, None), sets["train"], **rest).startswith("head: weight")
-    binary = SimpleNamespace(coef_=np.ones((1, 10)), intercept_=np.ones(1), classes_=np.arange(2))
-    assert complaint(binary, sets["train"], **rest).startswith("head: coef_ must have a row for each class")
+    one_row = SimpleNamespace(coef_=np.ones((1, 10)), intercept_=np.ones(1), classes_=np.arange(3))
+    assert complaint(one_row, sets["train"], **rest).startswith("head: weight must be numbers [C, D] with a row for")
+
+
+def test_too_few_names_are_named(sets):
+    assert complaint(None, **sets, names=NAMES[:4]) == f"names: must be one for each of {C} classes, got 4"
 
 
 def test_mistakes_of_options(head, sets):
@@ -1052,3 +1089,60 @@ def test_what_is_a_baseline_itself_is_not_held_against_it(result):
     table = result.table.assign(**{name: result.table[name].mask(same, 0.0) for name in (column, f"{column} ±")})
     assert any(over in line for line in result.verdict)
     assert not any(over in line for line in dataclasses.replace(result, table=table).verdict)
+
+
+def test_files_of_another_origin_stay(result, tmp_path):
+    (tmp_path / "head.pt").write_text("mine")
+    with pytest.raises(InputError, match=r"^folder: must be a folder without a head\.pt of another origin"):
+        result.save(tmp_path)
+    assert (tmp_path / "head.pt").read_text() == "mine"
+    for _ in range(2):
+        result.save(tmp_path / "own")
+
+
+@pytest.mark.parametrize("content", [b"junk", b"a,b\n1,2\n", b"\x10\0\0\0\0\0\0\0{}", b""])
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_a_head_that_is_no_file_of_weights_is_one_line(folder, content, name):
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match="^--head: must be a file of weights"):
+        command.main([*SETS, "--head", name, "--layer", "fc", "--out", "none"])
+    assert not (folder / "none").exists()
+
+
+def test_weights_that_lie_deeper_are_named(folder):
+    torch.save({"net": {"fc.weight": torch.zeros(2, 2)}, "epoch": 3}, folder / "deep.pt")
+    with pytest.raises(InputError, match="with net: weights may lie under state_dict"):
+        command.read_state(folder / "deep.pt")
+
+
+def test_methods_by_name_on_the_command_line(folder, monkeypatch):
+    monkeypatch.setattr(balance_report, "html", lambda result: "")
+    command.main([*SETS, *HEAD, "--methods", "tau-norm, NCM", "--out", "named"])
+    assert [*pd.read_csv("named/table.csv").method] == [FIRST, "tau-norm", "NCM"]
+    with pytest.raises(InputError, match=r"^--methods: must be fast, all or names of methods, got CRT"):
+        command.main([*SETS, *HEAD, "--methods", "tau-norm,CRT"])
+
+
+def test_outputs_that_are_no_logits_are_named():
+    class Wrapped(nn.Module):
+        def __init__(self, wrap):
+            super().__init__()
+            self.fc, self.wrap = nn.Linear(4, 3), wrap
+
+        def forward(self, x):
+            return self.wrap(self.fc(x))
+
+    batches = [(torch.ones(2, 4), torch.tensor([0, 1]))]
+    for wrap, got in ((lambda z: {"logits": z}, "a dict"), (lambda z: (z, None), "a tuple")):
+        with pytest.raises(InputError, match=rf"^model: must give a tensor \[B, C\], got {got} from Wrapped: wrap it"):
+            features(Wrapped(wrap), batches)
+    with pytest.raises(InputError, match="got Wrapped, whose output is of no linear layer as it is"):
+        features(Wrapped(lambda z: z.log_softmax(1)), batches)
+
+
+def test_a_parametrised_layer_says_what_helps(sets, head):
+    model = nn.Sequential(linear(head.weight, head.bias))
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(InputError, match="^layer: must have plain weights, got 0, which is parametrised: fold it by "):
+        balance(model, **sets, layer="0")
+    balance(model[0], **sets, methods=["tau-norm"])

@@ -122,11 +122,18 @@ def test_an_estimator_of_strings_fixes_the_order_of_rows(digits):
     assert result.table.set_index("method").loc[FIRST, "all"] == pytest.approx(100 * fitted.score(*named["test"]))
 
 
-def test_a_binary_estimator_is_refused(digits):
+def test_a_binary_estimator_has_a_row_a_class_within(digits):
     two = {name: (x[y < 2], y[y < 2]) for name, (x, y) in digits.items()}
     fitted = pytest.importorskip("sklearn.linear_model").LogisticRegression(max_iter=2000).fit(*two["train"])
-    with pytest.raises(InputError, match="^head: coef_ must have a row for each class, got one row"):
-        balance(fitted, **two)
+    x, y = two["test"]
+    sure = fitted.predict_proba(x)
+    result = balance(fitted, **two, methods=["tau-norm"])
+    assert result.table.set_index("method").loc[FIRST, "all"] == pytest.approx(100 * fitted.score(x, y))
+    first = result.head(FIRST)(torch.as_tensor(x).double()).softmax(1).detach().numpy()
+    assert np.abs(first - sure).max() < 1e-4
+    result.write_into(fitted, method=FIRST)
+    assert fitted.coef_.shape == (1, x.shape[1])
+    assert np.abs(fitted.predict_proba(x) - sure).max() < 1e-4
 
 
 def test_a_pipeline_is_no_head(digits, estimator):

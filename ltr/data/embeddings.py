@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltr.data.heads import Head, read_head
+from ltr.data.heads import Head, is_balanced, read_head
 from ltr.data.loader import epoch_generator
 from ltr.errors import InputError, clip
 from ltr.models import linear
@@ -155,6 +155,8 @@ def order_of_classes(labels: np.ndarray, rows: int | None, classes: Any = None, 
             order = np.array(sorted(order.tolist(), key=int))  # as the head's rows are, 2 before 10
     else:
         order = np.arange(len(names) if rows is None else rows)
+        if rows is None and labels.max() >= len(order):
+            raise InputError(f"names: must be one for each of {labels.max() + 1} classes, got {len(order)}")
     if order.ndim != 1 or len(np.unique(order)) != len(order):
         raise InputError("classes: must be a list that names each class once")
     if text != (order.dtype.kind == "U"):
@@ -263,6 +265,7 @@ class Problem:
         scale: of the features.
         classes: what the head's rows are called in the labels, [C]; names: what to call them, [C].
         repeated: test images that stand in another set too.
+        again: whether the head is one that was balanced before.
     """
 
     head: Head | None
@@ -274,6 +277,7 @@ class Problem:
     classes: np.ndarray
     names: tuple[str, ...]
     repeated: int
+    again: bool = False
 
     def start(self) -> nn.Linear:
         """The head for scaled features, in float32; zeros where there is none."""
@@ -326,4 +330,5 @@ def read(head: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> Pro
     repeated, scale = check_apart(sets), sets["train"].scale()
     scaled = (sets[name].scaled(scale) for name in ("train", "validation"))
     tested = sets.get("test", sets["validation"])
-    return Problem(found, *scaled, tested, "test" in sets, scale, order, names, repeated)
+    again = found is not None and is_balanced(head, found.layer)
+    return Problem(found, *scaled, tested, "test" in sets, scale, order, names, repeated, again)

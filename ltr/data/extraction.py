@@ -32,7 +32,10 @@ def output_layer(model: nn.Module, names: Iterable[str], images: Tensor) -> tupl
             return name, inputs
     if isinstance(logits, Tensor) and not logits.isfinite().all():
         raise InputError("model: must give finite outputs, got NaN or infinity for a batch")
-    what = f"got {clip(type(model).__name__)} without one"
+    if not isinstance(logits, Tensor):
+        what = f"got a {clip(type(logits).__name__)} from {clip(type(model).__name__)}: wrap it to give its logits"
+        raise InputError(f"model: must give a tensor [B, C], {what}")
+    what = f"got {clip(type(model).__name__)}, whose output is of no linear layer as it is"
     raise InputError(f"model: must end in a linear layer that makes its output [B, C], {what}")
 
 

@@ -69,10 +69,10 @@ def parts_of(estimator: Any) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"head: must be a linear classifier with a row for each class, got {got}")
     coefficients = estimator.coef_.toarray() if hasattr(estimator.coef_, "toarray") else estimator.coef_
     weight = np.array(coefficients, ndmin=2)
-    bias = np.asarray(estimator.intercept_)
-    if len(weight) == 1:
-        raise InputError("head: coef_ must have a row for each class, got one row, as of two classes")
-    return weight, np.broadcast_to(bias, len(weight)).astype(weight.dtype)
+    bias = np.broadcast_to(np.asarray(estimator.intercept_), len(weight)).astype(weight.dtype)
+    if len(weight) == 1 and len(estimator.classes_) == 2:  # a row of their difference, whose sigmoid is their softmax
+        weight, bias = (np.concatenate([-each, each]) / 2 for each in (weight, bias))
+    return weight, bias
 
 
 def as_tensors(weight: Any, bias: Any) -> list[Tensor | None]:
@@ -85,6 +85,22 @@ def as_tensors(weight: Any, bias: Any) -> list[Tensor | None]:
         raise InputError(f"head: must be numbers, weight [C, D] and bias [C] or None, got {got}") from error
 
 
+MARK = "_written_by_balance"  # an attribute of a layer or an estimator: the sum of the weights that were written
+
+
+def total(weight: Any) -> float:
+    """The sum of a head's weights, by which it is known again."""
+    return float(torch.as_tensor(weight).detach().cpu().double().sum())
+
+
+def is_balanced(head: Any, layer: str) -> bool:
+    """Whether a model's layer, a layer itself or an estimator still has the weights that `write` has put there."""
+    if isinstance(head, nn.Module) and not isinstance(head, nn.Linear):
+        head = dict(head.named_modules()).get(layer)
+    weight = getattr(head, "coef_", getattr(head, "weight", None))
+    return hasattr(head, MARK) and getattr(head, MARK) == total(weight)
+
+
 def check_plain(layer: nn.Module, name: str) -> None:
     """Raises InputError where a linear layer's class computes something else than x @ weight.T + bias, as cosines."""
     if isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward:
@@ -95,6 +111,10 @@ def check_plain(layer: nn.Module, name: str) -> None:
 def layer_of_model(model: nn.Module, layer: str | None, features: int) -> tuple[str, Mapping[str, Tensor]]:
     """The name of a model's layer, see `layer_of`, and the model's state dict."""
     state = model.state_dict()
+    named = dict(model.named_modules()).get(layer)
+    if isinstance(named, nn.Linear) and "weight" not in named._parameters:
+        fold = "fold it by torch.nn.utils.parametrize.remove_parametrizations, or give the layer itself"
+        raise InputError(f"layer: must have plain weights, got {clip(layer)}, which is parametrised: {fold}")
     layer = layer_of(state, layer, features)
     check_plain(model.get_submodule(layer), "head")
     return layer, state
@@ -154,9 +174,12 @@ def write(layer: Any, weight: Tensor, bias: Tensor | None, classes: np.ndarray) 
                 f"layer: must have the {len(row)} classes of the head, got {clip(', '.join(map(str, wanted)))}"
             )
         weight, bias = (each[[row[name] for name in wanted]] for each in (weight, bias))
+        if len(layer.coef_) == 1 and len(wanted) == 2:
+            weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
         if layer.coef_.shape != tuple(weight.shape):
             raise InputError(f"layer: must be {list(weight.shape)}, got coef_ {list(layer.coef_.shape)}")
         layer.coef_, layer.intercept_ = (each.cpu().numpy().astype(layer.coef_.dtype) for each in (weight, bias))
+        setattr(layer, MARK, total(layer.coef_))
         return
     check_plain(layer, "layer")
     if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:  # parametrised, it would be computed anew
@@ -169,3 +192,4 @@ def write(layer: Any, weight: Tensor, bias: Tensor | None, classes: np.ndarray) 
         layer.weight.copy_(weight)
         if layer.bias is not None:
             layer.bias.copy_(bias)
+    setattr(layer, MARK, total(layer.weight))

@@ -12,7 +12,6 @@ with its figures inside.
 
 import contextlib
 import os
-import pickle
 import re
 import tempfile
 import warnings
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ltr.balance import FAMILIES, SCORES, Balanced, balance
+from ltr.balance import SCORES, WRITTEN, Balanced, balance, check_own
 from ltr.errors import InputError, clip
 from ltr.runtime.machine import use_physical_cores
 from ltr.runtime.options import file, flag, folder, given_values, option, real, short, whole
@@ -34,7 +33,7 @@ from ltr.runtime.storage import write_text
 from ltr.study import balance_report
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which checkpoints keep the weights
-WRITTEN = ("head.pt", "table.csv", "per_class.csv", "chosen.json", "report.html")
+ALL_WRITTEN = (*WRITTEN, "report.html")
 DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -48,7 +47,7 @@ class Options:
     head: Path = option(None, "file with the state dict of your model or its head", file)
     layer: str = option(None, "name of the linear layer in it, as fc or head.fc")
     score: str = option("macro", "what validation images choose by: the class mean, or all images", choices=(*SCORES,))
-    methods: str = option("fast", "those that take seconds, or all", choices=(*FAMILIES,))
+    methods: str = option("fast", "those that take seconds, all, or names, as tau-norm,CB + WD")
     validation_share: float = option(
         None, "without --head: share of each class to validate on", real, above=0, high=0.9
     )
@@ -91,7 +90,7 @@ def read_state(path: Path) -> Mapping[str, Any]:
     what = "--head: must be a file of weights, as torch.save(model.state_dict(), ...) writes it, got"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, AttributeError, *DAMAGED) as error:
+    except Exception as error:  # of a damaged file each of the readers that torch.load may take raises its own
         reason = getattr(error, "strerror", None) or "damaged, or with more than weights"
         raise InputError(f"{what} {clip(path.name)} ({reason})") from error
     for key in WRAPPERS:
@@ -99,8 +98,9 @@ def read_state(path: Path) -> Mapping[str, Any]:
             state = state[key]
     if not isinstance(state, Mapping):
         raise InputError(f"{what} {clip(path.name)} with a {type(state).__name__}")
-    if state and all(isinstance(value, Mapping) for value in state.values()):
-        keys = clip(", ".join(map(str, state)))
+    inside = [str(key) for key, value in state.items() if isinstance(value, Mapping)]
+    if inside and not any(isinstance(value, torch.Tensor) for value in state.values()):
+        keys = clip(", ".join(inside))
         raise InputError(f"{what} {clip(path.name)} with {keys}: weights may lie under {', '.join(WRAPPERS)}")
     return state
 
@@ -133,14 +133,12 @@ def check_out(options: Options) -> None:
             pass
     except OSError as error:
         raise InputError(f"--out: must be a folder that can be written to, got {shown}") from error
-    if folders := [name for name in WRITTEN if (out / name).is_dir()]:
+    if folders := [name for name in ALL_WRITTEN if (out / name).is_dir()]:
         raise InputError(f"--out: must be a folder without a folder {folders[0]}, got {shown}")
-    there = [name for name in WRITTEN if (out / name).exists()]
-    if there and "chosen.json" not in there:
-        raise InputError(f"--out: must be a folder without a {there[0]} of another origin, got {shown}")
+    check_own(out, ALL_WRITTEN, "--out")
     for name in ("train", "validation", "test", "head"):
         path = getattr(options, name)
-        if path is not None and path.resolve() in {(out / each).resolve() for each in WRITTEN}:
+        if path is not None and path.resolve() in {(out / each).resolve() for each in ALL_WRITTEN}:
             raise InputError(
                 f"--out: must be another folder than that of {flag(name)}, which {path.name} would replace"
             )
@@ -151,6 +149,8 @@ def run(options: Options) -> Balanced:
     inputs = read_inputs(options)
     check_out(options)
     told = {name: getattr(options, name) for name in ("layer", "score", "methods", "validation_share", "seed")}
+    if "," in options.methods:
+        told["methods"] = [name.strip() for name in options.methods.split(",")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are printed, in lines of their own
         try:
@@ -180,4 +180,4 @@ def main(arguments: Sequence[str]) -> None:
     print("", result, sep="\n", flush=True)  # before a disk may be full
     result.save(options.out)
     write_text(options.out / "report.html", balance_report.html(result))
-    print(f"{short(options.out, Path.cwd())}: {', '.join(WRITTEN)}")
+    print(f"{short(options.out, Path.cwd())}: {', '.join(ALL_WRITTEN)}")

@@ -196,7 +196,9 @@ def cost(result: Balanced) -> str:
 def calibration(result: Balanced) -> str:
     """Both calibration errors in a sentence, and confidence against accuracy."""
     before, after = measures(result)
-    text = f"<p>Expected calibration error {or_dash(before['ECE'])} % before, {or_dash(after['ECE'])} % after"
+    alone = result.about["temperature alone"]
+    text = f"<p>Expected calibration error {or_dash(before['ECE'])} % before, {or_dash(alone['ECE'])} % by a "
+    text += f"temperature alone ({alone['temperature']:.3g}), {or_dash(after['ECE'])} % after"
     if result.best != FIRST:
         value = f"{after['temperature']:.3g}"
         text += f"; a temperature of {value}, fitted on the validation images, is folded into the head"
@@ -214,7 +216,8 @@ def notes(lines: Sequence[str], kind: str) -> str:
 def html(result: Balanced) -> str:
     """The page: what was balanced, who gains and loses, confusion, calibration and the cost."""
     names = list(both(result))
-    title = escape("Left as it was" if result.best == FIRST else f"Balanced by {result.best}")
+    title = "Left as it was" if result.best == FIRST else f"Balanced by {result.best}"
+    title = escape(title if result.worth_it or result.best == FIRST else f"{title}: not worth it")
     parts = [
         f"<h1>{title}</h1>",
         notes(result.verdict, "verdict"),
