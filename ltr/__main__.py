@@ -25,6 +25,7 @@ COMMANDS = {
     "doctor": "what this machine makes of the job, in a minute",
     "bench": "time this package beside a plain reference",
 }
+SCRIPT_OF = {"tune": "second", "ship": "second", "doctor": "first"}  # whose options a command takes as they are
 
 
 def usage() -> str:
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         raise InputError(f"command: must be one of {', '.join(COMMANDS)}, got {name}{nearest(name, list(COMMANDS))}")
     if {"-h", "--help"} & {*words}:
-        print(f"ltr {name}: {COMMANDS[name]}\n")
+        of_script = f" It takes the options of the {SCRIPT_OF[name]} script, which says:" if name in SCRIPT_OF else ""
+        print(f"ltr {name}: {COMMANDS[name]}.{of_script}\n")
     if arguments is None:
         sys.argv[0] = f"ltr {name}"  # what its own --help begins with
     import_module(f"ltr.study.{name}").main(words)

@@ -1033,7 +1033,7 @@ def test_the_readmes_code_runs(capsys):
         points = nn.functional.one_hot(labels, 3)[:, :2] + 0.3 * torch.randn(len(labels), 2, generator=draw)
         return [*zip(points.split(16), labels.split(16), strict=True)]
 
-    names = {"model": model, "device": "cpu", "class_counts": torch.tensor([60, 20, 6])}
+    names = {"model": model, "device": "cpu", "train_labels": torch.repeat_interleave(torch.tensor([60, 20, 6]))}
     names |= {"train_loader": loader([60, 20, 6]), "validation_loader": loader([9] * 3), "test_loader": loader([9] * 3)}
     names["loader"] = names["train_loader"]
     before = model.fc.weight.detach().clone()
@@ -1043,9 +1043,32 @@ def test_the_readmes_code_runs(capsys):
         exec(balancing, names)
     assert "tau-norm" in capsys.readouterr().out
     assert set(names["result"].state()) == {"fc.weight", "fc.bias"}
+    radius = float(model.fc.weight.detach().norm(dim=1).mean())
     exec(training, names)
     assert not torch.equal(model.fc.weight, before)
-    assert float(model.fc.weight.detach().norm(dim=1).max()) <= 1 + 1e-6
+    assert float(model.fc.weight.detach().norm(dim=1).max()) <= radius * (1 + 1e-6)
+
+
+def test_the_code_of_the_guide_runs(tmp_path, monkeypatch, sets, head):
+    monkeypatch.chdir(tmp_path)
+    guide = (ROOT / "docs" / "balance.md").read_text("utf-8")
+    codes = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    model = nn.ModuleDict({"fc": linear(head.weight, head.bias)})
+    x, y = sets["train"]
+    names = {"balance": balance, "torch": torch, "np": np, "model": model, **sets, "x": x, "y": y, "names": NAMES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for code in codes:
+            exec(code.replace('methods="all"', 'methods="fast"'), names)
+    assert names["result"].worth_it
+    assert not torch.equal(model["fc"].weight, head.weight)
+    command.read_state(tmp_path / "model.pt")
+    assert {*command.read_npz(tmp_path / "train.npz", "train")} == {"features", "labels", "names"}
+    for name in BALANCERS:
+        assert name in guide or name == FIRST
+    assert all(
+        name in guide for name in names["result"].table if name not in ("method", "edge", "seconds") and "±" not in name
+    )
 
 
 def test_a_layer_that_is_no_plain_one_is_refused(sets, result):

@@ -39,7 +39,7 @@ DAMAGED = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZip
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Balance a linear head on embeddings, tuned on validation images and tested once."""
+    """Balance a linear head on embeddings, tuned on validation images and tested once (docs/balance.md)."""
 
     train: Path = option(None, "npz file with features, labels and optional names", file)
     validation: Path = option(None, "npz file of images that choose settings and temperatures", file)

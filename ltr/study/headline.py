@@ -4,7 +4,8 @@
 
 Last epoch, plain test, tuned values; means where there are several seeds. Where several kinds of first stages were
 balanced, the rows are of the one that `--stage1` names, or whose features ship. Without `--readme`
-they are printed; a file has places for the rows, `<!-- headline -->`, for the sentences, `<!-- findings -->`, or both.
+they are printed; a file has places for the rows, `<!-- headline -->`, for what they come to, `<!-- found -->`, for the
+sentences about all rows, `<!-- findings -->`, or several of these.
 """
 
 from collections.abc import Sequence
@@ -125,6 +126,38 @@ def table_of(results: pd.DataFrame, comparison: pd.DataFrame | None = None, stag
     return pd.DataFrame(lines, columns=[*HEAD, *(f"{name}: all" for name in others), "paper (ResNet-34): all"])
 
 
+def found(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | None = None) -> str:
+    """What the five rows come to, in Markdown: what each step is worth, and what another network says.
+
+    Arguments as of `findings`.
+    """
+    rows = paper_tables.plain_rows(results)
+    place = network(rows, stage1)
+    others = {name: own for name, own in beside(rows, place).items() if own["backbone"] != place["backbone"]}
+    ours = chosen(rows, None, place)
+    undone = where(rows, **place | {"method": "CB + WD", "mode": "paper"})
+
+    def gain(before: pd.DataFrame, after: pd.DataFrame) -> str:
+        error = paper_tables.error_of_gain(before, after, folder)
+        return f"{after['all'].mean() - before['all'].mean():+.2f} ± {error:.2f} points"
+
+    rare = ours["WD"].few.mean() - ours["naive"].few.mean()
+    lines = [
+        f"Weight decay in the first stage is worth {gain(ours['naive'], ours['WD'])} over all classes (few-shot "
+        f"{rare:+.2f}). After it tau-normalisation, which needs no training, is "
+        f"{gain(ours[BEST], ours['WD + tau-norm'])} ahead of retraining by CB & WD & MaxNorm, and MaxNorm adds "
+        f"{gain(undone, ours[BEST])} to CB & WD.",
+    ]
+    for name, other in others.items():
+        deep = chosen(rows, None, other)
+        wd, best = (deep[method].ece.mean() for method in ("WD", BEST))
+        lines.append(
+            f"On the {name.split(',')[0]} ({cells.seeds(deep[BEST])}) retraining is "
+            f"{gain(deep['WD + tau-norm'], deep[BEST])} ahead, and takes the ECE from {wd:.2f} to {best:.2f} %."
+        )
+    return with_dashes(" ".join(lines)) + "\n"
+
+
 def between(values: pd.Series) -> str:
     """The least and the largest, with two decimals."""
     return f"{values.min():.2f} to {values.max():.2f}"
@@ -238,6 +271,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     if not options.readme.is_file():
         raise InputError(f"--readme: there is no file {options.readme}")
-    made = {"headline": in_markdown(table), "findings": findings(results, stage1, options.results.parent)}
+    made = {"headline": in_markdown(table)}
+    made |= {each.__name__: each(results, stage1, options.results.parent) for each in (found, findings)}
     there = [name for name in made if block(name).search(options.readme.read_text("utf-8"))] or list(made)
     write_text(options.readme, replaced(options.readme, {name: made[name] for name in there}))
