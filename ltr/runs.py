@@ -105,7 +105,9 @@ class Run:
             InputError: the images are not at hand, or another process trains this run.
         """
         if about is None:
-            raise InputError(f"--data-root: {self.name} is not finished and the images to train on are not there")
+            what = InputError(f"--data-root: {self.name} is not finished and the images to train on are not there")
+            find(self.path.parent, self.identity, absent=what)  # raises, and says in what the nearest run differs
+            raise what
         distributed.current().on_main(lambda: self.take(about, device, retrain))
         return not distributed.current().broadcast(self.finished)  # as one process sees it, so that all agree
 

@@ -162,6 +162,15 @@ def test_without_images_nothing_is_begun(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_without_images_the_nearest_finished_run_is_named(tmp_path, outcome, data):
+    done = finished(tmp_path, outcome, data)
+    wanted = runs.Run(tmp_path / "other", done.config["settings"] | {"epochs": 3})
+    said = "^--data-root: other is not finished and the images .* are not there; --epochs: no finished run in .* with 3"
+    with pytest.raises(InputError, match=said):
+        wanted.begin(None, "cpu")
+    assert not wanted.path.exists()
+
+
 def test_find_takes_the_run_that_fits_and_says_what_differs(tmp_path, outcome, data):
     with pytest.raises(InputError, match="there is no finished run"):
         runs.find(tmp_path, {"seed": 0})
