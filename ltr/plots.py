@@ -827,11 +827,13 @@ def lr_wd_map(
     Args:
         table: of `ltr map`: columns lr, weight decay, lr x wd, batch, warm-up, epochs, classifier, many, medium, few,
             all (percent), a row a run and classifier. Runs of another batch, warm-up or length have columns of their
-            own; those that differ in what the column `further` names are left out.
+            own, those of several seeds one cell, the mean; those that differ in what `further` names are left out.
         product: the paper's learning rate times its weight decay.
         before, after: classifiers.
     """
     table = table[table["further"].fillna("") == ""]
+    alike = table.groupby([*MAP_PLACE, "weight decay", "lr x wd", "classifier"])
+    table = alike[[*GROUPS, "all"]].agg(lambda own: own.mean(skipna=False)).reset_index()  # NaN where a seed diverged
     # A number for each column and row of the map, in the order of their values.
     table = table.assign(x=table.groupby(MAP_PLACE).ngroup(), y=table.groupby("weight decay").ngroup())
     shown = table[table["classifier"].isin((before, after))]["all"]

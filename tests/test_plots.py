@@ -180,6 +180,14 @@ def test_the_map_of_learning_rates_keeps_its_cells_apart():
     assert words(fig).count("70 / 40 / 10") == 8
 
 
+def test_the_map_of_learning_rates_has_one_cell_for_several_seeds():
+    table = tuning_map(5, PLAIN, (1.0, 1.0))
+    higher = table.assign(all=table["all"] + 2, many=table["many"] + 2)
+    said = words(plots.lr_wd_map(pd.concat([table, higher]), 5e-5, *PLAIN))
+    assert said.count("71 / 40 / 10") == 8
+    assert "70 / 40 / 10" not in said
+
+
 # ---- numbers that are not there
 
 
