@@ -27,7 +27,8 @@ class Engine:
     """The way steps are run. The default is the plain one: eager, float32, on the CPU.
 
     Precision "bf16" runs the network's layers under autocast to bfloat16; weights, their updates, batch-norm's
-    statistics, the classifier's logits and the loss stay in float32. "fp32" leaves PyTorch's defaults, which let CUDA's convolutions use TF32.
+    statistics, the classifier's logits and the loss stay in float32. "fp32" leaves PyTorch's defaults, which let CUDA's
+    convolutions use TF32.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
