@@ -293,7 +293,7 @@ class Balanced:
 
     def head(self, method: str | None = None) -> nn.Linear:
         """A method's head as a layer for the features as they came, on the CPU, its temperature folded in."""
-        return linear(*self.parts(method))
+        return heads.mark(linear(*self.parts(method)), (method or self.best) != FIRST)
 
     def state(self, method: str | None = None) -> dict[str, Tensor]:
         """A method's head under the owner's own keys, for `load_state_dict(..., strict=False)`."""
@@ -320,6 +320,7 @@ class Balanced:
                 raise InputError(f"layer: must be a linear layer of the model ({clip(known)}), got {clip(repr(layer))}")
             model = modules[layer]
         heads.write(model, *self.parts(method), self.classes)
+        heads.mark(model, (method or self.best) != FIRST)
 
     @property
     def worth_it(self) -> bool:
@@ -418,6 +419,7 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
     family = FAMILIES.get(methods) if isinstance(methods, str) else None
     several = isinstance(methods, Iterable) and not isinstance(methods, str)
     wanted = family or (tuple(methods) if several else (methods,))
+    wanted = [each for name in wanted for each in (FAMILIES.get(name, (name,)) if isinstance(name, str) else (name,))]
     for name in wanted:
         if not isinstance(name, str) or name not in BALANCERS:
             hint = nearest(str(name), [*FAMILIES, *BALANCERS])

@@ -236,7 +236,7 @@ class ImageNetResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images [B, 3, H, W] to logits [B, C]."""
-        return self.classifier(self.features(x))
+        return logits_of(self.classifier, self.features(x))
 
 
 BACKBONES = {

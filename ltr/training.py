@@ -142,8 +142,8 @@ def one_image_refused() -> Iterator[None]:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        what = "leaves a step with one image, which batch-norm cannot normalise where maps are a single pixel"
-        raise InputError(f"--batch-size: must leave no step of a single image, got one: it {what}") from error
+        what = "must leave no step of a single image, which batch-norm cannot normalise where maps are a single pixel"
+        raise InputError(f"--batch-size: {what}") from error
 
 
 def host_state(model: nn.Module) -> dict[str, Tensor]:

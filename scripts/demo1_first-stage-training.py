@@ -143,7 +143,7 @@ chapter.picture("demo1_augmented.png", augmented)
 
 # ## A training step
 # 
-# A network turns an image $x$ into one **logit** $z_k$ for each class. Softmax makes probabilities of them. The *surprise* at an answer is $-\log p$ of it, none at a certain one; **cross-entropy** is the mean surprise at the right answers:
+# A network turns an image $x$ into one **logit** $z_k$ for each class. Softmax makes probabilities of them. The *surprise* at an answer is $-\log p$, zero where $p = 1$; **cross-entropy** is the mean surprise at the right answers:
 # 
 # $$p_k = \frac{e^{z_k}}{\sum_j e^{z_j}}, \qquad \mathcal{L} = -\frac{1}{N} \sum_{i=1}^N \log p_{y_i}(x_i)$$
 
@@ -167,11 +167,11 @@ torch.testing.assert_close(loss, losses.cross_entropy(logits, labels))
 
 # Read the rows of the gradient: each image pushes its own class's logit up (a negative gradient, as descent goes against it) and **every other class's logit down**, by the probability that it has. The gradient is $p - \mathrm{onehot}(y)$, up to $1/N$.
 # 
-# So over an epoch a class is pulled up by its own $n_k$ images, each with force 1, and pushed down by all $N$, with force $p_k(x_i)$. Where its bias comes to rest the two are equal:
+# So over an epoch a class is pulled up by its own $n_k$ images, each with force 1, and pushed down by all $N$, with force $p_k(x_i)$. Where its bias comes to rest the two are equal (but for the bias's own weight decay, where there is some):
 # 
 # $$\sum_{i=1}^N p_k(x_i) = n_k$$
 # 
-# Whatever else the classifier learns, it expects each class as often as it met it in training. *What do you expect* to become of a class with 5 images among 10,847, on test images that have all classes alike? ([The next chapter](demo2_second-stage-training.ipynb#Whom-the-classifier-expects) measures this sum.)
+# Whatever else the classifier learns, it expects each class as often as it met it in training. *What do you expect* to become of a class with 5 images among 10,847, on test images that have all classes alike? ([The next chapter](demo2_second-stage-training.ipynb#Whom-the-classifier-expects) measures the mean of $p_k$ over the test images.)
 # 
 # The step itself is **stochastic gradient descent** with momentum: the buffer $v$ sums past gradients, each step weakened by the factor $m = 0.9$, and $\eta$ is the learning rate. Weight decay $\lambda$ adds $\lambda w$ to the gradient: a pull towards zero, the stronger the larger the weight.
 # 
@@ -277,7 +277,9 @@ chapter.claim(
 
 # *Why* there, and by how much? The classifier is not wrong: it answers by the frequencies of its *training* set. By Bayes' rule $p(k \mid x) \propto p(x \mid k) \, n_k$, and for clouds of one spread $\sigma$ around centres $c_k$, all at distance 1 from the origin,
 # 
-# $$\log p(k \mid x) = \frac{c_k^\top x}{\sigma^2} + \log n_k + \mathrm{const.}$$
+# $$\log p(k \mid x) = \frac{c_k^\top x}{\sigma^2} + \log n_k + h(x),$$
+# 
+# with an $h$ that is the same for all classes.
 # 
 # So rows should have one length, $1/\sigma^2 = 1/0.36 = 2.8$, and biases go in steps of $\log 10 = 2.3$: compare them with what was learned above. And so the remedy is known without any training. Where all classes are to count the same, take away what the counts have added. This is **logit adjustment** ([Menon et al. 2021](https://arxiv.org/abs/2007.07314)), at $\tau = 1$:
 # 
@@ -333,7 +335,7 @@ chapter.claim(
 
 # *Plain* test images are the images themselves, not averaged with their mirror images as some do. Under each accuracy stands its standard error over them. **ECE** says how far the network's confidence is from its accuracy; [the next chapter](demo2_second-stage-training.ipynb#Calibration) defines it.
 # 
-# Two networks are compared by their *difference*, in **paired** standard errors: both answer the same test images, so with $d_i \in \{-1, 0, 1\}$, right after less right before, it is $\mathrm{std}(d) / \sqrt{N}$. That says how much other test images would change a difference, not how much other seeds would. A ± over three seeds is a standard error too, but of so few that it takes four of them, not two, to be sure.
+# Two networks are compared by their *difference*, in **paired** standard errors: both answer the same test images. With $d_i = 1$ where only the second is right, $-1$ where only the first is, else 0, the standard error of the difference is $\mathrm{std}(d) / \sqrt{N}$. That says how much other test images would change a difference, not how much other seeds would. A ± over three seeds is a standard error too, but of so few that it takes four of them, not two, to be sure.
 # 
 # Where do the rare classes' images go? Each row of the matrix is a true class, each column an answer; common classes come first. *Where do you expect* the light spots of the lowest rows?
 
@@ -446,7 +448,7 @@ for result in both:
         print(f"  norms between {parts[0].min():.2f} and {parts[0].max():.2f}, {sizes_of}")
 
 
-# A correlation has no size. So where does the tail *sit*? As in the plane, take one away and look: the same network with a classifier without its biases, and with rows of one length.
+# A correlation says nothing about size. So where does the tail *sit*? As in the plane, take each away in turn: the same network with a classifier without its biases, and with rows of one length.
 
 tail_in = chapter.of_images("tail-in", decayed, where_the_tail_sits)
 if tail_in is not None:
@@ -607,7 +609,7 @@ else:
     print("with the options of this run")
 
 
-# Two things to be frank about: a few networks with an error of a point each find the order of magnitude of $\lambda$, not its second digit (that common classes would take more of it than rare ones is [beyond that error](study_paper-versus-code.ipynb#8-Weight-decay,-or-learning-rate-times-weight-decay?), on one seed); and 20 held-out images a class are four times what the rarest classes train on, which a real long tail would not have. How learning rate and weight decay depend on each other is told in [the study](study_paper-versus-code.ipynb).
+# Two things to be frank about: a few networks with an error of a point each find the order of magnitude of $\lambda$, not its second digit (that rare classes lose at twice this $\lambda$ is [beyond that error](study_paper-versus-code.ipynb#8-Weight-decay,-or-learning-rate-times-weight-decay?), that common ones gain is not); and 20 held-out images a class are four times what the rarest classes train on, which a real long tail would not have. How learning rate and weight decay depend on each other is told in [the study](study_paper-versus-code.ipynb).
 
 # ## Take-aways
 
@@ -617,7 +619,7 @@ known = all(table is not None for table in tables.values())
 take_aways(
     f"The tail fails: of few-shot images naive training recognises {few[0]:.1f} %, "
     f"of many-shot ones {naive.accuracy()['many']:.1f} %.",
-    f"Weight decay: {gain} over all classes ({seeds}), few-shot {rare_seeds}; norms become "
+    f"Weight decay: {gain} over all classes ({seeds}; few-shot {rare_seeds}); norms become "
     f"smaller, not more even (many- over few-shot {uneven['naive']:.2f} to {uneven['WD']:.2f}).",
     f"How well features tell the classes apart: Fisher's ratio is {fisher['naive']:.1f} without "
     f"weight decay, {fisher['WD']:.1f} with it."
@@ -660,7 +662,7 @@ take_aways(
 #     print(decay, model.weight.detach().norm(dim=1).numpy().round(2), accuracy.round(), accuracy.mean().round(1))
 # ```
 # 
-# Held-out points choose $\lambda = 0$. All norms and biases shrink, the rare class's norm relatively most, and it is predicted less and less: here, where the features are given, weight decay cannot balance a classifier that cross-entropy trains.
+# Held-out points choose $\lambda = 0$. All norms shrink, and the biases draw together; the rare class's norm shrinks relatively most, and it is predicted less and less: here, where the features are given, weight decay cannot balance a classifier that cross-entropy trains.
 # </details>
 # 
 # **3. Does dividing by norms help in the plane?** The next chapter divides each row of a classifier by its norm. Do that to the tail's classifier in the plane, `toys["500, 50 and 5 points"]`, with its biases as they are; then subtract $\log n_k$ instead. What does each repair, and what does it say about the network, where dividing helps?

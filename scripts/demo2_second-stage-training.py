@@ -45,9 +45,9 @@ counts = torch.tensor(classes["count"].to_list())
 
 # ## Features
 # 
-# The body gives each image $D$ numbers. They do not depend on the classifier, so they are computed in advance: of the training images one pass per epoch, with new crops and flips in each (of those that ship six passes, taken in turn); of the test images one pass in all. (The network was tested in bfloat16, its features are float32: accuracies of the two may differ by a tenth.)
+# The body gives each image $D$ numbers. They do not depend on the classifier, so they are computed in advance: of the training images one pass per epoch, with new crops and flips in each (the features that ship hold six such passes, taken in turn); of the test images one pass in all. (The network was tested in bfloat16, its features are float32: accuracies of the two may differ by a tenth or two.)
 
-# Of the body in evaluation mode; the paper does not say which, the released code's is the other.
+# From the body in evaluation mode. The paper does not say; the released code takes training mode.
 features = rows.sources.paper
 first = rows.sources.classifier
 x, y = features.draw(settings.batch_size, settings.seed, epoch=0)
@@ -148,7 +148,7 @@ print(f"mean over classes {alpha.mean():.2f}, over training images {of_images:.2
 
 # With at most 500 images a class the usual $\beta = 0.9999$ is $1/n_k$ for all practical purposes; it matters where classes have thousands of images.
 # 
-# Mind the scale. The weights are 1 in the mean over *classes*, but an *image* weighs far less in the mean, since most are of common classes. So this loss and its gradients are several times smaller than plain cross-entropy's: the same weight decay pulls that much harder against them, and a larger learning rate suits.
+# Mind the scale. The weights are 1 in the mean over *classes*, but an *image* weighs far less in the mean, since most are of common classes. So where all images are answered equally well, this loss is a fifth of plain cross-entropy, and its gradients are several times smaller: the same weight decay pulls that much harder against them. (Not yet at the start of this stage: the images that weigh most, those of rare classes, are the ones answered worst.)
 
 # ## MaxNorm
 # 
@@ -329,7 +329,7 @@ chapter.claim(
 )
 
 
-# (Values of τ stand at different points of the trade between common and rare classes. For the groups look at the second pair: there the network without weight decay has the larger τ, which favours rare classes, and still fewer of them right.)
+# (Values of τ stand at different points of the trade between common and rare classes. For the groups look at the second pair: there the network without weight decay has the larger τ, which favours rare classes, and still gets fewer of them right.)
 # 
 # ## What changed
 # 
@@ -444,7 +444,7 @@ chapter.claim(
 # 
 # ## Whom the classifier expects
 # 
-# What a network expects can be read off its probabilities. The mean probability of class $k$ over all test images, $\bar p_k = \frac{1}{N} \sum_i p_k(x_i)$, is its *marginal likelihood* (the paper's figure 6). On a balanced test set it should be $1/C$; times $C$, that is 1. (Over the training images it comes to $n_k / N$ wherever the biases are at rest, as the first chapter derived.)
+# What a network expects can be read off its probabilities. The mean probability of class $k$ over all test images, $\bar p_k = \frac{1}{N} \sum_i p_k(x_i)$, is its *marginal likelihood* (the paper's figure 6). On a balanced test set it should be $1/C$; times $C$, that is 1. (Over the training images it comes to $n_k / N$ for the network as it learned by plain cross-entropy, as the first chapter derived. Under the class-balanced loss each image counts $\alpha_{y_i}$ there, and it comes to about $1/C$.)
 
 expected = [
     pd.DataFrame({"model": name, "likelihood": result.predictions.marginal})

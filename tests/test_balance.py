@@ -398,6 +398,10 @@ def test_a_head_that_was_balanced_is_not_balanced_again_without_a_word(sets, hea
     first.write_into(model)
     for again in (balance(model, **sets, layer="1"), balance(model[1], **sets), balance(deepcopy(model), **sets)):
         assert said in again.warnings
+    assert said in balance(first.head(), **sets).warnings
+    first.write_into(model, method=FIRST)
+    assert said not in balance(model, **sets, layer="1").warnings
+    first.write_into(model)
     with torch.no_grad():
         model[1].weight.copy_(head.weight)  # trained anew, say
     assert said not in balance(model, **sets, layer="1").warnings
@@ -1060,8 +1064,10 @@ def test_the_code_of_the_guide_runs(tmp_path, monkeypatch, sets, head):
         warnings.simplefilter("ignore", UserWarning)
         for code in codes:
             exec(code.replace('methods="all"', 'methods="fast"'), names)
+            if "torch.save" not in code:
+                assert torch.equal(model["fc"].weight, names["result"].state()["fc.weight"])
+            model["fc"].load_state_dict(head.state_dict())
     assert names["result"].worth_it
-    assert not torch.equal(model["fc"].weight, head.weight)
     command.read_state(tmp_path / "model.pt")
     assert {*command.read_npz(tmp_path / "train.npz", "train")} == {"features", "labels", "names"}
     told = " ".join(guide.split())
@@ -1140,6 +1146,8 @@ def test_methods_by_name_on_the_command_line(folder, monkeypatch):
     monkeypatch.setattr(balance_report, "html", lambda result: "")
     command.main([*SETS, *HEAD, "--methods", "tau-norm, NCM", "--out", "named"])
     assert [*pd.read_csv("named/table.csv").method] == [FIRST, "tau-norm", "NCM"]
+    command.main([*SETS, *HEAD, "--methods", "fast, CB,", "--out", "named"])
+    assert [*pd.read_csv("named/table.csv").method] == [*module.FAMILIES["fast"], "CB"]
     with pytest.raises(InputError, match=r"^--methods: must be fast, all or names of methods, got CRT"):
         command.main([*SETS, *HEAD, "--methods", "tau-norm,CRT"])
 

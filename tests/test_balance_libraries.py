@@ -122,18 +122,20 @@ def test_an_estimator_of_strings_fixes_the_order_of_rows(digits):
     assert result.table.set_index("method").loc[FIRST, "all"] == pytest.approx(100 * fitted.score(*named["test"]))
 
 
-def test_a_binary_estimator_has_a_row_a_class_within(digits):
-    two = {name: (x[y < 2], y[y < 2]) for name, (x, y) in digits.items()}
-    fitted = pytest.importorskip("sklearn.linear_model").LogisticRegression(max_iter=2000).fit(*two["train"])
+@pytest.mark.parametrize("name", ["LogisticRegression", "RidgeClassifier", "SGDClassifier"])
+def test_a_binary_estimator_has_a_row_a_class_within(digits, name):
+    two = {which: (x[y < 2], y[y < 2]) for which, (x, y) in digits.items()}
+    fitted = getattr(pytest.importorskip("sklearn.linear_model"), name)().fit(*two["train"])
     x, y = two["test"]
-    sure = fitted.predict_proba(x)
-    result = balance(fitted, **two, methods=["tau-norm"])
+    before, shapes = fitted.decision_function(x), (fitted.coef_.shape, np.shape(fitted.intercept_))
+    result = balance(fitted, **two, methods=["tau-norm", "CB"])
     assert result.table.set_index("method").loc[FIRST, "all"] == pytest.approx(100 * fitted.score(x, y))
-    first = result.head(FIRST)(torch.as_tensor(x).double()).softmax(1).detach().numpy()
-    assert np.abs(first - sure).max() < 1e-4
     result.write_into(fitted, method=FIRST)
-    assert fitted.coef_.shape == (1, x.shape[1])
-    assert np.abs(fitted.predict_proba(x) - sure).max() < 1e-4
+    np.testing.assert_allclose(fitted.decision_function(x), before, rtol=1e-4, atol=1e-4)
+    result.write_into(fitted, method="CB")
+    assert fitted.coef_.shape == shapes[0]
+    logits = result.head("CB")(torch.as_tensor(x).double()).detach().numpy()
+    np.testing.assert_allclose(fitted.decision_function(x), logits[:, 1] - logits[:, 0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_pipeline_is_no_head(digits, estimator):

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -125,6 +126,24 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_previous_one(tmp_path
     with pytest.raises(StorageError):
         save_checkpoint(path, state(3))
     assert load_checkpoint(path)["epoch"] == 1
+
+
+def test_a_checkpoint_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state(1))
+    save_checkpoint(path, state(2))
+    read = Path.read_bytes
+
+    def stale(self):
+        if self == path:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.warns(UserWarning, match="going on from"):
+        assert load_checkpoint(path)["epoch"] == 1
+    monkeypatch.undo()
+    assert load_checkpoint(path)["epoch"] == 2
 
 
 def test_json_has_numbers_of_numpys_as_numbers(tmp_path):

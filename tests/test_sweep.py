@@ -48,6 +48,13 @@ def test_finished_cells_are_loaded(swept, monkeypatch, capsys):
     assert len(shown.splitlines()[-2:]) == 2
 
 
+def test_cells_that_another_process_has_finished_meanwhile_are_loaded(swept, monkeypatch):
+    monkeypatch.setattr(runs.Run, "finished", property(lambda run: False))  # as seen before a cell's turn
+    monkeypatch.setattr(runs.Run, "begin", lambda run, *_: False)  # as seen under the lock
+    monkeypatch.setattr(sweep.training, "fit_together", None)  # not called
+    sweep.main(f"--seeds 0 --weight-decays 0 0.01 {OPTIONS} --out {swept}".split())
+
+
 def test_the_seed_is_the_presets_and_none_is_trained_twice(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(sweep, "grid", lambda settings, seeds, decays: asked.append((seeds, decays)) or [])

@@ -390,9 +390,10 @@ def without_inference_mode(predict):
     return torch.no_grad()(predict.__wrapped__)
 
 
+@pytest.mark.parametrize("backbone", ["resnet32", "resnet50"])
 @pytest.mark.parametrize("training_mode", [True, False])
-def test_logits_are_exact_where_the_body_computes_in_bfloat16(training_mode):
-    network = models.build_model("resnet32", 5, 0).train(training_mode)
+def test_logits_are_exact_where_the_body_computes_in_bfloat16(training_mode, backbone):
+    network = models.build_model(backbone, 5, 0).train(training_mode)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     last = models.LastLayers(models.build_model("resnet32", 5, 0), layers=2, from_images=True)
     with Engine(torch.device("cpu"), precision="bf16").autocast(), torch.no_grad():

@@ -85,16 +85,17 @@ def as_tensors(weight: Any, bias: Any) -> list[Tensor | None]:
         raise InputError(f"head: must be numbers, weight [C, D] and bias [C] or None, got {got}") from error
 
 
-MARK = "_written_by_balance"  # an attribute of a layer or an estimator: the sum of the weights that were written
+MARK = "_balanced"  # an attribute of a layer or an estimator: the sum of its weights when it was balanced
 
 
 def total(weight: Any) -> float:
     """The sum of a head's weights, by which it is known again."""
+    weight = weight.toarray() if hasattr(weight, "toarray") else weight
     return float(torch.as_tensor(weight).detach().cpu().double().sum())
 
 
 def is_balanced(head: Any, layer: str) -> bool:
-    """Whether a model's layer, a layer itself or an estimator still has the weights that `write` has put there."""
+    """Whether a model's layer, a layer itself or an estimator still has the weights that `mark` has seen."""
     if isinstance(head, nn.Module) and not isinstance(head, nn.Linear):
         head = dict(head.named_modules()).get(layer)
     weight = getattr(head, "coef_", getattr(head, "weight", None))
@@ -165,31 +166,45 @@ def write(layer: Any, weight: Tensor, bias: Tensor | None, classes: np.ndarray) 
     Raises:
         InputError: it is no linear layer of this shape with plain weights, has no place for the bias, or other classes.
     """
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
     if hasattr(layer, "coef_"):
-        row = {name: row for row, name in enumerate(classes.tolist())}
-        wanted = np.asarray(getattr(layer, "classes_", classes)).tolist()
-        if set(wanted) != row.keys():
-            raise InputError(
-                f"layer: must have the {len(row)} classes of the head, got {clip(', '.join(map(str, wanted)))}"
-            )
-        weight, bias = (each[[row[name] for name in wanted]] for each in (weight, bias))
-        if len(layer.coef_) == 1 and len(wanted) == 2:
-            weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-        if layer.coef_.shape != tuple(weight.shape):
-            raise InputError(f"layer: must be {list(weight.shape)}, got coef_ {list(layer.coef_.shape)}")
-        layer.coef_, layer.intercept_ = (each.cpu().numpy().astype(layer.coef_.dtype) for each in (weight, bias))
-        setattr(layer, MARK, total(layer.coef_))
-        return
+        return write_estimator(layer, weight, weight.new_zeros(len(weight)) if bias is None else bias, classes)
     check_plain(layer, "layer")
     if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:  # parametrised, it would be computed anew
         raise InputError(f"layer: must be a linear layer with plain weights, got {clip(type(layer).__name__)}")
     if layer.weight.shape != weight.shape:
         raise InputError(f"layer: must be {list(weight.shape)}, got {list(layer.weight.shape)}")
-    if layer.bias is None and bias.any():
+    if layer.bias is None and bias is not None and bias.any():
         raise InputError("layer: must have a bias for this method, without which its balance is lost, got one without")
     with torch.no_grad():
         layer.weight.copy_(weight)
         if layer.bias is not None:
-            layer.bias.copy_(bias)
-    setattr(layer, MARK, total(layer.weight))
+            layer.bias.copy_(weight.new_zeros(len(weight)) if bias is None else bias)
+    return None
+
+
+def write_estimator(estimator: Any, weight: Tensor, bias: Tensor, classes: np.ndarray) -> None:
+    """Put a head into an estimator with `coef_`, of two classes as the difference of their rows; see `write`."""
+    row = {name: row for row, name in enumerate(classes.tolist())}
+    wanted = np.asarray(getattr(estimator, "classes_", classes)).tolist()
+    if set(wanted) != row.keys():
+        got = clip(", ".join(map(str, wanted)))
+        raise InputError(f"layer: must have the {len(row)} classes of the head, got {got}")
+    weight, bias = (each[[row[name] for name in wanted]] for each in (weight, bias))
+    shape = np.shape(estimator.coef_)
+    rows = shape if len(shape) == 2 else (1, *shape)  # a single one may come as [D]
+    if rows[0] == 1 and len(wanted) == 2:
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    if rows != tuple(weight.shape):
+        raise InputError(f"layer: must be {list(weight.shape)}, got coef_ {list(shape)}")
+    kind = estimator.coef_.dtype
+    estimator.coef_ = weight.cpu().numpy().astype(kind).reshape(shape)
+    estimator.intercept_ = bias.cpu().numpy().astype(kind)
+
+
+def mark(head: Any, balanced: bool) -> Any:
+    """Note on a layer or an estimator that its weights are balanced, or that they are not, and give it back."""
+    if balanced:
+        setattr(head, MARK, total(getattr(head, "coef_", getattr(head, "weight", None))))
+    elif hasattr(head, MARK):
+        delattr(head, MARK)
+    return head

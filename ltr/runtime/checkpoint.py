@@ -76,7 +76,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         InputError: there are checkpoints, and none can be read.
     """
-    damaged = []
+    damaged, unreadable = [], False
     for candidate in (path, previous(path)):
         if not candidate.exists():
             continue
@@ -84,10 +84,11 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             state = read_checkpoint(candidate, device)
         except (OSError, ValueError) as error:
             damaged.append(f"{candidate} cannot be used: {error}")
+            unreadable |= isinstance(error, OSError)  # which may pass
             continue
         for message in damaged:
             warnings.warn(f"{message}; going on from {candidate.name}", stacklevel=2)
-        if candidate != path and path.exists():
+        if candidate != path and path.exists() and not unreadable:
             with contextlib.suppress(OSError):  # a tree that is only read
                 path.unlink()  # or the next save would put it in the place of this one
         return state

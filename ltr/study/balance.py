@@ -150,7 +150,7 @@ def run(options: Options) -> Balanced:
     check_out(options)
     told = {name: getattr(options, name) for name in ("layer", "score", "methods", "validation_share", "seed")}
     if "," in options.methods:
-        told["methods"] = [name.strip() for name in options.methods.split(",")]
+        told["methods"] = [name.strip() for name in options.methods.split(",") if name.strip()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are printed, in lines of their own
         try:

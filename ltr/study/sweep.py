@@ -89,6 +89,8 @@ def train_together(cells: Sequence[Cell], retrain: bool) -> None:
     """Train some runs side by side, but for those that another process has finished; one set of images is shared."""
     images, trainers = {}, []
     cells = [cell for cell in cells if cell.run.begin(cell.data.describe(), cell.settings.device, retrain)]
+    if not cells:
+        return
     for cell in cells:
         settings, key = cell.settings, id(cell.data)
         if key not in images:
