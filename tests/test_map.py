@@ -3,10 +3,11 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from ltr import runs
+from ltr import metrics, runs
 from ltr.errors import InputError
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table, read_weights, write_weights
@@ -153,3 +154,24 @@ def test_weight_decay_serves_the_rare_classes_only_once_balanced(cells):
         in_errors(cells.loc[lr_wd.BEFORE, 0.1, 1e-3], "few") < -4
     )  # more of it takes from them what balancing gives back
     assert abs(in_errors(cells.loc[lr_wd.AFTER, 0.1, 1e-3], "few")) < 2
+
+
+def test_less_weight_decay_with_stronger_augmentation_is_better_alone_and_no_better_once_balanced():
+    table = read_table(ROOT / "exp" / "tuning" / "draw.csv")
+    table = table[table.further == "augmentation autoaugment+cutout"]
+    usual, less = (table[table["weight decay"] == decay].set_index("classifier") for decay in (0.0005, 0.0002))
+    folder = ROOT / "exp" / "tuning" / "demo_1"
+    hits = [runs.Result.read(folder / one.run.iloc[0]).predictions.hits for one in (usual, less)]
+    gain = less["all"] - usual["all"]
+    error = metrics.paired_difference(*hits).error
+    page = " ".join((ROOT / "exp" / "README.md").read_text("utf-8").split())
+    assert f"by {gain[lr_wd.BEFORE]:.2f} ± {error:.2f} points paired, and no better once balanced" in page
+    assert gain[[lr_wd.AFTER, *lr_wd.BALANCED]].max() < 0.1
+
+
+def test_a_map_is_held_against_the_plainest_of_those_in_the_middle():
+    cells = [(0.1, 5e-4, "loss vs", "a"), (0.1, 5e-4, "", "b"), (0.1, 5e-4, "loss vs, sam_rho 0.1", "c")]
+    table = pd.DataFrame(cells, columns=["lr", "weight decay", "further", "run"])
+    table = table.assign(**dict.fromkeys(set(lr_wd.CELL) - {*table}, 1.0))
+    assert lr_wd.reference_run(table) == "b"
+    assert lr_wd.reference_run(table.assign(lr=[0.1, 0.2, 0.1])) == "a"

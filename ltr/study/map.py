@@ -122,9 +122,12 @@ def scored(path: Path, root: Path, device: str) -> Iterator[Scored]:
 
 
 def reference_run(cells: pd.DataFrame) -> str:
-    """The run that has most in common with the others: learning rate, weight decay, product, batch, warm-up, length."""
+    """The run that has most in common with the others: learning rate, weight decay, product, batch, warm-up, length; of
+    equals the plainest.
+    """
     shared = [sum((cells[name] == row[name]).sum() for name in CELL) for row in cells.to_dict("records")]
-    return cells.run.iloc[int(np.argmax(shared))]
+    further = [len(str(words).split(", ")) if words else 0 for words in cells.further.fillna("")]
+    return cells.run.iloc[max(range(len(cells)), key=lambda row: (shared[row], -further[row]))]
 
 
 def tabulate(found: Sequence[Scored]) -> pd.DataFrame:
