@@ -416,18 +416,17 @@ def choose_methods(methods: str | Sequence[str], head: Head | None) -> dict[str,
     Raises:
         InputError: a name is not known, or a named method needs a bias.
     """
-    family = FAMILIES.get(methods) if isinstance(methods, str) else None
     several = isinstance(methods, Iterable) and not isinstance(methods, str)
-    wanted = family or (tuple(methods) if several else (methods,))
-    wanted = [each for name in wanted for each in (FAMILIES.get(name, (name,)) if isinstance(name, str) else (name,))]
-    for name in wanted:
-        if not isinstance(name, str) or name not in BALANCERS:
+    given = tuple(methods) if several else (methods,)
+    for name in given or ("",):
+        if not isinstance(name, str) or name not in {*FAMILIES, *BALANCERS}:
             hint = nearest(str(name), [*FAMILIES, *BALANCERS])
-            raise InputError(f"methods: must be fast, all or names of methods, got {clip(name)}{hint}")
+            raise InputError(f"methods: must be fast, all or names of methods, got {clip(name) or 'nothing'}{hint}")
+    wanted = (each for name in given for each in FAMILIES.get(name, (name,)))
     chosen = {name: BALANCERS[name] for name in dict.fromkeys((FIRST, *wanted))}
     if head is None or head.bias is not None:
         return chosen
-    if family is None and (lacking := [name for name in wanted if name in NEED_BIAS]):
+    if lacking := [name for name in given if name in NEED_BIAS]:
         raise InputError(f"methods: must need no bias, as the head has none, got {lacking[0]}")
     return without_bias(chosen)
 

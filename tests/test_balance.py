@@ -1175,3 +1175,14 @@ def test_a_parametrised_layer_says_what_helps(sets, head):
     with pytest.raises(InputError, match="^layer: must have plain weights, got 0, which is parametrised: fold it by "):
         balance(model, **sets, layer="0")
     balance(model[0], **sets, methods=["tau-norm"])
+
+
+def test_no_method_is_refused_and_families_among_names_leave_out_what_needs_a_bias(head, sets):
+    with pytest.raises(InputError, match="^methods: must be fast, all or names of methods, got nothing"):
+        balance(head, **sets, methods=[])
+    bare = linear(head.weight, None)
+    mixed = balance(bare, **sets, methods=["fast", "L2norm"])
+    assert {"tau-norm", "L2norm"} <= {*mixed.table.method}
+    assert "logit adjustment" not in {*mixed.table.method}
+    with pytest.raises(InputError, match="^methods: must need no bias, as the head has none, got logit adjustment"):
+        balance(bare, **sets, methods=["fast", "logit adjustment"])
