@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 PRESETS = ("demo", "laptop", "paper")
-SCHEDULES = ("cosine", "linear", "released")
+SCHEDULES = ("cosine", "linear", "step", "released")
+STEPS = {0.8: 0.01, 0.9: 0.0001}  # what is left of the rate from these shares of training on: epochs 160 and 180 of 200
 AVERAGES = ("none", "swa", "ema")
 SWA_START = 0.75  # of training, as in Izmailov et al. 2018
 EMA_DECAY = 0.999  # a step
@@ -36,7 +37,8 @@ class Recipe:
     Attributes:
         schedule: "cosine" anneals from lr towards 0; "released" steps before each epoch, as the
             released code does, so that the first epoch is already lowered and the last runs at 0; "linear" falls in
-            a straight line, with a warm-up the one-cycle policy (Smith and Topin 2019).
+            a straight line, with a warm-up the one-cycle policy (Smith and Topin 2019); "step" keeps lr, then what
+            `STEPS` leaves of it (Cao et al. 2019, whose warm-up is of 5 epochs).
         average: a second network beside the trained one: "swa", the mean of its weights after each epoch from
             `SWA_START` on (stochastic weight averaging, Izmailov et al. 2018); "ema", an exponential moving average
             over the steps.
@@ -80,6 +82,8 @@ class Recipe:
         if epoch < self.warm_up:
             return self.lr * (epoch + 1) / self.warm_up
         step = epoch + 1 if self.schedule == "released" else epoch
+        if self.schedule == "step":
+            return self.lr * min([left for share, left in STEPS.items() if epoch >= share * self.epochs], default=1.0)
         if self.schedule == "linear":
             return self.lr * (1 - (step - self.warm_up) / (self.epochs - self.warm_up))
         return self.lr * (1 + math.cos(math.pi * (step - self.warm_up) / (self.epochs - self.warm_up))) / 2

@@ -70,14 +70,22 @@ def linear() -> nn.Linear:
 
 
 def test_schedules_at_their_ends():
-    cosine, linear, released = (recipes.Recipe(4, lr=0.1, schedule=name) for name in recipes.SCHEDULES)
+    cosine, linear, step, released = (recipes.Recipe(4, lr=0.1, schedule=name) for name in recipes.SCHEDULES)
     assert [cosine.learning_rate(epoch) for epoch in range(4)] == pytest.approx(
         [0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5
     )
     assert [linear.learning_rate(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert [step.learning_rate(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.1, 0.1, 0.1])
     assert [released.learning_rate(epoch) for epoch in range(4)] == pytest.approx(
         [0.0853553, 0.05, 0.0146447, 0], rel=1e-5
     )
+
+
+def test_steps_come_where_the_field_has_them():
+    """At epochs 160 and 180 of 200, whatever the warm-up."""
+    recipe = recipes.Recipe(200, lr=0.1, schedule="step", warm_up=5)
+    rates = {0: 0.02, 4: 0.1, 5: 0.1, 159: 0.1, 160: 0.001, 179: 0.001, 180: 1e-5, 199: 1e-5}
+    assert {epoch: recipe.learning_rate(epoch) for epoch in rates} == pytest.approx(rates)
 
 
 class Unchanged(first_stage.ImageData):
