@@ -12,7 +12,7 @@ OF = --backbone $(BACKBONE) --imbalance-factor $(IMBALANCE_FACTOR)
 # Of the first stage, where it is not the preset's.
 DECAYS = $(if $(WEIGHT_DECAY),--weight-decays 0 $(WEIGHT_DECAY))
 DECAY = $(if $(WEIGHT_DECAY),--stage1-weight-decay $(WEIGHT_DECAY))
-TABLES := $(addprefix exp/,results.csv benchmarks.csv comparison.csv maxnorm.csv norms.csv tuning/laptop.csv tuning/further.csv tuning/draw.csv)
+TABLES := $(addprefix exp/,results.csv benchmarks.csv comparison.csv maxnorm.csv tuning/laptop.csv tuning/further.csv tuning/draw.csv)
 BIN := .venv/bin
 INSTALL ?= $(BIN)/python -m pip install --quiet
 ONE := demo1_first-stage-training

@@ -134,16 +134,18 @@ def comparison_part(rows: pd.DataFrame) -> str:
 
 def comparison_markdown(table: pd.DataFrame) -> str:
     """Every method of `compare.assemble`, the measured ones first by their accuracy; one table a kind of first stage,
-    whose seeds were all tuned on the same network.
+    whose seeds were all tuned on the same network. A network that was measured on the usual choice of images stands
+    with it alone.
 
     What is not measured has no first stage of its own, and stands in the first table of a network alone: that of the
-    usual choice of images, the most epochs and the largest weight decay. All tables but the first are folded.
+    most epochs and the largest weight decay. All tables but the first are folded.
     """
     parts = []
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"]):
-        usual = network["choice"].isna() if "choice" in network else True
-        keys = ["usual", "stage1_epochs", "stage1_weight_decay"]
-        first, *others = kinds(network.assign(usual=usual).sort_values(keys, ascending=False, kind="stable"))
+        usual = network["choice"].isna() if "choice" in network else pd.Series(True, network.index)
+        keys = ["stage1_epochs", "stage1_weight_decay"]
+        network = network[usual] if usual.any() else network
+        first, *others = kinds(network.sort_values(keys, ascending=False, kind="stable"))
         parts += [first, *(rows[rows.run.notna()] for rows in others)]
     texts = [(title(rows), comparison_part(rows)) for rows in parts if len(rows)]
     return "\n".join([*(text for _, text in texts[:1]), *(folded(*each) for each in texts[1:])])
@@ -233,13 +235,6 @@ def question_part(table: pd.DataFrame) -> str:
     words = f"{table.seed.nunique()} orders of the images, mean ± deviation · first stage {table.stage1_run.iloc[0]}"
     body = in_markdown(pd.DataFrame(map(limited_line, groups), columns=head))
     return f"{words}\n\n{body}\n{answer([rows for rows in groups if rows.max_norm.notna().all()])}"
-
-
-def norms_markdown(table: pd.DataFrame) -> str:
-    """How even the norms of the first stages' classifiers are, a row a network."""
-    shown = table.assign(**{name: table[name].map(metrics.or_dash) for name in table.columns[2:]})
-    shown["weight_decay"] = shown.weight_decay.map("{:g}".format)
-    return in_markdown(shown.rename(columns={"stage1_run": "first stage", "weight_decay": "weight decay"}))
 
 
 def map_markdown(table: pd.DataFrame) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from ltr import metrics, recipes, runs
 from ltr.errors import InputError
 from ltr.methods import METHODS
+from ltr.runtime.storage import read_table
 from ltr.study import published
 from ltr.study.cells import NOT_MEASURED, cell, in_markdown, seeds, where
 
@@ -171,11 +172,11 @@ def set_part(rows: pd.DataFrame) -> str:
 
 
 def markdown(results: pd.DataFrame) -> str:
-    """One table a data set, network and way of training the first stage, those of the usual images first; last epoch,
+    """One table a data set, network and way of training the first stage, of one choice of images each; last epoch,
     plain test.
     """
-    parts = [rows for _, rows in plain_rows(results).groupby(BASE, dropna=False)]
-    return "\n".join(map(set_part, sorted(parts, key=lambda rows: pd.notna(rows["first choice"].iloc[0]))))
+    parts = [rows for _, rows in of_one_choice(plain_rows(results)).groupby(BASE, dropna=False)]
+    return "\n".join(map(set_part, parts))
 
 
 # ---- the paper's tables beside ours
@@ -314,6 +315,26 @@ def first_stages(results: pd.DataFrame) -> str:
         return ""
     head = ["network", "imbalance factor", "first stage", "seeds", *metrics.GROUPS, "all", "ECE"]
     return in_markdown(pd.DataFrame(lines, columns=[*head, *(f"all, {name}" for name in ONCE_BALANCED.values())]))
+
+
+def norms_table(results: pd.DataFrame, folder: Path) -> str:
+    """How even the classifier's norms are after first stages of CIFAR100-LT, imbalance factor 100, that learned from
+    one choice of images each: means over seeds.
+
+    Args:
+        folder: with the norms.csv of `ltr maxnorm`; without one there is no table.
+    """
+    if not (folder / "norms.csv").is_file():
+        return ""
+    even = read_table(folder / "norms.csv", "norms").set_index("stage1_run").drop(columns="weight_decay")
+    rows = of_one_choice(plain_rows(results)).join(even, on="run", how="inner")
+    lines = [
+        [network, f"{how}, weight decay {decay:g}", str(len(own)), *(cell(own[name]) for name in even)]
+        for network, trained in measured(rows, 100).items()
+        for how, alike in trained.items()
+        for decay, own in alike.groupby("stage1_weight_decay")
+    ]
+    return in_markdown(pd.DataFrame(lines, columns=["network", "first stage", "seeds", *even])) if lines else ""
 
 
 def error_of_means(first: pd.Series, second: pd.Series) -> float:

@@ -1,8 +1,8 @@
 """Tables of results, benchmarks and comparisons: `python -m ltr report exp/results.csv [--readme README.md]`.
 
 Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
-`<!-- /results -->` (the file's name; `table-1`, `table-2`, `first-stages`, `choices`, `released` and `max-norm` too) is
-written anew, so that every number there is one of the file.
+`<!-- /results -->` (the file's name; of a results.csv `table-1`, `table-2`, `first-stages`, `choices`, `released`,
+`max-norm` and `norms` too) is written anew, so that every number there is one of the file.
 """
 
 import re
@@ -31,8 +31,6 @@ def tables(path: Path) -> dict[str, str]:
         return {path.stem: other_tables.question_markdown(table)}
     if "lr x wd" in table:
         return {path.stem: other_tables.map_markdown(table)}
-    if "largest / smallest" in table:
-        return {path.stem: other_tables.norms_markdown(table)}
     check_columns(table, path, "results", ("dataset", "method", "mode", "selection", "tta"))
     made = {
         "table-1": paper_tables.table_1(table),
@@ -41,6 +39,7 @@ def tables(path: Path) -> dict[str, str]:
         "choices": paper_tables.choices(table),
         "released": paper_tables.table_of_released(table),
         "max-norm": paper_tables.max_norm_table(table, path.parent),
+        "norms": paper_tables.norms_table(table, path.parent),
     }
     return made | {path.stem: paper_tables.markdown(table)}
 
