@@ -368,7 +368,7 @@ def network(tmp_path):
     rng, counts = np.random.default_rng(0), np.array([200, 40, 6])
     images = LabelledImages(np.zeros((246, 2, 2, 3), np.uint8), np.repeat(np.arange(3), counts))
     data = LongTailed("7", list("abc"), images, images.take(np.arange(240, 246)), None, (0.5,) * 3, (0.5,) * 3)
-    run = runs.Run(tmp_path / "demo_1" / "mixup", PROTOCOL | {"method": "mixup"})
+    run = runs.Run(tmp_path / "demo_1" / "mixup", PROTOCOL | {"method": "mixup", "mix": "mixup", "mix_alpha": 0.4})
     run.begin(data.describe(), "cpu")
     logits = dict.fromkeys(metrics.VARIANTS, rng.normal(size=(12, 3)).astype(np.float32))
     history = pd.DataFrame({"epoch": [1]})
@@ -381,6 +381,7 @@ def test_a_network_is_told_of_with_all_figures(network):
     path, stages = network
     (row,) = compare.finished_networks(path.parent, stages)
     assert (row["method"], row["run"]) == ("mixup", "mixup")
+    assert row["hyper-parameters"].endswith(" epochs, mix_alpha 0.4"), "two that differ in this alone are two rows"
     assert row["forward 50"] >= 0
     assert row["all"] == pytest.approx(runs.Run(path, {}).load().accuracy()["all"])
 
@@ -441,7 +442,7 @@ def test_a_named_base_has_its_tuning_network_whatever_its_seed(demo):
 @pytest.mark.slow
 def test_a_named_tuning_network_chooses_for_bases_of_other_images(demo, tmp_path):
     (tuned,) = (demo.out / "tuning" / "demo_1").iterdir()
-    words = f"--preset demo --imbalance-factor 120 --hold-out 2 --out {demo.out} --tuning-run {tuned.name}".split()
+    words = f"--preset demo --imbalance-factor 60 --hold-out 2 --out {demo.out} --tuning-run {tuned.name}".split()
     settings = compare.Comparison.parse([*words, "--choice", "random", "--seed", "3"])
     run, data = settings.tuning_network(None)
     assert run.path == tuned
@@ -449,8 +450,8 @@ def test_a_named_tuning_network_chooses_for_bases_of_other_images(demo, tmp_path
     assert data.describe()["fingerprint"] != datasets.load(**settings.data).describe()["fingerprint"]
     with pytest.raises(InputError, match=f"^--tuning-run: must be a finished run in .*, got {tuned.name}x"):
         compare.Comparison.parse([*words[:-1], f"{tuned.name}x"]).tuning_network(None)
-    with pytest.raises(InputError, match=r"^--tuning-run: must be a run with imbalance_factor 60\.0, .* has 120\.0$"):
-        dataclasses.replace(settings, imbalance_factor=60.0).tuning_network(None)
+    with pytest.raises(InputError, match=r"^--tuning-run: must be a run with backbone resnet34, .* has resnet32$"):
+        dataclasses.replace(settings, backbone="resnet34").tuning_network(None)
     (base,) = (run for run in (demo.out / "demo_1").iterdir() if run.name.startswith("wd_"))
     shutil.copytree(base, tmp_path / "tuning" / "demo_1" / base.name)
     with pytest.raises(InputError, match=f"^--tuning-run: must be a run that was trained with --hold-out, {base.name}"):

@@ -219,7 +219,8 @@ class Comparison(SecondStage):
         return runs.find(self.out / "tuning" / "demo_1", told, data.describe()["fingerprint"])
 
     def named_tuning_network(self) -> tuple[runs.Result, datasets.LongTailed]:
-        """See `tuning_network`: the run that `--tuning-run` names, which may have learned from other images of a class.
+        """See `tuning_network`: the run that `--tuning-run` names, which may have learned from other or more images of a
+        class.
 
         Raises:
             InputError: there is no such run, it saw the held-out images, or it is of another network or other classes.
@@ -228,8 +229,9 @@ class Comparison(SecondStage):
         told = run.config["settings"]
         if not told["hold_out"]:
             raise InputError(f"--tuning-run: must be a run that was trained with --hold-out, {self.tuning_run} was not")
-        data = datasets.load(**self.data | {name: told[name] for name in ("choice", "seed", "hold_out")})
-        wanted = {"backbone": self.backbone, "imbalance_factor": self.imbalance_factor, "profile": self.profile}
+        cut = "imbalance_factor", "profile", "choice", "seed", "hold_out"
+        data = datasets.load(**self.data | {name: told[name] for name in cut})
+        wanted = {"backbone": self.backbone}
         if differs := configs.differences(run.config, wanted, data.for_tuning().describe()["fingerprint"]):
             key, have, value = differs[0]
             raise InputError(f"--tuning-run: must be a run with {key} {value}, {self.tuning_run} has {have}")
@@ -315,6 +317,7 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
             continue
         words = f"weight decay {settings['stage1_weight_decay']:g}, {settings['stage1_epochs']} epochs"
         words += f" at {settings['lr']:g}" if "lr" in settings else ""
+        words = ", ".join(filter(None, (words, runs.otherwise(settings)["further"])))
         method = settings["method"]
         if method in BALANCERS:
             method += ", whole network"
@@ -354,7 +357,9 @@ def tuning_table(tried: pd.DataFrame, stages: Stages) -> pd.DataFrame:
     held-out images; whatever seed was tested, it is the same table.
     """
     tuned = stages.tuned
-    own = {name: tuned.config["settings"][name] for name in ("stage1_epochs", "seed")} | {"stage1_run": tuned.path.name}
+    told = tuned.config["settings"]
+    own = {name: told[name] for name in ("imbalance_factor", "profile", "stage1_epochs", "seed")}
+    own["stage1_run"] = tuned.path.name
     protocol = {name: (stages.protocol | own)[name] for name in KEY}
     protocol["held_out"] = len(stages.held_out.test_labels)
     return pd.DataFrame([protocol | row for row in tried.to_dict("records")])

@@ -92,13 +92,16 @@ def titles(found: dict[str, pd.DataFrame]) -> dict[str, str]:
 def beside(rows: pd.DataFrame, place: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Other kinds of first stages that were balanced on such a set, by what a column of theirs is called.
 
-    Those that differ in the choice of the images alone have one column, or none beside the place's own. Those that
-    learned for less long have none; `ltr costs` has them, beside what they take.
+    Those that differ in the choice of the images alone have one column, or none beside the place's own; of other ways
+    to train the same network the one that ends best has it. Those that learned for less long have none; `ltr costs` has
+    them, beside what they take.
     """
     same = where(rows, **{name: place[name] for name in ("dataset", "imbalance_factor", "profile")})
     same = same[same.stage1_epochs >= place["stage1_epochs"]]
     kinds = [pd.concat(kind)[PLACE] for kind in paper_tables.by_choice(networks(same))]
     others = [kind.iloc[0].to_dict() for kind in kinds if not len(where(kind, **place))]
+    others.sort(key=lambda own: chosen(rows, None, own)[BEST]["all"].mean())
+    others = [*{own["backbone"]: own for own in others}.values()]  # the last of each
     trained = (paper_tables.training(pd.DataFrame([own])) for own in others)
     return {f"{paper_tables.NETWORKS[own['backbone']]}, {how}": own for own, how in zip(others, trained, strict=True)}
 

@@ -79,7 +79,11 @@ def kinds(table: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a method, the best first: means over the first stages' seeds, and in `text`, beside each, their cells."""
+    """A row a method, the best first: means over the first stages' seeds, and in `text`, beside each, their cells.
+
+    What one seed has is not said to be absent because another lacks it.
+    """
+    rows = rows[rows.run.notna() | ~rows.method.isin(rows.method[rows.run.notna()])]
     told = rows.assign(**{"hyper-parameters": how(rows)}).fillna({"source": ""})
     groups = told.groupby(["method", "hyper-parameters", "source", "published"], dropna=False, sort=False)
     measures = [name for name in COMPARED if name != "published"]
