@@ -219,8 +219,8 @@ class Comparison(SecondStage):
         return runs.find(self.out / "tuning" / "demo_1", told, data.describe()["fingerprint"])
 
     def named_tuning_network(self) -> tuple[runs.Result, datasets.LongTailed]:
-        """See `tuning_network`: the run that `--tuning-run` names, which may have learned from other or more images of a
-        class.
+        """See `tuning_network`: the run that `--tuning-run` names, which may have learned from other images of a class,
+        or from more.
 
         Raises:
             InputError: there is no such run, it saw the held-out images, or it is of another network or other classes.
