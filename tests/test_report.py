@@ -144,6 +144,18 @@ def test_first_stages_stand_apart_and_those_that_were_balanced_alone_get_a_colum
     assert "mixup" in paper_tables.table_1(pd.concat([wd, other]))  # where none was, all are shown
 
 
+def test_of_a_network_that_was_trained_in_several_ways_the_plainest_and_the_best_have_columns():
+    def kind(name: str, ends: float, **first: object) -> list[pd.DataFrame]:
+        own = {"stage1_run": name, "mode": "paper"}
+        first = {"lr": 0.1, "batch_size": 64, "stage1_run": name} | first
+        return [results(run=name, **first), results(method="CB", run=f"cb-{name}", all=ends, **own)]
+
+    mixed, best, worse = kind("m", 44.0, mix="mixup"), kind("a", 48.0, augmentation="cutout"), kind("w", 41.0, lr=0.3)
+    head = paper_tables.table_1(pd.concat([*mixed, *best, *kind("plain", 45.0), *worse])).splitlines()[0]
+    assert head.count("narrow ResNet-32") == 2
+    assert head.count("batch 64, cutout, 1 seed: tuned") == 1
+
+
 def test_another_choice_of_the_images_stands_beside_the_usual_one():
     def kind(name: str, choice: str | None, *accuracies: float, further: str | None = None) -> list[pd.DataFrame]:
         told = {"few": 5.0, "further": further, "choice": choice}

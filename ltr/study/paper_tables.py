@@ -108,11 +108,17 @@ def measured(rows: pd.DataFrame, *factors: float) -> dict[str, dict[str, pd.Data
 
 
 def balanced(results: pd.DataFrame, *factors: float) -> dict[str, dict[str, pd.DataFrame]]:
-    """Those of `measured`, of one choice of images, whose classifier was retrained; `first_stages` has the others."""
+    """Those of `measured`, of one choice of images, whose classifier was retrained: of each network the plainest, and
+    of other ways to train it the one that ends best. `first_stages` has the others.
+    """
     found = measured(of_one_choice(plain_rows(results)), *factors)
     learned = {
         name: {how: rows for how, rows in own.items() if rows.method.isin(METHODS).any()} for name, own in found.items()
     }
+    for own in learned.values():
+        ends = sorted([*own][1:], key=lambda how: own[how]["all"].max())
+        for how in ends[:-1]:
+            del own[how]
     return learned if any(learned.values()) else found
 
 
