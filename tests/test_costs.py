@@ -21,8 +21,9 @@ def tables() -> list[pd.DataFrame]:
 def one_seed() -> tuple[str, list[pd.DataFrame]]:
     """The same with one seed of the network that README shows, and without others and other images; its run."""
     results, comparison, benchmarks = tables()
-    firsts = where(results[results.run == results.stage1_run], backbone="resnet32", choice=None)
-    ours = where(firsts, stage1_epochs=200, method="WD")
+    usual = {"backbone": "resnet32", "imbalance_factor": 100, "choice": None, "mix": None}
+    firsts = where(results[results.run == results.stage1_run], **usual)
+    ours = where(firsts, stage1_epochs=200, lr=0.1, method="WD")
     kept = set(firsts.run) - set(ours.run[ours.seed > 0])
     cut = [table[table.stage1_run.isin(kept)] for table in (results, comparison)]
     return ours.run[ours.seed == 0].iloc[0], [*cut, benchmarks]

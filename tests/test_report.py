@@ -9,7 +9,7 @@ from ltr.errors import InputError
 from ltr.runtime.configs import read_config
 from ltr.runtime.options import ROOT
 from ltr.runtime.storage import read_table
-from ltr.study import bench, cells, other_tables, paper_tables, published, report
+from ltr.study import bench, cells, compare, other_tables, paper_tables, published, report
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 NAN = float("nan")
@@ -353,9 +353,20 @@ def test_the_usual_choice_of_the_images_stands_alone():
 def test_committed_comparisons_say_how_their_first_stages_learned():
     table = read_table(ROOT / "exp" / "comparison.csv").astype(object)
     for run, rows in table.groupby("stage1_run"):
-        told = runs.otherwise(read_config(ROOT / "exp" / "demo_1" / run)["settings"])
+        told = compare.learned(read_config(ROOT / "exp" / "demo_1" / run)["settings"])
         said = rows[["choice", "further"]].drop_duplicates()
         assert said.where(said.notna(), None).to_dict("records") == [told], run
+
+
+def test_what_is_plain_and_most_imbalanced_comes_first_and_is_not_held_against_another_factors_tuning():
+    mild = COMPARISON | {"imbalance_factor": 10.0, "stage1_run": "mild", "run": "mild", "tuned_on": "wd_if100_s0"}
+    mixed = COMPARISON | {"further": "mix mixup", "stage1_run": "mixed", "run": "mixed", "stage1_epochs": 400}
+    rows = [row | {"method": methods.FIRST, "validation": 50.0} for row in (mild, mixed, COMPARISON)]
+    first, second, third = other_tables.comparison_markdown(pd.DataFrame(rows)).split("\n**cifar100, ")
+    assert first.startswith("**cifar100, imbalance factor 100, resnet32, 60 epochs, stage-1 weight decay 0.005**")
+    assert second.startswith("imbalance factor 100, resnet32, 400 epochs, stage-1 weight decay 0.005, mix mixup**")
+    assert third.startswith("imbalance factor 10, ")
+    assert ["Alone, the tuning network" in text for text in (first, second, third)] == [True, True, False]
 
 
 def test_seeds_that_one_network_tuned_are_one_table_of_means():

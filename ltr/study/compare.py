@@ -30,7 +30,7 @@ from ltr import datasets, metrics, models, plots, runs
 from ltr.balance import absolute, describe
 from ltr.errors import InputError
 from ltr.methods import BALANCERS, Balancer, Candidate, suitable
-from ltr.recipes import Recipe
+from ltr.recipes import PLAIN, Recipe, unusual
 from ltr.runtime import configs
 from ltr.runtime.options import flag, folder, option, run_name, short, whole
 from ltr.runtime.storage import check_writable, update_table
@@ -43,6 +43,7 @@ from ltr.study.rows import check_none_chosen
 
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
 KEY = [*PROTOCOL, "stage1_run"]  # what a comparison is one of: its table is replaced by a later one
+FURTHER = PLAIN.keys() - {"average", "normalization"}  # for which the table has no column
 MEASURES = ["many", "medium", "few", "all", "ECE"]
 HELD_OUT = 20  # images of each class, unless told otherwise
 FROM_SCRATCH = ("naive", "mixup", *NAMES.values())
@@ -298,9 +299,14 @@ def first_stages(settings: Comparison) -> Stages:
         run, final = tuned, settings.features(tuned, cut)
         final.passes = held_out.passes  # the same network on the same training images
     protocol = {column: run.config["settings"][column] for column in PROTOCOL}
-    protocol |= {"dataset": full.name, "stage1_run": run.path.name, **runs.otherwise(run.config["settings"])}
+    protocol |= {"dataset": full.name, "stage1_run": run.path.name, **learned(run.config["settings"])}
     protocol |= {"run": run.path.name, "tuned_on": tuned.path.name, "held_out": len(tuning.test)}
     return Stages(held_out, final, tuned, run, fingerprint, protocol)
+
+
+def learned(settings: Mapping[str, Any]) -> dict[str, str | None]:
+    """In what a first stage was not trained as usual: `runs.otherwise`, and what results.csv has columns for."""
+    return runs.otherwise(settings) | {"further": unusual(settings, FURTHER) or None}
 
 
 def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the tables beside results.csv say: benchmarks, comparisons, MaxNorm's question, norms and tuning maps."""
+"""What the tables beside results.csv say: benchmarks, comparisons, MaxNorm's question and tuning maps."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -58,10 +58,16 @@ def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
 # ---- comparisons
 
 
+def tuned_alike(rows: pd.DataFrame) -> bool:
+    """Whether no tuning network's name says that it was trained at another imbalance factor than the first stage."""
+    told = rows.tuned_on.dropna().str.extract(r"_if([\d.]+)_")[0].dropna().astype(float)
+    return bool((told == rows.imbalance_factor.iloc[0]).all())
+
+
 def held_out_and_test(rows: pd.DataFrame) -> str:
     """How well the tuning network does on the images that chose, and the first stage on the test, in a sentence."""
     alone = where(rows, method=FIRST).reindex(columns=["validation", "all"]).dropna()
-    if alone.empty:
+    if alone.empty or not tuned_alike(rows):
         return ""
     chose, tested = alone.mean()
     held_out = f" Alone, the tuning network has {chose:.2f} % of the held-out images"
@@ -142,14 +148,17 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     with it alone.
 
     What is not measured has no first stage of its own, and stands in the first table of a network alone: that of the
-    most epochs and the largest weight decay. All tables but the first are folded.
+    plainest training, the most epochs and the largest weight decay. The largest imbalance factor comes first. All
+    tables but the first are folded.
     """
     parts = []
-    for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"]):
+    table = table.sort_values("imbalance_factor", ascending=False, kind="stable")
+    for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"], sort=False):
         usual = network["choice"].isna() if "choice" in network else pd.Series(True, network.index)
-        keys = ["stage1_epochs", "stage1_weight_decay"]
         network = network[usual] if usual.any() else network
-        first, *others = kinds(network.sort_values(keys, ascending=False, kind="stable"))
+        plain = network["further"].isna() if "further" in network else True
+        keys = ["plain", "stage1_epochs", "stage1_weight_decay"]
+        first, *others = kinds(network.assign(plain=plain).sort_values(keys, ascending=False, kind="stable"))
         parts += [first, *(rows[rows.run.notna()] for rows in others)]
     texts = [(title(rows), comparison_part(rows)) for rows in parts if len(rows)]
     return "\n".join([*(text for _, text in texts[:1]), *(folded(*each) for each in texts[1:])])
