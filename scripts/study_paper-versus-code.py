@@ -238,8 +238,8 @@ words = f"a ResNet-34 bears it: tau {theirs:g} instead of its own adds {added['a
 chapter.claim(f"{words}, few-shot {added['few']:+.1f}", added["all"] > -1 and added["few"] > 0)
 
 
-# What it costs is another question. That ResNet-34 has norms that are [no more even](../exp/README.md#what-does-weight-decay-do-to-the-norms)
-# than ours: presumably its logits keep the classes apart by wider margins. The arithmetic explains what happens to the norms; whether a
+# What it costs is another question. The norms of a ResNet-34 are [no more even](../exp/README.md#what-does-weight-decay-do-to-the-norms)
+# than ours, on either choice of the images ([`norms.csv`](../exp/norms.csv)): presumably its logits keep the classes apart by wider margins. The arithmetic explains what happens to the norms; whether a
 # network bears it can only be measured.
 
 # ## 3 What does a weight decay of 0.1 leave?
@@ -807,7 +807,7 @@ chapter.claim(words, mirrored > usual)
 # ## 8 Weight decay, or learning rate times weight decay?
 # 
 # The paper's first stage learns at 0.01 with weight decay 0.005; usual recipes for this network, ours too, take 0.1 with 0.0002 to 0.0005, and 0.1 · 0.0005 is the paper's product. (A warm-up, in the figure, is a number of first epochs in which the learning rate rises.) **What do
-# you expect?** (Accuracies below are of held-out images; one seed.) Is it the weight decay that helps, the product, or the learning rate?
+# you expect?** (Accuracies of the map are of held-out images, those after two hundred epochs of test images; one seed each.) Is it the weight decay that helps, the product, or the learning rate?
 
 places = ["lr", "weight decay", "classifier"]
 mapped = map_of(chapter)
@@ -867,8 +867,8 @@ words = f"{words} {products.max() / products.min():.0f}-fold, lie within {apart:
 chapter.claim(f"{words}; 0.01 is {below:.1f} below", apart < 2 and below > 3)
 
 
-# The lower numbers in a cell are many / medium / few. So the map tells the rate of 0.01, and no weight decay at all, from the rest, and no more: with one
-# network at 0.01 it cannot say which rate that weight decay would want there.
+# The lower numbers in a cell are many / medium / few. So over all classes the map tells the rate of 0.01, and no weight decay at all, from the rest, and no
+# more. With one network at 0.01 it cannot say which weight decay that rate would want.
 # 
 # Why should the *product* matter at all? Where batch-norm follows, a filter's length changes no output, so its gradient is at a right angle to it and each step can only
 # lengthen it; weight decay shortens it. Where the two balance, $\eta^2 \lVert g \rVert^2 = 2 \eta \lambda \lVert w \rVert^2$ (without momentum), so that a step turns
@@ -903,15 +903,17 @@ chapter.claim(
 )
 
 
-# So the paper's gain by weight decay is no relic of a low learning rate, since at 0.1 it helps as well; and what the rate adds beyond the
-# product shrinks with the length of training; most of what is left goes to the rare classes.
+# So the paper's gain by weight decay is no relic of a low learning rate, since at 0.1 it helps as well. And after two hundred epochs the rate adds
+# less beyond the product than after forty (on other images), all of it in the rare classes. Nothing was balanced here, and the classifier that learned at
+# 0.01 has [the least even norms](../exp/README.md#what-does-weight-decay-do-to-the-norms), so that what is left may be the classifier's.
 
 # ## 9 What does augmentation change?
 # 
 # All rows above learned from crops and flips. AutoAugment ([Cubuk et al. 2019](https://arxiv.org/abs/1805.09501)) distorts each image by a
 # policy that it draws anew each time, Cutout ([DeVries and Taylor 2017](https://arxiv.org/abs/1708.04552)) blanks a square of it; both belong to the
 # first stage, and want a longer one. Mixup ([Zhang et al. 2018](https://arxiv.org/abs/1710.09412)) blends two images, and their labels with them.
-# **What do you expect**: do rare classes gain without balancing, now that their five images come in many more shapes? Each network alone, after L2-normalisation, which has no value to choose, and with its own chosen values:
+# **What do you expect**: do rare classes gain without balancing, now that their five images come in many more shapes? Each network alone, after L2-normalisation, which has no value to choose, and with its own chosen values
+# (seed 0, ± is over the test images; [three seeds of each](../exp/README.md#first-stages)):
 
 after = "WD + L2norm", "CB + WD + MaxNorm"
 pair = {n: rows for n, rows in evidence.augmented(case).items() if {*after} <= {*rows}}
@@ -968,9 +970,10 @@ for name, rows in stronger.items():
 
 
 # With AutoAugment and Cutout better features again (a plain network of as many epochs was not trained, so that length has a part in it), and the
-# same bias on top of them: augmentation takes the place of neither stage. Mixup alone seems to give nothing; what it gives shows behind a
-# balanced classifier. And as the norms tell less of its tail, normalising them balances little: which method fits depends on how the features
-# were learned, which is why held-out images choose it.
+# same bias on top of them: augmentation takes the place of neither stage. Mixup alone gives nothing that shows here: retrained by CB + WD + MaxNorm
+# it is ahead, normalised it is behind. The norms of its classifier tell [less of the tail](../exp/README.md#what-does-weight-decay-do-to-the-norms).
+# So which method fits differs from network to network, which is why held-out images choose it, and a way to learn features is no better or worse
+# than another until each is balanced in the way that suits it.
 
 # ## 10 The verdict
 

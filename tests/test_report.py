@@ -381,7 +381,7 @@ def test_seeds_that_one_network_tuned_are_one_table_of_means():
     assert "first stage run-0, run-1 ·" in told
     cells = [line.split(" | ")[5] for line in told.splitlines() if line.startswith(("| CB", "| first stage alone"))]
     assert cells == [f"41.00 ± {2**0.5:.2f}", f"31.00 ± {2**0.5:.2f}"]
-    assert "1 of 2 lie within a point" in told
+    assert "Of the 2 methods on these features 1 lie within a point" in told
     assert "tuning network has 50.00 % of the held-out images, the first stage 31.00 % of the test" in told
     absent = COMPARISON | {"method": "CB", "run": None, "trained_by": "--x"} | {"stage1_run": "run-2"}
     assert "not measured" not in other_tables.comparison_markdown(pd.DataFrame([*rows, absent]))

@@ -100,16 +100,17 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
 
 def comparison_said(merged: pd.DataFrame, rows: pd.DataFrame) -> str:
     """What the methods on one kind of first stage come to, in sentences; nothing where none was measured."""
-    known = merged.dropna(subset=["all", "few", "ECE"])
+    known = merged.dropna(subset=["all", "ECE"])
     known = known[known.run.isin(rows.stage1_run)]  # not another network that stands beside them
     if known.empty:
         return ""
     near = int((known["all"] > known["all"].max() - 1).sum())
-    few = known.few.idxmax()
+    said = f"\nOf the {len(known)} methods on these features {near} lie within a point of the best of them; "
+    if len(rare := known.few.dropna()):
+        said += f"few-shot accuracy is highest with {known.method[rare.idxmax()]} ({rare.max():.2f} %), "
     sure = known.ECE.idxmin()
-    said = f"\n{near} of {len(known)} lie within a point of the best; few-shot accuracy is highest with "
-    said += f"{known.method[few]} ({known.few[few]:.2f} %), the calibration error smallest with "
-    return said + f"{known.method[sure]} ({known.ECE[sure]:.2f} %).{held_out_and_test(rows)}\n"
+    said += f"the calibration error is smallest with {known.method[sure]} ({known.ECE[sure]:.2f} %)."
+    return f"{said}{held_out_and_test(rows)}\n"
 
 
 def title(rows: pd.DataFrame) -> str:
