@@ -321,6 +321,27 @@ def test_a_comparison_replaces_its_earlier_rows_and_no_others(tmp_path):
 PROTOCOL = dict(zip(compare.PROTOCOL, ["cifar100", 100.0, "exp", "resnet32", 70, 0.005, 0], strict=True))
 
 
+def test_what_was_tried_is_told_of_the_network_that_it_was_tried_on():
+    told = PROTOCOL | {"imbalance_factor": 50.0, "stage1_weight_decay": 0.0, "seed": 3}
+    tuned = SimpleNamespace(path=ROOT / "tuned", config={"settings": told})
+    held_out = SimpleNamespace(test_labels=np.zeros(4))
+    stages = SimpleNamespace(tuned=tuned, held_out=held_out, protocol=PROTOCOL | {"stage1_run": "tested"})
+    tried = pd.DataFrame([{"method": "CB", "all": 40.0}])
+    (row,) = compare.tuning_table(tried, stages).to_dict("records")
+    assert row == told | {"stage1_run": "tuned", "held_out": 4, "method": "CB", "all": 40.0}
+    measured = pd.DataFrame({"method": ["first stage alone", "CB"], "validation": [30.0, 40.0]})
+    assert compare.comparable(measured, stages).validation.isna().tolist() == [True, False]
+    tuned.config["settings"] = told | {"imbalance_factor": 100.0}
+    assert compare.comparable(measured, stages) is measured
+
+
+def test_all_that_a_first_stage_did_otherwise_is_told():
+    plain = {"dataset": "cifar100", "backbone": "resnet32", "lr": 0.1, "batch_size": 64, "mix": "none", "loss": "ce"}
+    assert compare.learned(plain) == {"choice": None, "further": None}
+    other = plain | {"lr": 0.3, "batch_size": 32, "mix": "mixup", "choice": "random"}
+    assert compare.learned(other) == {"choice": "random", "further": "lr 0.3, batch_size 32, mix mixup"}
+
+
 def save_twice(path, changes) -> pd.DataFrame:
     """The file after each comparison was saved, then all of them again."""
     for value in (1.0, 2.0):
@@ -448,6 +469,8 @@ def test_a_named_tuning_network_chooses_for_bases_of_other_images(demo, tmp_path
     assert run.path == tuned
     assert data.for_tuning().describe()["fingerprint"] == run.config["data"]["fingerprint"]
     assert data.describe()["fingerprint"] != datasets.load(**settings.data).describe()["fingerprint"]
+    with pytest.raises(runs.NoRun):  # it does not stand in for a network of other images
+        compare.first_stages(settings)
     with pytest.raises(InputError, match=f"^--tuning-run: must be a finished run in .*, got {tuned.name}x"):
         compare.Comparison.parse([*words[:-1], f"{tuned.name}x"]).tuning_network(None)
     with pytest.raises(InputError, match=r"^--tuning-run: must be a run with backbone resnet34, .* has resnet32$"):

@@ -4,13 +4,14 @@
     python -m ltr compare --preset paper --backbone resnet32 --imbalance-factor 100 [--figures build/figures]
 
 The first command trains a network without the held-out images: below `<out>/tuning`, `--tuning-epochs` where its
-epochs differ; `--tuned-on` names another run there, as for a base that learned from other images of the classes. On its
-features, and scored by the held-out images, each method's setting is chosen. Then each is fitted once, with this
-setting, on the features of the first stage's full run in `<out>/demo_1`, and tested once.
-Where there is no full run, the tuning network is the one tested: `stage1_run` is the same as `tuned_on` then. The table
-goes to `<out>/comparison.csv`, every setting that was tried to `<out>/tuning/comparison.csv`. All other
-options are the second script's, but for those that are tuned. Methods that train a whole network stand below, with
-the numbers of their finished runs in `<out>/demo_1`, or the option that trains one.
+epochs differ; `--tuning-run` names another run there, as for a base that learned from other images of the classes, or
+at another imbalance factor. On its features, and scored by the held-out images, each method's setting is chosen. Then
+each is fitted once, with this setting, on the features of the first stage's full run in `<out>/demo_1`, and tested
+once. Where there is no full run, the tuning network is the one tested, unless it was named: `stage1_run` is the same as
+`tuned_on` then. The table goes to `<out>/comparison.csv`, every setting that was tried to
+`<out>/tuning/comparison.csv`. All other options are the second script's, but for those that are tuned. Methods that
+train a whole network stand below, with the numbers of their finished runs in `<out>/demo_1`, or the option that trains
+one.
 """
 
 import dataclasses
@@ -29,8 +30,8 @@ import pandas as pd
 from ltr import datasets, metrics, models, plots, runs
 from ltr.balance import absolute, describe
 from ltr.errors import InputError
-from ltr.methods import BALANCERS, Balancer, Candidate, suitable
-from ltr.recipes import PLAIN, Recipe, unusual
+from ltr.methods import BALANCERS, FIRST, Balancer, Candidate, suitable
+from ltr.recipes import PLAIN, STAGE1, Recipe, unusual
 from ltr.runtime import configs
 from ltr.runtime.options import flag, folder, option, run_name, short, whole
 from ltr.runtime.storage import check_writable, update_table
@@ -43,6 +44,7 @@ from ltr.study.rows import check_none_chosen
 
 PROTOCOL = ["dataset", "imbalance_factor", "profile", "backbone", "stage1_epochs", "stage1_weight_decay", "seed"]
 KEY = [*PROTOCOL, "stage1_run"]  # what a comparison is one of: its table is replaced by a later one
+CUT = "imbalance_factor", "profile", "choice", "seed", "hold_out"  # which images a tuning run learned from
 FURTHER = PLAIN.keys() - {"average", "normalization"}  # for which the table has no column
 MEASURES = ["many", "medium", "few", "all", "ECE"]
 HELD_OUT = 20  # images of each class, unless told otherwise
@@ -176,7 +178,9 @@ class Comparison(SecondStage):
         0, "of the first stage without these images; 0: --stage1-epochs", whole, low=0, high=MOST
     )
     tuning_run: str = option(
-        None, "the run, trained with --hold-out, that chooses (default: the one trained alike)", run_name
+        None,
+        "the run, trained with --hold-out, that chooses, by its own held-out images (default: the one trained alike)",
+        run_name,
     )
     figures: Path = option(None, "folder for reliability diagrams; without it none are drawn", folder)
 
@@ -230,8 +234,13 @@ class Comparison(SecondStage):
         told = run.config["settings"]
         if not told["hold_out"]:
             raise InputError(f"--tuning-run: must be a run that was trained with --hold-out, {self.tuning_run} was not")
-        cut = "imbalance_factor", "profile", "choice", "seed", "hold_out"
-        data = datasets.load(**self.data | {name: told[name] for name in cut})
+        cut = {name: told[name] for name in CUT if name in told}
+        try:
+            data = datasets.load(**self.data | cut)
+        except InputError as error:
+            raise InputError(
+                f"--tuning-run: must have learned from the images of --dataset ({short(error)})"
+            ) from error
         wanted = {"backbone": self.backbone}
         if differs := configs.differences(run.config, wanted, data.for_tuning().describe()["fingerprint"]):
             key, have, value = differs[0]
@@ -295,6 +304,8 @@ def first_stages(settings: Comparison) -> Stages:
         run = run or settings.find(folder, settings.stage1_epochs, 0, full)
         final = settings.features(run, full)
     except runs.NoRun as error:
+        if settings.tuning_run:  # which may be of another imbalance factor
+            raise
         print(f"no full first stage, so the tuning network is tested ({error})", flush=True)
         run, final = tuned, settings.features(tuned, cut)
         final.passes = held_out.passes  # the same network on the same training images
@@ -305,8 +316,13 @@ def first_stages(settings: Comparison) -> Stages:
 
 
 def learned(settings: Mapping[str, Any]) -> dict[str, str | None]:
-    """In what a first stage was not trained as usual: `runs.otherwise`, and what results.csv has columns for."""
-    return runs.otherwise(settings) | {"further": unusual(settings, FURTHER) or None}
+    """In what a first stage was not trained as usual: `runs.otherwise`, and what results.csv has columns for beside
+    length and weight decay.
+    """
+    usual = {"lr": STAGE1.get(settings["backbone"], {}).get("lr"), "batch_size": Recipe.batch_size}
+    words = [f"{name} {settings[name]:g}" for name in usual if settings.get(name, usual[name]) != usual[name]]
+    further = ", ".join(filter(None, (*words, unusual(settings, FURTHER))))
+    return runs.otherwise(settings) | {"further": further or None}
 
 
 def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
@@ -323,6 +339,8 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
             continue
         words = f"weight decay {settings['stage1_weight_decay']:g}, {settings['stage1_epochs']} epochs"
         words += f" at {settings['lr']:g}" if "lr" in settings else ""
+        batch = settings.get("batch_size", Recipe.batch_size)
+        words += f", batch {batch}" if batch != Recipe.batch_size else ""
         words = ", ".join(filter(None, (words, runs.otherwise(settings)["further"])))
         method = settings["method"]
         if method in BALANCERS:
@@ -334,6 +352,16 @@ def finished_networks(folder: Path, stages: Stages) -> Iterator[dict[str, Any]]:
             warnings.warn(f"no accuracies on shifted test sets: {error}", stacklevel=2)
         row |= {name: result.accuracy()[name.lower()] for name in MEASURES}
         yield row | {"seconds": result.summary["seconds"], "run": result.path.name}
+
+
+def comparable(measured: pd.DataFrame, stages: Stages) -> pd.DataFrame:
+    """The rows of `compare`; without the held-out accuracy of a tuning network that learned at another imbalance factor
+    than the one tested, beside whose own it would stand.
+    """
+    told = stages.tuned.config["settings"]
+    if all(told[name] == stages.protocol[name] for name in ("imbalance_factor", "profile")):
+        return measured
+    return measured.assign(validation=measured.validation.where(measured.method != FIRST))
 
 
 def assemble(measured: pd.DataFrame, networks: Sequence[Mapping[str, Any]], stages: Stages) -> pd.DataFrame:
@@ -364,7 +392,7 @@ def tuning_table(tried: pd.DataFrame, stages: Stages) -> pd.DataFrame:
     """
     tuned = stages.tuned
     told = tuned.config["settings"]
-    own = {name: told[name] for name in ("imbalance_factor", "profile", "stage1_epochs", "seed")}
+    own = {name: told[name] for name in PROTOCOL if name in told} | {"dataset": stages.protocol["dataset"]}
     own["stage1_run"] = tuned.path.name
     protocol = {name: (stages.protocol | own)[name] for name in KEY}
     protocol["held_out"] = len(stages.held_out.test_labels)
@@ -419,7 +447,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"settings chosen on {images}; standard error up to {error:.1f} points")
     print(f"features: {time.perf_counter() - start:.0f} s, shared by all methods", flush=True)
     measured, tried = compare(stages.held_out, stages.final, recipe, figures=settings.figures)
-    table = assemble(measured, list(finished_networks(settings.out / "demo_1", stages)), stages)
+    table = assemble(comparable(measured, stages), list(finished_networks(settings.out / "demo_1", stages)), stages)
     path = settings.out / "comparison.csv"
     tuning = settings.out / "tuning" / "comparison.csv"
     save(path, table)

@@ -8,8 +8,8 @@ differs by MaxNorm alone, image by image: in accuracy, and in likelihood once ea
 fitted on one half of the test images and used on the other, in turn, so that no image says how sure to be of itself.
 
 The measurements go to `<out>/maxnorm.csv`, and how even the norms of the classifiers are, of all first stages on these
-classes, to `<out>/norms.csv`, in place of earlier ones of the same first stage. All other options are the second
-script's.
+classes, to `<out>/norms.csv`, in place of earlier ones of the same first stage; `ltr report` shows those of CIFAR100-LT
+at imbalance factor 100. All other options are the second script's.
 """
 
 from collections.abc import Iterable, Sequence

@@ -13,6 +13,7 @@ from ltr.study.cells import cell, in_markdown, rounded, spread, where
 from ltr.study.compare import how
 
 COMPARED = ["many", "medium", "few", "all", "ECE", "forward 50", "backward 50", "published"]
+ALIKE = ["stage1_epochs", "stage1_weight_decay", "further"]  # how a first stage was trained, beside its images
 LOSSES = {"cb-ce": "CB", "ce": "CE"}  # as rows are named by them
 
 
@@ -58,16 +59,10 @@ def benchmark_markdown(benchmarks: pd.DataFrame) -> str:
 # ---- comparisons
 
 
-def tuned_alike(rows: pd.DataFrame) -> bool:
-    """Whether no tuning network's name says that it was trained at another imbalance factor than the first stage."""
-    told = rows.tuned_on.dropna().str.extract(r"_if([\d.]+)_")[0].dropna().astype(float)
-    return bool((told == rows.imbalance_factor.iloc[0]).all())
-
-
 def held_out_and_test(rows: pd.DataFrame) -> str:
     """How well the tuning network does on the images that chose, and the first stage on the test, in a sentence."""
     alone = where(rows, method=FIRST).reindex(columns=["validation", "all"]).dropna()
-    if alone.empty or not tuned_alike(rows):
+    if alone.empty:
         return ""
     chose, tested = alone.mean()
     held_out = f" Alone, the tuning network has {chose:.2f} % of the held-out images"
@@ -145,8 +140,8 @@ def comparison_part(rows: pd.DataFrame) -> str:
 
 def comparison_markdown(table: pd.DataFrame) -> str:
     """Every method of `compare.assemble`, the measured ones first by their accuracy; one table a kind of first stage,
-    whose seeds were all tuned on the same network. A network that was measured on the usual choice of images stands
-    with it alone.
+    whose seeds were all tuned on the same network. What was trained alike on the usual choice of images stands with it
+    alone.
 
     What is not measured has no first stage of its own, and stands in the first table of a network alone: that of the
     plainest training, the most epochs and the largest weight decay. The largest imbalance factor comes first. All
@@ -155,9 +150,10 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     parts = []
     table = table.sort_values("imbalance_factor", ascending=False, kind="stable")
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"], sort=False):
-        usual = network["choice"].isna() if "choice" in network else pd.Series(True, network.index)
-        network = network[usual] if usual.any() else network
-        plain = network["further"].isna() if "further" in network else True
+        network = network.reindex(columns=list(dict.fromkeys([*network, "choice", "further"])))
+        alike, usual = pd.MultiIndex.from_frame(network[ALIKE].fillna("")), network["choice"].isna()
+        network = network[usual | ~alike.isin(alike[usual])]
+        plain = network["further"].isna()
         keys = ["plain", "stage1_epochs", "stage1_weight_decay"]
         first, *others = kinds(network.assign(plain=plain).sort_values(keys, ascending=False, kind="stable"))
         parts += [first, *(rows[rows.run.notna()] for rows in others)]

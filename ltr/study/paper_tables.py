@@ -116,10 +116,19 @@ def balanced(results: pd.DataFrame, *factors: float) -> dict[str, dict[str, pd.D
         name: {how: rows for how, rows in own.items() if rows.method.isin(METHODS).any()} for name, own in found.items()
     }
     for own in learned.values():
-        ends = sorted([*own][1:], key=lambda how: own[how]["all"].max())
-        for how in ends[:-1]:
+        for how in sorted([*own][1:], key=lambda how: ends_at(own[how]))[:-1]:
             del own[how]
     return learned if any(learned.values()) else found
+
+
+def ends_at(rows: pd.DataFrame) -> float:
+    """Accuracy of the best tuned row whose classifier was retrained, mean over its seeds, at the largest imbalance
+    factor that there is; minus infinity where every one diverged.
+    """
+    tuned = rows[rows.method.isin(METHODS) & (rows["mode"] == "paper")]
+    tuned = tuned[tuned.imbalance_factor == tuned.imbalance_factor.max()]
+    best = tuned.groupby("method")["all"].mean().max()
+    return -np.inf if np.isnan(best) else float(best)
 
 
 # ---- all models of results.csv
@@ -323,19 +332,22 @@ def first_stages(results: pd.DataFrame) -> str:
     return in_markdown(pd.DataFrame(lines, columns=[*head, *(f"all, {name}" for name in ONCE_BALANCED.values())]))
 
 
-def norms_table(results: pd.DataFrame, folder: Path) -> str:
+def norms_table(results: pd.DataFrame, path: Path) -> str:
     """How even the classifier's norms are after first stages of CIFAR100-LT, imbalance factor 100, that learned from
     one choice of images each: means over seeds.
 
     Args:
-        folder: with the norms.csv of `ltr maxnorm`; without one there is no table.
+        path: the norms.csv of `ltr maxnorm`.
+
+    Raises:
+        InputError: it is no such table.
     """
-    if not (folder / "norms.csv").is_file():
-        return ""
-    even = read_table(folder / "norms.csv", "norms").set_index("stage1_run").drop(columns="weight_decay")
+    measures = ["many / few", "largest / smallest"]
+    table = read_table(path, "results", ["stage1_run", *measures])
+    even = table.drop_duplicates("stage1_run", keep="last").set_index("stage1_run")[measures]
     rows = of_one_choice(plain_rows(results)).join(even, on="run", how="inner")
     lines = [
-        [network, f"{how}, weight decay {decay:g}", str(len(own)), *(cell(own[name]) for name in even)]
+        [network, f"{how}, weight decay {decay:g}", str(own.seed.nunique()), *(cell(own[name]) for name in even)]
         for network, trained in measured(rows, 100).items()
         for how, alike in trained.items()
         for decay, own in alike.groupby("stage1_weight_decay")

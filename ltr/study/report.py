@@ -1,8 +1,9 @@
 """Tables of results, benchmarks and comparisons: `python -m ltr report exp/results.csv [--readme README.md]`.
 
 Without `--readme` a file's tables are printed. With it, the part of the README between `<!-- results -->` and
-`<!-- /results -->` (the file's name; of a results.csv `table-1`, `table-2`, `first-stages`, `choices`, `released`,
-`max-norm` and `norms` too) is written anew, so that every number there is one of the file.
+`<!-- /results -->` (the file's name; of a results.csv `table-1`, `table-2`, `first-stages`, `choices`, `released` and
+`max-norm` too, and `norms` where a norms.csv lies beside it) is written anew, so that every number there is one of the
+file.
 """
 
 import re
@@ -13,6 +14,7 @@ from ltr.errors import InputError
 from ltr.runtime.options import Parser, file
 from ltr.runtime.storage import check_columns, read_table, write_text
 from ltr.study import other_tables, paper_tables
+from ltr.study.maxnorm import NORMS
 
 
 def tables(path: Path) -> dict[str, str]:
@@ -39,8 +41,9 @@ def tables(path: Path) -> dict[str, str]:
         "choices": paper_tables.choices(table),
         "released": paper_tables.table_of_released(table),
         "max-norm": paper_tables.max_norm_table(table, path.parent),
-        "norms": paper_tables.norms_table(table, path.parent),
     }
+    if (path.parent / NORMS).is_file():
+        made["norms"] = paper_tables.norms_table(table, path.parent / NORMS)
     return made | {path.stem: paper_tables.markdown(table)}
 
 
