@@ -52,6 +52,15 @@ def test_sentences_follow_the_rows():
     tuned_alone = headline.findings(results[~results["mode"].isin(["published", "released"])])
     assert len(tuned_alone.splitlines()) == 5
     assert "nan" not in before + after + tuned_alone
+    mixed = another_kind(results, "-mixed", mix="mixup")
+    both = headline.findings(pd.concat([results, mixed]), [SHIPPED.name]).splitlines()
+    assert len(both) == 8
+    plain = where(results, selection="last", tta="none")
+    ends = [
+        where(plain, **row)["all"].item() + 5 for row in ({"method": headline.BEST, "mode": "paper"}, {"method": "WD"})
+    ]
+    assert all(f"{end:.2f}" in both[-2] for end in ends)
+    assert both[-2].endswith(", mixup).")
 
 
 def test_a_row_is_the_mean_of_its_seeds_whatever_their_radius():

@@ -181,6 +181,7 @@ def findings(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | N
     decayed = paper_tables.error_of_gain(naive, where(of, method="WD"), folder)
     lines = [*what_helps(tuned, naive.mean(numeric_only=True), decayed), *what_max_norm_does(tuned, of, folder)]
     lines += what_is_not_tuned(*(modes.get(name, tuned[:0]) for name in ("published", "released")))
+    lines += other_trainings(rows, place)
     mirrored = between(ours.flip - ours["all"])
     most = ours.sort_values("chosen", na_position="first").iloc[-1]
     lines.append(
@@ -189,6 +190,20 @@ def findings(results: pd.DataFrame, stage1: Sequence[str] = (), folder: Path | N
         f"{most['all']:.2f} %."
     )
     return with_dashes("".join(f"- {line}\n" for line in lines))
+
+
+def other_trainings(rows: pd.DataFrame, place: dict[str, Any]) -> list[str]:
+    """What the same network comes to that learned with weight decay in other ways; nothing where it did not."""
+    same = where(rows, **{name: place[name] for name in ("dataset", "imbalance_factor", "profile", "backbone")})
+    same = paper_tables.of_one_choice(same[same.stage1_weight_decay > 0])
+    said = []
+    for how, own in paper_tables.by_training(same).items():
+        if len(where(own, **place)):
+            continue
+        balanced = where(own, method=BEST, mode="paper")
+        after = f" and {cells.cell(balanced['all'])} with {BEST}" if len(balanced) else ""
+        said.append(f"{cells.cell(own['all'][own.run == own.stage1_run])} % alone{after} ({how})")
+    return [f"**Other ways to train it**, each with weight decay: {'; '.join(said)}."] if said else []
 
 
 def what_helps(tuned: pd.DataFrame, naive: pd.Series, error: float) -> list[str]:

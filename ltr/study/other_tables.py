@@ -151,7 +151,7 @@ def comparison_markdown(table: pd.DataFrame) -> str:
     table = table.sort_values("imbalance_factor", ascending=False, kind="stable")
     for _, network in table.groupby(["dataset", "imbalance_factor", "profile", "backbone"], sort=False):
         network = network.reindex(columns=list(dict.fromkeys([*network, "choice", "further"])))
-        alike, usual = pd.MultiIndex.from_frame(network[ALIKE].fillna("")), network["choice"].isna()
+        alike, usual = pd.MultiIndex.from_frame(network[ALIKE].astype(str)), network["choice"].isna()
         network = network[usual | ~alike.isin(alike[usual])]
         plain = network["further"].isna()
         keys = ["plain", "stage1_epochs", "stage1_weight_decay"]
