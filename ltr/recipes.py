@@ -81,9 +81,9 @@ class Recipe:
         """Learning rate of an epoch, counted from 0."""
         if epoch < self.warm_up:
             return self.lr * (epoch + 1) / self.warm_up
-        step = epoch + 1 if self.schedule == "released" else epoch
         if self.schedule == "step":
             return self.lr * min([left for share, left in STEPS.items() if epoch >= share * self.epochs], default=1.0)
+        step = epoch + 1 if self.schedule == "released" else epoch
         if self.schedule == "linear":
             return self.lr * (1 - (step - self.warm_up) / (self.epochs - self.warm_up))
         return self.lr * (1 + math.cos(math.pi * (step - self.warm_up) / (self.epochs - self.warm_up))) / 2

@@ -662,6 +662,30 @@ def test_weight_decay_makes_norms_less_even_but_of_the_wide_network():
     assert f"{wide['naive']:.2f} times the smallest, with it {wide['WD']:.2f} times" in page
 
 
+def test_norms_are_means_over_the_seeds_of_a_kind(tmp_path):
+    rows = [results(run=f"wd-{seed}", stage1_run=f"wd-{seed}", seed=seed) for seed in (0, 1)]
+    named = results(run="named", stage1_run="named", choice="first")
+    norms = {
+        "stage1_run": ["wd-0", "wd-1", "named"],
+        "many / few": [1.0, 2.0, 9.0],
+        "largest / smallest": [3.0, 5.0, 9.0],
+    }
+    path = tmp_path / "norms.csv"
+    pd.DataFrame(norms).to_csv(path, index=False)
+    *_, line = paper_tables.norms_table(pd.concat([*rows, named]), path).splitlines()
+    assert line.endswith("weight decay 0.005 | 2 | 1.50 ± 0.71 | 4.00 ± 1.41 |"), "those of the usual images alone"
+    pd.DataFrame(norms).drop(columns="many / few").to_csv(path, index=False)
+    with pytest.raises(InputError, match=r"norms\.csv must have a column many / few"):
+        paper_tables.norms_table(pd.concat(rows), path)
+
+
+def test_the_radii_that_held_out_images_chose_are_the_pages():
+    table = cells.where(read_table(ROOT / "exp" / "tuning" / "values.csv"), method="CB + MaxNorm")
+    radii = table.set_index("tuning_run").radius
+    named = "9f51cd07", "72703097", "9ca02c82", "c0d3830e"  # plain, augmented, mixup, ResNet-34
+    assert [radii[radii.index.str.endswith(name)].item() for name in named] == [1.5, 1.5, 0.5, 0.25]
+
+
 def test_balanced_networks_of_the_first_images_end_below_as_the_page_says():
     results, compared = (read_table(ROOT / "exp" / f"{name}.csv") for name in ("results", "comparison"))
     adjusted = cells.where(compared, method=methods.ADJUSTMENT).set_index("stage1_run")["all"]

@@ -100,7 +100,7 @@ def beside(rows: pd.DataFrame, place: dict[str, Any]) -> dict[str, dict[str, Any
     same = same[same.stage1_epochs >= place["stage1_epochs"]]
     kinds = [pd.concat(kind)[PLACE] for kind in paper_tables.by_choice(networks(same))]
     others = [kind.iloc[0].to_dict() for kind in kinds if not len(where(kind, **place))]
-    others.sort(key=lambda own: np.nan_to_num(chosen(rows, None, own)[BEST]["all"].mean(), nan=-np.inf))
+    others.sort(key=lambda own: paper_tables.ends_at(where(rows, **own)))
     others = [*{own["backbone"]: own for own in others}.values()]  # the last of each
     trained = (paper_tables.training(pd.DataFrame([own])) for own in others)
     return {f"{paper_tables.NETWORKS[own['backbone']]}, {how}": own for own, how in zip(others, trained, strict=True)}
